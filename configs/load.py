@@ -1,0 +1,128 @@
+"""Read a config: a built-in name or a YAML file, with `section.key=value` overrides on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from .schema import Config
+
+DEFAULT = "digits"
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message names the key, the value and the remedy."""
+
+
+def builtin_configs() -> list[str]:
+    """Names of the configs that come with the package."""
+    folder = resources.files(__package__)
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_config(source: str | Path | None = None, overrides: Iterable[str] = (), **values: Any) -> Config:
+    """The checked config.
+
+    Args:
+        source: a built-in name (`digits`, `cifar10-resnet20`, …) or the path of a YAML file; none is the
+            embedded default.
+        overrides: `section.key=value` strings; the value is read as YAML.
+        values: the same for a caller in Python, as whole keys: `seed=3`.
+
+    Raises:
+        ConfigError: no such config, unknown key (the near miss is named), or a value out of range.
+    """
+    text, where = _read(source)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where} holds no config: expected sections (network:, data:, budget:, …)")
+    for override in overrides:
+        _set(tree, override)
+    tree.update({key: value for key, value in values.items() if value is not None})
+    return check_config(tree, where)
+
+
+def check_config(tree: Mapping[str, Any], where: str = "config") -> Config:
+    """Validate a tree of plain values.
+
+    Raises:
+        ConfigError: with one line for every fault.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        faults = "; ".join(_explain(fault) for fault in error.errors())
+        raise ConfigError(f"{where}: {faults}") from None
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML; `load_config` reads it back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(source: str | Path | None) -> tuple[str, str]:
+    name = str(source if source is not None else DEFAULT)
+    if name in builtin_configs():
+        return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"config {name}"
+    path = Path(name)
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    known = builtin_configs()
+    raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override!r}: expected section.key=value, such as budget.flops=0.4")
+    *path, last = key.split(".")
+    node: Any = tree
+    for step in path:
+        node = node.setdefault(step, {})
+        if node is None or not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {step} is a value, not a section")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    if last in ("flops", "params") and path == ["budget"]:
+        node.clear()  # the budgets are alternatives: setting one replaces the other
+    node[last] = parsed
+
+
+def _explain(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"]) or "config"
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(fault["loc"][:-1])
+        hint = did_you_mean(str(fault["loc"][-1]), known) or f" (known here: {', '.join(known)})"
+        return f"unknown key {key}{hint}"
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _known_keys(location: Iterable[Any]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in location:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` – did you mean X?`, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" – did you mean {near[0]}?" if near else ""

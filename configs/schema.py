@@ -1,0 +1,168 @@
+"""The schema of a config: one YAML file an architecture and data set, checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are refused, values never change after the check."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FitConfig(Section):
+    """SGD with momentum, weight decay and a cosine schedule: for pretraining and for fine-tuning."""
+
+    epochs: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    weight_decay: Weight = 5e-4
+    batch_size: Count = 128
+
+
+class NetworkConfig(Section):
+    """Which network is pruned, and where its weights come from."""
+
+    name: str = Field(description="cifar_resnetN, digits_resnet, torchvision:NAME or package.module:callable")
+    num_classes: Annotated[int, Field(ge=2)]
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="handed to the constructor")
+    weights: Path | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
+    pretrain: FitConfig | None = Field(default=None, description="train there and then, where there are no weights")
+
+    @model_validator(mode="after")
+    def _weights_or_training(self) -> NetworkConfig:
+        if self.weights is None and (self.pretrain is None or self.pretrain.epochs == 0):
+            raise ValueError(
+                "an untrained network has nothing to keep: give network.weights (a file), "
+                "or network.pretrain.epochs to train it first"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Images and how they are split. Calibration and search images come from the training side."""
+
+    name: Literal["digits", "cifar10", "cifar100", "folder"]
+    root: Path | None = Field(default=None, description="folder of the data set; not needed for digits")
+    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=1)
+    std: list[Annotated[float, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
+    image_size: Count | None = Field(default=None, description="resize and centre-crop to this many pixels")
+    calibration: Count = Field(default=500, description="images that repair")
+    search: Count = Field(default=1000, description="images that pay the reward")
+    test: Count | None = Field(default=None, description="images looked at in the end; none means all of them")
+    batch_size: Count = Field(default=100, description="images a forward pass; does not change any result")
+    augment: bool = Field(default=True, description="random crops and flips while fine-tuning")
+    flip: bool = Field(default=True, description="flips are part of the augmentation (not for digits)")
+    split_seed: int = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
+
+    @model_validator(mode="after")
+    def _channels(self) -> DataConfig:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} channels, std has {len(self.std)}: give one of each a channel")
+        return self
+
+
+class LayersConfig(Section):
+    """Which coupling groups may be cut, and how far."""
+
+    cut: Literal["inner", "all"] = Field(default="inner", description="inner leaves residual trunks whole; all cuts them too")
+    exclude: list[str] = Field(default_factory=list, description="layers that are left whole, by name")
+    max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.9, description="of any one layer")
+
+
+class PruningConfig(Section):
+    """How a candidate is pruned and repaired: while searching, and in the end."""
+
+    criterion: str = "l1"
+    search_repair: Literal["none", "gram", "sequential"] = "gram"
+    search_adaptive_bn: Annotated[int, Field(ge=0)] = Field(default=0, description="calibration images, 0 for none")
+    final_repair: Literal["none", "gram", "sequential"] = "sequential"
+    final_adaptive_bn: Annotated[int, Field(ge=0)] = 0
+
+
+class BudgetConfig(Section):
+    """The most a plan may cost, as a fraction of the dense network. One of the two."""
+
+    flops: Fraction | None = None
+    params: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> BudgetConfig:
+        if (self.flops is None) == (self.params is None):
+            raise ValueError("give exactly one budget: budget.flops or budget.params, a fraction in (0, 1]")
+        return self
+
+    @property
+    def kind(self) -> Literal["flops", "params"]:
+        """What is counted."""
+        return "flops" if self.flops is not None else "params"
+
+    @property
+    def fraction(self) -> float:
+        """The most that may be kept, in (0, 1]."""
+        value = self.flops if self.flops is not None else self.params
+        assert value is not None
+        return value
+
+
+class RewardConfig(Section):
+    """Weights of the reward's terms; see `secateur.envs.LayerSparsityEnv`."""
+
+    accuracy: Weight = 1.0
+    reconstruction: Weight = 1.0
+    flops: Weight = 0.0
+
+    @model_validator(mode="after")
+    def _some(self) -> RewardConfig:
+        if self.accuracy == self.reconstruction == self.flops == 0.0:
+            raise ValueError("every reward weight is 0: the agent would learn nothing; raise one")
+        return self
+
+
+class AgentConfig(Section):
+    """The reinforcement learner and its schedule."""
+
+    algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
+    episodes: Count = 200
+    warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes of pure exploration round the base plan")
+    noise_start: Annotated[float, Field(gt=0.0)] = 0.5
+    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.15, description="never 0: exploration lives as long as search")
+    hidden: list[Count] = [300, 300]
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    tau: Fraction = 0.01
+    batch_size: Count = 64
+    updates: Annotated[int, Field(ge=0)] = Field(default=4, description="gradient steps for every layer walked")
+
+
+class CompareConfig(Section):
+    """What the comparison judges by."""
+
+    against: list[str] = ["uniform", "shallow", "deep", "random"]
+    candidates: Count | None = Field(default=None, description="of a search allocator; none: as many as the plan's own search")
+
+
+class Config(Section):
+    """Everything a run needs. Values shown in `configs/*.yaml`; override with `--set section.key=value`."""
+
+    name: str
+    seed: int = 0
+    device: str = "cpu"
+    threads: Count | None = Field(default=None, description="torch's; none leaves torch's own choice")
+    network: NetworkConfig
+    data: DataConfig
+    layers: LayersConfig = LayersConfig()
+    pruning: PruningConfig = PruningConfig()
+    budget: BudgetConfig
+    reward: RewardConfig = RewardConfig()
+    agent: AgentConfig = AgentConfig()
+    finetune: FitConfig = FitConfig()
+    compare: CompareConfig = CompareConfig()

@@ -1,0 +1,9 @@
+"""Images and their splits: calibration, search, test and fine-tuning."""
+
+from .images import Images
+from .load import load_splits
+from .loaders import TrainLoader, as_batches
+from .sources import Source
+from .splits import Splits
+
+__all__ = ["Images", "Source", "Splits", "TrainLoader", "as_batches", "load_splits"]

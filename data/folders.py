@@ -1,0 +1,77 @@
+"""Image folders: `train/<class>/*`, `test/<class>/*` (or `val/`), and perhaps `search/<class>/*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from ..configs.schema import DataConfig
+from .sources import FileSource, Indices
+from .splits import DataSet
+
+LAYOUT = "train/<class>/*.png and test/<class>/*.png"
+
+
+def open_folder(root: Path, config: DataConfig) -> DataSet:
+    """List an image folder; classes are the sorted names of the folders in `train/`.
+
+    Raises:
+        FileNotFoundError: no such folder, or no `train/`, `test/` or class folder in it.
+        ValueError: not a folder, a class without images, or sides whose classes differ.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"data.root={root} does not exist: set data.root=DIR, a folder with {LAYOUT}")
+    if not root.is_dir():
+        raise ValueError(f"data.root={root} is not a folder: set data.root=DIR, a folder with {LAYOUT}")
+    train = _side(root, "train")
+    test = _side(root, "test", "val")
+    sides = [train, test, *([root / "search"] if (root / "search").is_dir() else [])]
+    classes = _classes(train)
+    paths: list[Path] = []
+    labels: list[int] = []
+    members: list[Indices] = []
+    for side in sides:
+        listed = _list(side, classes)
+        members.append(np.arange(len(paths), len(paths) + len(listed)))
+        paths += [path for path, _ in listed]
+        labels += [label for _, label in listed]
+    counts = ", ".join(f"{len(member)} in {side.name}/" for side, member in zip(sides, members, strict=True))
+    return DataSet(
+        source=FileSource(paths, np.array(labels, dtype=np.int64), len(config.mean), config.image_size),
+        train=members[0],
+        test=members[1],
+        search=members[2] if len(members) == 3 else None,
+        classes=classes,
+        description=f"image folder {root}: {len(classes)} classes, images {counts}",
+    )
+
+
+def _side(root: Path, *names: str) -> Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise FileNotFoundError(f"data.root={root} has no {'/ or '.join(names)}/ in it: expected {LAYOUT}")
+
+
+def _classes(side: Path) -> list[str]:
+    classes = sorted(entry.name for entry in side.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise FileNotFoundError(f"{side} holds no class folders: expected {LAYOUT}")
+    return classes
+
+
+def _list(side: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """Every image of one side with its class, sorted."""
+    found = _classes(side)
+    if found != classes:
+        odd = sorted(set(found) ^ set(classes))[0]
+        where = f"is in {side.name}/ only" if odd in found else f"is in train/ but not in {side.name}/"
+        raise ValueError(f"{side.parent}: class folder {odd!r} {where}: every side needs the same classes")
+    numbers = {name: number for number, name in enumerate(classes)}
+    listed = [(Path(path), int(label)) for path, label in make_dataset(side, numbers, IMG_EXTENSIONS, allow_empty=True)]
+    empty = set(numbers.values()) - {label for _, label in listed}
+    if empty:
+        raise ValueError(f"{side / classes[min(empty)]} holds no images ({', '.join(IMG_EXTENSIONS)})")
+    return listed

@@ -1,0 +1,112 @@
+"""Where images come from: each source knows all labels at once, and decodes the images it is asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import functional as tvf
+
+Indices = NDArray[np.int64]
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+class Source(Protocol):
+    """All images of a data set, numbered."""
+
+    @property
+    def labels(self) -> Indices:
+        """(N,) classes, counted from 0."""
+        ...
+
+    def decode(self, indices: Indices) -> Tensor:
+        """(len(indices), C, H, W) uint8, in the order asked for."""
+        ...
+
+
+class ArraySource:
+    """Images that are in memory already."""
+
+    def __init__(self, pixels: Tensor, labels: Indices, channels: int, image_size: int | None) -> None:
+        """Pixels are (N, C, H, W) uint8; `channels` and `image_size` are what `decode` gives."""
+        self._pixels = pixels
+        self._channels = channels
+        self._image_size = image_size
+        self.labels = labels
+
+    def decode(self, indices: Indices) -> Tensor:
+        """(len(indices), C, H, W) uint8, in the order asked for."""
+        pixels = self._pixels[torch.from_numpy(indices)]
+        if pixels.shape[1] != self._channels:
+            pixels = pixels.expand(-1, 3, -1, -1) if self._channels == 3 else _tensor(tvf.rgb_to_grayscale(pixels))
+        return _resize(pixels, self._image_size)
+
+
+class FileSource:
+    """Image files, decoded by a few threads."""
+
+    def __init__(self, paths: Sequence[Path], labels: Indices, channels: int, image_size: int | None) -> None:
+        """Paths and labels go pairwise; `channels` is 1 (grey) or 3 (RGB)."""
+        self._paths = paths
+        self._mode = _MODES[channels]
+        self._image_size = image_size
+        self._first: tuple[Path, torch.Size] | None = None
+        self.labels = labels
+
+    def decode(self, indices: Indices) -> Tensor:
+        """(len(indices), C, H, W) uint8, in the order asked for.
+
+        Raises:
+            ValueError: a file that is no image, or is not of the size of those before it where no `image_size` is set.
+        """
+        paths = [self._paths[index] for index in indices]
+        images = []
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            for path, image in zip(paths, pool.map(self._open, paths), strict=True):
+                self._check_size(path, image)
+                images.append(image)
+        return torch.stack(images)
+
+    def _open(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as image:
+                if image.mode.startswith(("I", "F")):
+                    raise ValueError(f"it has {image.mode} pixels: convert it to 8 bits a channel")
+                pixels = _tensor(tvf.pil_to_tensor(image.convert(self._mode)))
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # decoders fail on a damaged file in any way there is
+            raise ValueError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from error
+        return _resize(pixels, self._image_size)
+
+    def _check_size(self, path: Path, image: Tensor) -> None:
+        if self._first is None:
+            self._first = (path, image.shape)
+        first, shape = self._first
+        if image.shape != shape:
+            raise ValueError(
+                f"{path} is {image.shape[-1]}×{image.shape[-2]} pixels, {first} is {shape[-1]}×{shape[-2]}: "
+                f"set data.image_size={min(shape[-2:])} to bring all to one size"
+            )
+
+
+def _resize(pixels: Tensor, image_size: int | None) -> Tensor:
+    """The shorter side resized to `image_size`, and the centre cropped to a square; (…, H, W) uint8."""
+    if image_size is None or pixels.shape[-2:] == (image_size, image_size):
+        return pixels
+    return _tensor(tvf.center_crop(tvf.resize(pixels, [image_size], antialias=True), [image_size]))
+
+
+def _tensor(value: Any) -> Tensor:
+    """torchvision has no types: say what came out."""
+    assert isinstance(value, Tensor)
+    return value

@@ -1,0 +1,34 @@
+"""What the agent is paid for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .evaluator import Evaluation
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """Weights of the reward's terms, each ≥ 0.
+
+    Attributes:
+        accuracy: of top-1 on the search images, as a fraction.
+        reconstruction: of the logit distance from the dense network (subtracted).
+        flops: of the fraction of FLOPs kept (subtracted).
+    """
+
+    accuracy: float = 1.0
+    reconstruction: float = 1.0
+    flops: float = 0.0
+
+    def terms(self, evaluation: Evaluation) -> dict[str, float]:
+        """The weighted terms; their sum is the reward."""
+        return {
+            "accuracy": self.accuracy * evaluation.accuracy / 100.0,
+            "reconstruction": -self.reconstruction * evaluation.reconstruction_loss,
+            "flops": -self.flops * evaluation.flops,
+        }
+
+    def reward(self, evaluation: Evaluation) -> float:
+        """The sum of the terms."""
+        return sum(self.terms(evaluation).values())

@@ -1,0 +1,23 @@
+"""The networks that are pruned: the registered ones, torchvision's and the caller's, their weights and training."""
+
+from .build import build_network
+from .channel_pad import ChannelPad
+from .cifar_resnet import BasicBlock, CifarResNet, cifar_resnet, digits_resnet
+from .fit import Batches, fit
+from .registry import register_network, registered_networks
+from .weights import find_weights, load_weights
+
+__all__ = [
+    "BasicBlock",
+    "Batches",
+    "ChannelPad",
+    "CifarResNet",
+    "build_network",
+    "cifar_resnet",
+    "digits_resnet",
+    "find_weights",
+    "fit",
+    "load_weights",
+    "register_network",
+    "registered_networks",
+]

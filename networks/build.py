@@ -1,0 +1,136 @@
+"""From a config's `network` section to a network, with its weights, in eval mode."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from ..configs import did_you_mean
+from ..configs.schema import NetworkConfig
+from .registry import registered_networks
+from .weights import load_weights
+
+# Their own initialisation is slow and they warn where it is left open; their auxiliary heads work only in training,
+# where no forward pass in eval mode, and so no pruner, sees them.
+_TORCHVISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"init_weights": False, "aux_logits": False},
+    "inception_v3": {"init_weights": False, "aux_logits": False},
+}
+
+
+def build_network(config: NetworkConfig, search_folders: Sequence[Path] = (), *, seed: int | None = None) -> nn.Module:
+    """The network of a config, in eval mode, on the CPU.
+
+    Args:
+        config: its name, classes, constructor arguments and weights. Where `weights` is none the network is
+            untrained, and `pretrain` is the caller's to run.
+        search_folders: where a relative `weights` is looked for, after the working directory.
+        seed: draws the initial weights without touching torch's own random state; none draws from that state.
+
+    Raises:
+        ValueError: an unknown name (the near miss is named), constructor arguments it does not take, or weights
+            that do not fit.
+        FileNotFoundError: no such weights.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = _construct(config)
+    if config.weights is not None:
+        load_weights(model, config.weights, search_folders)
+    return model.eval()
+
+
+def _construct(config: NetworkConfig) -> nn.Module:
+    name = config.name
+    registered = registered_networks()
+    if name in registered:
+        return _call(name, registered[name], config)
+    prefix, separator, rest = name.partition(":")
+    if prefix == "torchvision" and separator:
+        return _torchvision(rest, config)
+    if separator:
+        return _imported(prefix, rest, config)
+    hint = did_you_mean(name, registered)
+    if name in models.list_models(module=models):
+        hint = f" – did you mean torchvision:{name}?"
+    known = ", ".join(registered)
+    raise ValueError(f"no network {name!r}: known are {known}, torchvision:NAME and package.module:callable{hint}")
+
+
+def _torchvision(name: str, config: NetworkConfig) -> nn.Module:
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ValueError(f"torchvision has no classification network {name!r}{did_you_mean(name, known)}")
+    arguments = {"num_classes": config.num_classes, **_TORCHVISION_DEFAULTS.get(name, {}), **config.kwargs}
+    if "weights" in arguments:
+        raise ValueError("network.kwargs.weights: give the weights as a file in network.weights")
+    try:
+        model: nn.Module = models.get_model(name, weights=None, **arguments)
+    except TypeError as error:
+        raise ValueError(f"network.kwargs={config.kwargs} for {config.name}: {error}") from error
+    return model
+
+
+def _imported(module_name: str, attribute: str, config: NetworkConfig) -> nn.Module:
+    with _working_directory_first():
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and misses one of its own
+            raise ValueError(
+                f"network.name={config.name}: no module {error.name!r} here ({Path.cwd()}) or installed"
+            ) from error
+        except ValueError as error:  # an empty or relative module name
+            raise ValueError(f"network.name={config.name}: expected package.module:callable") from error
+    builder = getattr(module, attribute, None)
+    if not callable(builder):
+        known = [key for key, value in vars(module).items() if callable(value)]
+        raise ValueError(
+            f"network.name={config.name}: {module_name} has no callable {attribute!r}{did_you_mean(attribute, known)}"
+        )
+    return _call(config.name, builder, config)
+
+
+def _call(name: str, builder: Callable[..., object], config: NetworkConfig) -> nn.Module:
+    """Call a builder, with the classes where it takes them."""
+    try:
+        signature = inspect.signature(builder)
+    except ValueError as error:  # some that are written in C have none
+        raise ValueError(f"network.name={name}: {builder} cannot be called by keyword") from error
+    takes = {"num_classes"} & set(signature.parameters) or any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.parameters.values()
+    )
+    arguments = {**({"num_classes": config.num_classes} if takes else {}), **config.kwargs}
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        known = ", ".join(signature.parameters)
+        raise ValueError(f"network.kwargs={config.kwargs} for {name}: {error} (it takes: {known})") from error
+    model = builder(**arguments)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"network.name={name}: returned a {type(model).__name__}, expected a torch.nn.Module")
+    return model
+
+
+@contextlib.contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """The working directory on the import path, as `python -m` has it and a console script has not."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

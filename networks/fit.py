@@ -1,0 +1,109 @@
+"""Train a network: SGD with Nesterov momentum, weight decay and a cosine schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configs.schema import FitConfig
+
+
+class Batches(Protocol):
+    """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __len__(self) -> int: ...
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches | Callable[[], Batches],
+    config: FitConfig,
+    *,
+    seed: int,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> None:
+    """Train in place with cross-entropy, and leave the network in eval mode.
+
+    Args:
+        model: trained on the device it is on; batches are moved there.
+        batches: walked anew every epoch, or called every epoch for what is walked.
+        config: epochs, learning rate (falls as a cosine to 0 over all steps), momentum, weight decay. Its batch size
+            is for who makes the batches.
+        seed: of everything random on the way (dropout, a loader that shuffles with torch's own state); torch's
+            random state outside is left as it was.
+        on_step: called after every step with (step from 1, steps in all, the step's loss).
+
+    Raises:
+        ValueError: no batches, or nothing to train.
+        TypeError: batches without a length (a generator is empty after one epoch), or a network whose output is not
+            a tensor.
+        RuntimeError: the loss is not finite.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameter to train: set requires_grad on some")
+    optimizer = torch.optim.SGD(
+        parameters,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+    device = parameters[0].device
+    step = 0
+    model.train()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for _ in range(config.epochs):
+                epoch = batches() if callable(batches) else batches
+                total = config.epochs * _length(epoch)
+                for images, labels in epoch:
+                    for group in optimizer.param_groups:
+                        group["lr"] = cosine(step, total, config.learning_rate)
+                    step += 1
+                    loss = _step(model, optimizer, images.to(device), labels.to(device))
+                    if not math.isfinite(loss):
+                        raise RuntimeError(
+                            f"loss is {loss} at step {step} of {total}: "
+                            f"lower the learning rate (it is {config.learning_rate})"
+                        )
+                    if on_step is not None:
+                        on_step(step, total, loss)
+    finally:
+        model.eval()
+
+
+def cosine(step: int, total: int, start: float) -> float:
+    """The learning rate of a step counted from 0: `start` at first, 0 at `total`."""
+    return start * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
+    logits = model(images)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{type(model).__name__} returns a {type(logits).__name__} in training, expected logits (N, classes): "
+            "build it without auxiliary heads"
+        )
+    loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad()
+    torch.autograd.backward(loss)
+    value = loss.item()
+    if math.isfinite(value):
+        optimizer.step()
+    return value
+
+
+def _length(epoch: Batches) -> int:
+    if not hasattr(epoch, "__len__"):
+        raise TypeError(f"batches: a {type(epoch).__name__} has no length; give a list or a loader")
+    if len(epoch) == 0:
+        raise ValueError("batches: there are none; give at least one (images, labels)")
+    return len(epoch)

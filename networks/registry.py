@@ -1,0 +1,38 @@
+"""The networks that are known by a bare name. A new one is a function and a decorator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from torch import nn
+
+Builder = Callable[..., nn.Module]
+B = TypeVar("B", bound=Builder)
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register_network(name: str) -> Callable[[B], B]:
+    """Decorator: make a builder known as `name` in a config's `network.name`.
+
+    The builder is called with `num_classes=` and `network.kwargs`, and returns the network with initial weights.
+
+    Raises:
+        ValueError: the name is taken, or holds a colon (those name modules to import).
+    """
+    if name in _BUILDERS:
+        raise ValueError(f"network {name!r} is registered already: choose another name")
+    if ":" in name:
+        raise ValueError(f"network {name!r}: a registered name holds no colon")
+
+    def register(builder: B) -> B:
+        _BUILDERS[name] = builder
+        return builder
+
+    return register
+
+
+def registered_networks() -> dict[str, Builder]:
+    """Name to builder, in order of registration."""
+    return dict(_BUILDERS)

@@ -1,0 +1,315 @@
+"""Find a network's layers: which channels are coupled, and which cannot be cut.
+
+The only module that knows Torch-Pruning. Its `DependencyGraph` traces the network through autograd; every group
+it reports is then checked by cutting half of it and comparing the smaller network's outputs with the masked one's.
+A group that fails is left whole, and named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..configs import did_you_mean
+from ..networks.channel_pad import ChannelPad
+from .layers import CONVOLUTIONS, Layer, Operation, PlanError, Role, Slice, Structure
+from .shrink import mask, shrink
+
+NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+def find_layers(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    *,
+    cut: Literal["inner", "all"] = "inner",
+    exclude: Sequence[str] = (),
+) -> Structure:
+    """The layers of a network, in the order of execution.
+
+    Args:
+        model: any network of convolutions and linear layers; left as it was.
+        input_shape: (C, H, W) of one image.
+        cut: `inner` leaves residual trunks whole, `all` cuts them too.
+        exclude: layers to leave whole, by name.
+
+    Raises:
+        ValueError: the network does not run on such an image, or returns no single tensor.
+        PlanError: nothing can be cut, or `exclude` names an unknown layer.
+    """
+    training = {name: module.training for name, module in model.named_modules()}
+    model.eval()
+    try:
+        example = _example(model, input_shape)
+        operations = count_operations(model, example)
+        layers, uncut = _trace(model, example, [op.module for op in operations])
+        layers, uncut = _choose(layers, uncut, cut, exclude)
+        structure = Structure(
+            layers=tuple(layers),
+            uncut=uncut,
+            operations=tuple(operations),
+            shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
+            input_shape=tuple(input_shape),
+        )
+        structure = _verified(model, structure, example)
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+    if not structure.layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.uncut.items())[:3])
+        raise PlanError(f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})")
+    return structure
+
+
+def count_operations(model: nn.Module, example: Tensor) -> list[Operation]:
+    """Every convolution and linear layer with the number of positions it is applied at, in order of execution."""
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, Operation] = {}
+
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+        positions = output.numel() // (output.shape[0] * channels)
+        before = found.get(names[module])
+        found[names[module]] = Operation(
+            module=names[module],
+            positions=positions + (before.positions if before else 0),
+            shape=tuple(weight.shape),
+            output=(int(output.shape[-2]), int(output.shape[-1])) if output.dim() == 4 else (1, positions),
+            stride=1 if isinstance(module, nn.Linear) else int(module.stride[0]),
+        )
+
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    try:
+        with torch.inference_mode():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def _example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, *input_shape, generator=generator).to(device)
+    try:
+        with torch.inference_mode():
+            output = model(example)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shape = "×".join(map(str, input_shape))
+        raise ValueError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the network returns {type(output).__name__}, not one tensor of logits: wrap it in a module")
+    return example
+
+
+class _PadPruner(tp.BasePruningFunc):  # type: ignore[misc]
+    """Tells Torch-Pruning that a ChannelPad's inputs and outputs are two dimensions."""
+
+    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise AssertionError("groups are only read, never pruned here")
+
+    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
+        raise AssertionError("groups are only read, never pruned here")
+
+    def get_out_channels(self, layer: ChannelPad) -> int:
+        return layer.out_channels
+
+    def get_in_channels(self, layer: ChannelPad) -> int:
+        return layer.in_channels
+
+
+def _trace(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[list[Layer], dict[str, str]]:
+    with _gradients(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = tp.DependencyGraph()
+        graph.build_dependency(model, example, customized_pruners={ChannelPad: _PadPruner()}, verbose=False)
+        groups = list(graph.get_all_groups(root_module_types=[*CONVOLUTIONS, nn.Linear]))
+    names = {module: name for name, module in model.named_modules()}
+    parameters = {id(p): name for name, p in model.named_parameters()}
+    layers: list[Layer] = []
+    uncut: dict[str, str] = {}
+    for group in groups:
+        producers = _producers(graph, group, names)
+        name = min(producers, key=order.index) if producers else names[group[0].dep.target.module]
+        try:
+            layers.append(_layer(graph, group, name, names, parameters))
+        except _CannotCutError as reason:
+            uncut[name] = str(reason)
+    layers.sort(key=lambda layer: order.index(layer.name))
+    return layers, uncut
+
+
+@contextlib.contextmanager
+def _gradients(model: nn.Module) -> Iterator[None]:
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with torch.enable_grad():
+            for parameter, _ in before:
+                parameter.requires_grad_(True)
+            yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+
+
+class _CannotCutError(Exception):
+    """Why a coupling group is left whole."""
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
+
+
+def _producers(graph: Any, group: Any, names: dict[nn.Module, str]) -> list[str]:
+    return [
+        names[item.dep.target.module]
+        for item in group
+        if isinstance(item.dep.target.module, (*CONVOLUTIONS, nn.Linear))
+        and not _is_depthwise(item.dep.target.module)
+        and graph.is_out_channel_pruning_fn(item.dep.handler)
+    ]
+
+
+def _layer(graph: Any, group: Any, name: str, names: dict[nn.Module, str], parameters: dict[int, str]) -> Layer:
+    channels = len(group[0].idxs)
+    slices: list[Slice] = []
+    divisor = 1
+    adds = 0
+    for item in group:
+        module = item.dep.target.module
+        if isinstance(module, tp.ops._OutputOp):
+            raise _CannotCutError("it is the network's output")
+        if isinstance(module, tp.ops._ElementWiseOp):
+            adds += "Add" in str(module) and len(item.dep.target.inputs) > 1
+            continue
+        if type(module).__module__ == tp.ops.__name__:
+            continue
+        positions = _positions(item, channels)
+        is_out = graph.is_out_channel_pruning_fn(item.dep.handler)
+        if isinstance(module, CONVOLUTIONS) and module.groups > 1 and not _is_depthwise(module):
+            divisor = int(np.lcm(divisor, module.groups))
+        slices += _slices(module, names.get(module, ""), parameters.get(id(module), ""), positions, is_out)
+    if not any(part.role == "in" for part in slices):
+        raise _CannotCutError("nothing that could be repaired or cut consumes it")
+    if divisor > 1:
+        slices = [_grouped(part, channels, divisor) for part in slices]
+    return Layer(name=name, width=channels // divisor, slices=tuple(slices), trunk=adds > 0)
+
+
+def _positions(item: Any, channels: int) -> NDArray[np.int64]:
+    """(channels, k): where each channel of the group lies along the member's dimension."""
+    found: list[list[int]] = [[] for _ in range(channels)]
+    for index, root in zip(item.idxs, item.root_idxs, strict=True):
+        found[root].append(index)
+    if len({len(places) for places in found}) != 1:
+        raise _CannotCutError(f"its channels do not all reach {item.dep.target.name} alike")
+    return np.array(found, dtype=np.int64)
+
+
+def _slices(module: Any, name: str, parameter: str, positions: NDArray[np.int64], is_out: bool) -> list[Slice]:
+    role: Role = "out" if is_out else "in"
+    tensors: list[tuple[str, int]]
+    if _is_depthwise(module):
+        role, tensors = "through", [("weight", 0), ("bias", 0)]
+    elif isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+        tensors = [("weight", 0), ("bias", 0)] if is_out else [("weight", 1)]
+    elif isinstance(module, NORMS):
+        role, tensors = "through", [("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0)]
+    elif isinstance(module, nn.PReLU):
+        role, tensors = "through", [("weight", 0)] if module.num_parameters > 1 else []
+    elif isinstance(module, ChannelPad):
+        size = module.out_channels if is_out else module.in_channels
+        return [Slice(name, "source", 0 if is_out else 1, "through", positions, size)]
+    elif isinstance(module, nn.Parameter):
+        owner, _, tensor = parameter.rpartition(".")
+        dims = [dim for dim, size in enumerate(module.shape) if size > 1]
+        if len(dims) != 1:
+            raise _CannotCutError(f"the parameter {parameter} of shape {tuple(module.shape)} is coupled to it")
+        return [Slice(owner, tensor, dims[0], "through", positions, module.shape[dims[0]])]
+    else:
+        raise _CannotCutError(f"it runs through {name}, a {type(module).__name__}")
+    slices = []
+    for tensor, dim in tensors:
+        value = getattr(module, tensor)
+        if value is not None:
+            places = positions % value.shape[1] if dim == 1 else positions  # a grouped weight counts inside its group
+            slices.append(Slice(name, tensor, dim, role, places, value.shape[dim]))
+    return slices
+
+
+def _grouped(part: Slice, channels: int, divisor: int) -> Slice:
+    """Units of one channel in every group, so that a grouped convolution stays one."""
+    if channels % divisor:
+        raise _CannotCutError(f"its {channels} channels do not divide into {divisor} groups")
+    width = channels // divisor
+    positions = part.positions.reshape(divisor, width, -1).transpose(1, 0, 2).reshape(width, -1)
+    units = [np.unique(row) for row in positions]
+    if len({len(row) for row in units}) != 1:
+        raise _CannotCutError(f"its channels do not line up with the groups of {part.module}")
+    return replace(part, positions=np.stack(units))
+
+
+def _choose(
+    layers: list[Layer], uncut: dict[str, str], cut: str, exclude: Sequence[str]
+) -> tuple[list[Layer], dict[str, str]]:
+    known = [layer.name for layer in layers]
+    for name in exclude:
+        if name not in known:
+            raise PlanError(f"layers.exclude names {name!r}, which is no layer here{did_you_mean(name, known)}")
+    chosen = []
+    for layer in layers:
+        if layer.name in exclude:
+            uncut[layer.name] = "excluded by the config"
+        elif layer.trunk and cut == "inner":
+            uncut[layer.name] = "it is a residual trunk (layers.cut=all cuts it too)"
+        elif layer.width < 2:
+            uncut[layer.name] = "it is one unit wide"
+        else:
+            chosen.append(layer)
+    return chosen, uncut
+
+
+def _verified(model: nn.Module, structure: Structure, example: Tensor) -> Structure:
+    """Leave out every layer whose cut network does not compute what the masked one computes."""
+    if not structure.layers or _agrees(model, structure, example):
+        return structure
+    good = []
+    uncut = dict(structure.uncut)
+    for layer in structure.layers:
+        if _agrees(model, replace(structure, layers=(layer,)), example):
+            good.append(layer)
+        else:
+            uncut[layer.name] = "cutting it does not give what masking it gives: its coupling could not be traced"
+    while good and not _agrees(model, replace(structure, layers=tuple(good)), example):
+        uncut[good.pop().name] = "it cannot be cut together with the layers before it"
+    return replace(structure, layers=tuple(good), uncut=uncut)
+
+
+def _agrees(model: nn.Module, structure: Structure, example: Tensor) -> bool:
+    rng = np.random.default_rng(0)
+    selection = [
+        np.sort(rng.choice(layer.width, size=max(1, layer.width // 2), replace=False)) for layer in structure.layers
+    ]
+    with torch.inference_mode():
+        expected = mask(model, structure, selection)(example)
+        try:
+            actual = shrink(model, structure, selection)(example)
+        except (RuntimeError, ValueError, IndexError):
+            return False
+    if actual.shape != expected.shape:
+        return False
+    return bool(torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * (1.0 + float(expected.abs().max()))))

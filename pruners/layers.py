@@ -1,0 +1,225 @@
+"""What a plan cuts: layers, the tensor slices that shrink with them, and what they cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+Role = Literal["out", "in", "through"]
+Selection = Sequence[NDArray[np.int64]]  # for every layer the units that stay, ascending
+
+
+class PlanError(ValueError):
+    """A plan, a sparsity or a budget that does not fit the network; the message names value and remedy."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one tensor that shrinks with a layer.
+
+    Attributes:
+        module: name of the module that owns the tensor, "" for the network itself.
+        tensor: `weight`, `bias`, `running_mean`, …
+        dim: the dimension that shrinks.
+        role: `out`, a producer's filters; `in`, a consumer's inputs; `through`, whatever is done channel by
+            channel in between (batch norm, depthwise convolution).
+        positions: (width, k) where each unit of the layer lies along `dim`; k > 1 behind a flattening and
+            for grouped convolutions.
+    """
+
+    module: str
+    tensor: str
+    dim: int
+    role: Role
+    positions: NDArray[np.int64]
+    size: int
+
+    @property
+    def parameter(self) -> str:
+        """The tensor's name in the state dict."""
+        return f"{self.module}.{self.tensor}" if self.module else self.tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One step of the walk: a prunable dimension and everything coupled to it.
+
+    Attributes:
+        name: the first producer's name.
+        width: units that can be removed one by one; a unit is one channel, or one channel in every group of a
+            grouped convolution.
+        slices: every tensor dimension that shrinks with it.
+        trunk: whether it carries a residual sum, so that several producers share one choice of channels.
+    """
+
+    name: str
+    width: int
+    slices: tuple[Slice, ...]
+    trunk: bool = False
+
+    def weights(self, role: Role) -> list[Slice]:
+        """The weight tensors of its producers (`out`) or consumers (`in`)."""
+        return [s for s in self.slices if s.role == role and s.tensor == "weight"]
+
+    @property
+    def members(self) -> list[str]:
+        """`module.tensor:dim` of everything coupled: what the fingerprint of a plan is made of."""
+        return sorted({f"{s.parameter}:{s.dim}" for s in self.slices})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A convolution or linear layer as the cost model sees it.
+
+    Attributes:
+        module: its name.
+        positions: how many times its weight is applied to one image, over all calls.
+        shape: of its weight, dense.
+        output: (height, width) of its last output, (1, 1) for a vector.
+        stride: along the first spatial dimension.
+    """
+
+    module: str
+    positions: int
+    shape: tuple[int, ...]
+    output: tuple[int, int]
+    stride: int
+
+    @property
+    def flops(self) -> int:
+        """Multiply-accumulates an image, dense."""
+        return self.positions * int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A network's layers in the order of the walk, and its cost as a function of their widths.
+
+    Attributes:
+        layers: what may be cut.
+        uncut: producers that are left whole, with the reason.
+        operations: every convolution and linear layer, in the order of execution.
+        shapes: every parameter's dense shape, by name.
+        input_shape: (C, H, W) of one image.
+    """
+
+    layers: tuple[Layer, ...]
+    uncut: Mapping[str, str]
+    operations: tuple[Operation, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    input_shape: tuple[int, ...]
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """(layers,) dense widths."""
+        return np.array([layer.width for layer in self.layers], dtype=np.int64)
+
+    def index(self, name: str) -> int:
+        """Position of a layer in the walk."""
+        return next(i for i, layer in enumerate(self.layers) if layer.name == name)
+
+    def cost(self, kind: str, widths: NDArray[np.int64] | Sequence[int]) -> int:
+        """What a network of these widths costs, counted with integers.
+
+        Args:
+            kind: `flops` (multiply-accumulates an image) or `params`.
+            widths: (layers,) units kept.
+        """
+        return int(self._terms[kind].total(np.asarray(widths, dtype=np.int64)))
+
+    def relaxed_cost(self, kind: str, widths: NDArray[np.float64]) -> float:
+        """The cost as if widths were real numbers."""
+        return float(self._terms[kind].total(widths))
+
+    def fraction(self, kind: str, widths: NDArray[np.int64] | Sequence[int]) -> float:
+        """The cost as a fraction of the dense network's."""
+        return self.cost(kind, widths) / self.cost(kind, self.widths)
+
+    @cached_property
+    def _terms(self) -> dict[str, _Cost]:
+        operations = {f"{op.module}.weight": op.positions for op in self.operations}
+        return {
+            "flops": _Cost(self, operations),
+            "params": _Cost(self, dict.fromkeys(self.shapes, 1)),
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of names, widths, coupling and shapes: equal for networks that a plan fits alike."""
+        text = json.dumps([[layer.name, layer.width, layer.members] for layer in self.layers])
+        shapes = json.dumps(sorted((name, list(shape)) for name, shape in self.shapes.items()))
+        return hashlib.sha256((text + shapes).encode()).hexdigest()[:16]
+
+    def check_widths(self, widths: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """The widths as an array.
+
+        Raises:
+            PlanError: wrong number of layers, or a width outside [1, dense width].
+        """
+        array = np.asarray(widths, dtype=np.int64)
+        if array.shape != (len(self.layers),):
+            raise PlanError(f"{array.size} widths for a network of {len(self.layers)} layers")
+        for layer, width in zip(self.layers, array, strict=True):
+            if not 1 <= width <= layer.width:
+                raise PlanError(f"layer {layer.name}: width {width} is outside 1 … {layer.width}")
+        return array
+
+    def kept_positions(self, selection: Selection) -> dict[tuple[str, int], NDArray[np.int64]]:
+        """(parameter, dim) → positions that stay, ascending, for every slice that shrinks."""
+        removed: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
+        sizes: dict[tuple[str, int], int] = {}
+        for layer, keep in zip(self.layers, selection, strict=True):
+            if len(keep) == layer.width:
+                continue
+            gone = np.setdiff1d(np.arange(layer.width), keep)
+            for part in layer.slices:
+                removed.setdefault((part.parameter, part.dim), []).append(part.positions[gone].ravel())
+                sizes[part.parameter, part.dim] = part.size
+        return {key: np.setdiff1d(np.arange(sizes[key]), np.concatenate(gone)) for key, gone in removed.items()}
+
+
+class _Cost:
+    """Σ over tensors of factor · Π over dims of (size − Σ over layers of removed units · positions a unit)."""
+
+    def __init__(self, structure: Structure, factors: Mapping[str, int]):
+        self.dense = structure.widths
+        self.fixed = 0
+        slots = {
+            (part.parameter, part.dim): [0] * len(structure.layers)
+            for layer in structure.layers
+            for part in layer.slices
+        }
+        for i, layer in enumerate(structure.layers):
+            for part in layer.slices:
+                slots[part.parameter, part.dim][i] += part.positions.shape[1]
+        factor, size, units = [], [], []
+        for name, shape in structure.shapes.items():
+            if name not in factors:
+                continue
+            dims = [dim for dim in range(len(shape)) if (name, dim) in slots]
+            whole = int(np.prod([n for dim, n in enumerate(shape) if dim not in dims], dtype=np.int64))
+            if not dims:
+                self.fixed += factors[name] * whole
+                continue
+            assert len(dims) <= 2, f"{name} shrinks along {len(dims)} dimensions"
+            factor.append(factors[name] * whole)
+            size.append([shape[dim] for dim in dims] + [1] * (2 - len(dims)))
+            units.append([slots[name, dim] for dim in dims] + [[0] * len(self.dense)] * (2 - len(dims)))
+        self.factor = np.array(factor, dtype=np.int64)
+        self.size = np.array(size, dtype=np.int64).reshape(-1, 2)
+        self.units = np.array(units, dtype=np.int64).reshape(-1, 2, len(self.dense))
+
+    def total(self, widths: NDArray[Any]) -> Any:
+        left = self.size - self.units @ (self.dense - widths)
+        return self.fixed + (self.factor * left.prod(axis=1)).sum()
+

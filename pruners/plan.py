@@ -1,0 +1,242 @@
+"""The ratio plan: layer name → sparsity, with what is needed to check it against a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..configs import did_you_mean
+from .layers import PlanError, Structure
+
+SCHEMA_VERSION = 1
+PLAN_NAME = "plan.json"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerPlan(_Model):
+    """One layer's share of the plan.
+
+    Attributes:
+        name: the layer's, as `Structure` names it.
+        sparsity: fraction of its units removed, in [0, 1).
+        width: units kept.
+        dense_width: units of the dense network.
+        members: everything coupled to it, `module.tensor:dim`.
+    """
+
+    name: str
+    sparsity: float = Field(ge=0.0, lt=1.0)
+    width: int = Field(ge=1)
+    dense_width: int = Field(ge=1)
+    members: list[str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LayerPlan:
+        if self.width != round((1.0 - self.sparsity) * self.dense_width):
+            raise ValueError(
+                f"layer {self.name}: sparsity {self.sparsity:g} of {self.dense_width} does not leave width {self.width}"
+            )
+        return self
+
+
+class PlanBudget(_Model):
+    """What was asked: the most the plan may cost, as a fraction of the dense network."""
+
+    kind: Literal["flops", "params"]
+    fraction: float = Field(gt=0.0, le=1.0)
+
+
+class Provenance(_Model):
+    """Who made the plan: allocator, seed, candidates judged, package versions."""
+
+    allocator: str
+    seed: int
+    candidates: int = Field(ge=0)
+    versions: dict[str, str]
+
+
+class RatioPlan(_Model):
+    """A plan, as `plan.json` holds it. It needs neither the code nor the config that made it.
+
+    Attributes:
+        architecture: the network's name in the config.
+        fingerprint: of its layers' names, widths, coupling and shapes.
+        method: `channel`.
+        criterion: ranks the channels inside a layer.
+        budget: asked.
+        cost: reached, fractions kept, by kind.
+        layers: in the order of the walk.
+        figures: what it was chosen by (`search_accuracy`, `reconstruction_loss`, `reward`).
+        provenance: who made it.
+    """
+
+    schema_version: Literal[1] = 1
+    architecture: str
+    fingerprint: str
+    method: Literal["channel"] = "channel"
+    criterion: str
+    budget: PlanBudget
+    cost: dict[str, float]
+    layers: list[LayerPlan] = Field(min_length=1)
+    figures: dict[str, float] = Field(default_factory=dict)
+    provenance: Provenance
+
+    @classmethod
+    def make(
+        cls,
+        structure: Structure,
+        widths: NDArray[np.int64],
+        *,
+        architecture: str,
+        criterion: str,
+        budget: tuple[str, float],
+        figures: Mapping[str, float],
+        allocator: str,
+        seed: int,
+        candidates: int,
+    ) -> RatioPlan:
+        """The plan that gives these widths (layers,) to this network."""
+        widths = structure.check_widths(widths)
+        return cls(
+            architecture=architecture,
+            fingerprint=structure.fingerprint,
+            criterion=criterion,
+            budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1]}),
+            cost={kind: structure.fraction(kind, widths) for kind in ("flops", "params")},
+            layers=[
+                LayerPlan(
+                    name=layer.name,
+                    sparsity=1.0 - int(width) / layer.width,
+                    width=int(width),
+                    dense_width=layer.width,
+                    members=layer.members,
+                )
+                for layer, width in zip(structure.layers, widths, strict=True)
+            ],
+            figures=dict(figures),
+            provenance=Provenance(allocator=allocator, seed=seed, candidates=candidates, versions=_versions()),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> RatioPlan:
+        """Read `plan.json`, or the one inside a run folder.
+
+        Raises:
+            PlanError: no such file, or not a plan; the message names the first fault.
+        """
+        path = plan_path(path)
+        try:
+            tree = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"{path} is not JSON ({error}): write it anew, or restore it") from error
+        if isinstance(tree, dict) and tree.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+            raise PlanError(
+                f"{path} has schema version {tree['schema_version']!r}, this secateur reads {SCHEMA_VERSION}: upgrade"
+            )
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise PlanError(f"{path} is not a ratio plan: {_explain(error, tree)}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """(layers,) units kept."""
+        return np.array([layer.width for layer in self.layers], dtype=np.int64)
+
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """Layer name → sparsity."""
+        return {layer.name: layer.sparsity for layer in self.layers}
+
+    def check(self, structure: Structure) -> None:
+        """Make sure that the plan was made for this network.
+
+        Raises:
+            PlanError: it was not; the first layer that differs is named.
+        """
+        theirs = {layer.name: layer for layer in structure.layers}
+        for layer in self.layers:
+            if layer.name not in theirs:
+                reason = structure.uncut.get(layer.name)
+                why = f"here it is left whole: {reason}" if reason else "this network has no such layer"
+                raise PlanError(
+                    f"the plan ({self.architecture}) cuts layer {layer.name!r}; {why}{did_you_mean(layer.name, theirs)}"
+                )
+            mine = theirs[layer.name]
+            if mine.width != layer.dense_width:
+                raise PlanError(
+                    f"the plan is for another network: layer {layer.name} has {layer.dense_width} channels in the plan "
+                    f"({self.architecture}), {mine.width} here"
+                )
+            if mine.members != layer.members:
+                odd = sorted(set(mine.members) ^ set(layer.members))[0]
+                raise PlanError(
+                    f"the plan is for another network: layer {layer.name} is coupled differently here (at {odd})"
+                )
+        names = [layer.name for layer in structure.layers]
+        if names != [layer.name for layer in self.layers]:
+            missing = [name for name in names if name not in self.sparsities]
+            what = f"layer {missing[0]} is not in the plan" if missing else "its layers come in another order"
+            raise PlanError(f"the plan ({self.architecture}) is for another network: {what}")
+        if structure.fingerprint != self.fingerprint:
+            raise PlanError(
+                f"the plan ({self.architecture}) is for another network: its layers agree, but a tensor outside them "
+                "differs in shape (another number of classes?)"
+            )
+
+
+def plan_path(path: str | Path) -> Path:
+    """The plan file itself, given it or its run folder.
+
+    Raises:
+        PlanError: there is none.
+    """
+    path = Path(path)
+    file = path / PLAN_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise PlanError(f"no plan at {path}: give a {PLAN_NAME}, or a folder that `secateur train` wrote")
+    return file
+
+
+def write_json(path: str | Path, tree: Any) -> None:
+    """Write JSON through a temporary file, so that a crash leaves the old file or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    names = ("secateur", "torch", "stable-baselines3", "gymnasium", "numpy")
+    return {name: metadata.version(name) for name in names}
+
+
+def _explain(error: ValidationError, tree: Any) -> str:
+    fault = error.errors()[0]
+    location = list(fault["loc"])
+    if len(location) >= 2 and location[0] == "layers":
+        entry = tree["layers"][location[1]]
+        name = entry.get("name", location[1]) if isinstance(entry, dict) else location[1]
+        where = ".".join(["layer " + str(name), *map(str, location[2:])])
+    else:
+        where = ".".join(map(str, location)) or "the file"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("missing", "extra_forbidden", "value_error"):
+        return message if fault["type"] == "value_error" else f"{where}: {message.lower()}"
+    return f"{where} = {fault['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,353 @@
+"""Repair the surviving weights by least squares, so that features match the dense network's.
+
+Channel pruning (He, Zhang, Sun, ICCV 2017, eq. 1 with β fixed): of a consumer with unfolded inputs X and dense
+weights W, the inputs S survive. Fitted is min ‖T − X_S V − b‖² + λ‖V − W_S‖², towards the target T = X W + b₀ of the
+dense network. Everything that needs images is the second moments of X, collected once; after that any S is one
+small linear system. The intercept goes into the bias, or into the running mean of the batch norm behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import Selection, Structure
+
+RIDGE = 1e-4  # of the mean squared input; towards the old weights, so it bounds how far a fit can run away
+
+PLACES = 128  # output positions an image that a fit looks at
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+class Sampler:
+    """Reads a consumer's inputs and outputs as a regression problem, at a sample of positions an image.
+
+    Neighbouring positions see nearly the same pixels: a few dozen an image say as much as all of them (He et al.
+    take 10), and the Gram matrix is what a repair's time goes into.
+
+    Attributes:
+        module: a linear layer, or a convolution of one or two dimensions (any kernel, stride, padding, dilation,
+            groups).
+        places: at most this many output positions an image, the same ones for every image.
+    """
+
+    def __init__(self, module: nn.Module, places: int = PLACES):
+        self.module = module
+        self.places = places
+        self.groups = module.groups if isinstance(module, (nn.Conv1d, nn.Conv2d)) else 1
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """(groups, samples, kernel positions · inputs a group) of an input (N, C, H, W), (N, C, L) or (N, …, C)."""
+        module = self.module
+        if isinstance(module, nn.Linear):
+            return x.reshape(-1, x.shape[-1]).unsqueeze(0)
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+        padding = module._reversed_padding_repeated_twice  # last dimension first, as F.pad wants it
+        if any(padding):
+            x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+        if isinstance(module, nn.Conv1d):
+            x = x.unsqueeze(2)
+        images, channels, height, width = x.shape
+        index = self._index(height, width).to(x.device)
+        rows = x.permute(0, 2, 3, 1).reshape(images, height * width, channels).index_select(1, index.flatten())
+        rows = rows.reshape(images * index.shape[0], index.shape[1], self.groups, channels // self.groups)
+        return rows.permute(2, 0, 1, 3).reshape(self.groups, rows.shape[0], -1)
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """(groups, samples, outputs a group) of an output; samples in the order of `inputs`."""
+        if isinstance(self.module, nn.Linear):
+            return y.reshape(-1, y.shape[-1]).unsqueeze(0)
+        y = y.flatten(2)
+        places = self._choice(y.shape[2]).to(y.device)
+        rows = y.index_select(2, places).transpose(1, 2).reshape(-1, self.groups, y.shape[1] // self.groups)
+        return rows.transpose(0, 1)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """(groups, outputs a group, kernel positions · inputs a group), double, of a weight of the module's kind."""
+        kernel = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)
+        return kernel.transpose(1, 2).reshape(self.groups, weight.shape[0] // self.groups, -1).double()
+
+    def unweight(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `weight`: back to the shape and type of `like`."""
+        kernel = matrix.reshape(like.shape[0], -1, like.shape[1]).transpose(1, 2)
+        return kernel.reshape(like.shape).to(like.dtype)
+
+    def _choice(self, positions: int) -> Tensor:
+        if positions <= self.places:
+            return torch.arange(positions)
+        generator = torch.Generator().manual_seed(0)
+        return torch.randperm(positions, generator=generator)[: self.places].sort().values
+
+    def _index(self, height: int, width: int) -> Tensor:
+        """(samples an image, kernel positions) into a padded image's pixels."""
+        module = self.module
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+        (kh, kw), (sh, sw), (dh, dw) = ((1, *v)[-2:] for v in (module.kernel_size, module.stride, module.dilation))
+        down = torch.arange(0, height - dh * (kh - 1), sh)
+        across = torch.arange(0, width - dw * (kw - 1), sw)
+        corner = (down[:, None] * width + across).flatten()
+        window = (torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw).flatten()
+        return corner[self._choice(len(corner))][:, None] + window
+
+
+def repairable(module: nn.Module) -> bool:
+    """Whether least squares can re-fit it: linear layers and convolutions of one or two dimensions."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
+
+
+class Moments:
+    """Sums over samples of x, t, x·xᵀ and x·tᵀ, a group each, in double precision.
+
+    Attributes:
+        count: samples.
+        x: (groups, p) sum of inputs.
+        t: (groups, q) sum of targets.
+        xx: (groups, p, p).
+        xt: (groups, p, q).
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.x = self.t = self.xx = self.xt = torch.zeros(())
+
+    def add(self, x: Tensor, t: Tensor | None = None) -> None:
+        """Count samples: x (groups, n, p), t (groups, n, q)."""
+        self.count += x.shape[1]
+        self.x = self.x + x.sum(1, dtype=torch.float64)
+        self.xx = self.xx + (x.transpose(1, 2) @ x).double()
+        if t is not None:
+            self.t = self.t + t.sum(1, dtype=torch.float64)
+            self.xt = self.xt + (x.transpose(1, 2) @ t).double()
+
+    def centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means of x and t, and the covariances xx and xt."""
+        x, t = self.x / self.count, self.t / self.count
+        xx = self.xx / self.count - x.unsqueeze(2) * x.unsqueeze(1)
+        xt = self.xt / self.count - x.unsqueeze(2) * t.unsqueeze(1) if self.t.dim() else self.xt
+        return x, t, xx, xt
+
+
+def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
+    """argmin over D of ‖R − X D‖² + λ‖D‖², λ = ridge · mean diagonal of the Gram matrix.
+
+    Args:
+        gram: (…, p, p) XᵀX, double.
+        cross: (…, p, q) XᵀR of what is still missing.
+        ridge: relative to the mean squared input.
+
+    Returns:
+        (…, p, q) the step; 0 where the inputs are all zero.
+    """
+    size = gram.shape[-1]
+    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
+    damped = gram + (ridge * scale)[..., None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device)
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if bool((info > 0).any()):  # not positive definite in floating point: as good as singular, solve it by pseudo-inverse
+        return torch.linalg.lstsq(damped, cross).solution
+    return torch.cholesky_solve(cross, factor)
+
+
+def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Convolution or linear layer → the batch norm that takes its output, and nothing else in between."""
+    made: dict[int, tuple[str, Tensor]] = {}
+    found: dict[str, str] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        if repairable(module):
+            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: made.update({id(out): (name, out)})))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _m, inputs, name=name: found.update({made[id(inputs[0])][0]: name})
+                    if id(inputs[0]) in made
+                    else None
+                )
+            )
+    try:
+        with torch.inference_mode():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def shift_output(model: nn.Module, name: str, norm: str | None, shift: Tensor) -> None:
+    """Add a constant per channel behind a consumer: to its bias, or in front of the batch norm that follows."""
+    module = model.get_submodule(name)
+    if isinstance(module.bias, Tensor):
+        module.bias.data = module.bias.data + shift.to(module.bias.dtype)
+    elif norm is not None:
+        running_mean = model.get_submodule(norm).running_mean
+        assert isinstance(running_mean, Tensor)
+        running_mean.sub_(shift.to(running_mean.dtype))
+
+
+@dataclass(frozen=True)
+class DenseMoments:
+    """Second moments of every consumer's input in the dense network, collected in one pass.
+
+    Attributes:
+        inputs: consumer's name → moments of its unfolded input.
+        norms: consumer's name → the batch norm behind it.
+    """
+
+    inputs: Mapping[str, Moments]
+    norms: Mapping[str, str]
+
+    def has_intercept(self, model: nn.Module, name: str) -> bool:
+        """Whether a constant can be absorbed behind the consumer."""
+        return model.get_submodule(name).bias is not None or name in self.norms
+
+    def gram(self, model: nn.Module, name: str) -> Tensor:
+        """(groups, p, p) per-sample Gram matrix of a consumer, centred where an intercept absorbs the mean."""
+        moments = self.inputs[name]
+        return moments.centered()[2] if self.has_intercept(model, name) else moments.xx / moments.count
+
+
+def collect_moments(model: nn.Module, structure: Structure, batches: Batches) -> DenseMoments:
+    """One pass of the calibration images through the dense network.
+
+    Args:
+        model: in eval mode.
+        structure: its layers; moments are collected for their consumers.
+        batches: calibration images, (N, C, H, W) and labels.
+    """
+    names = {part.module for layer in structure.layers for part in layer.weights("in")}
+    inputs: dict[str, Moments] = {}
+    hooks = []
+    for name in sorted(names):
+        module = model.get_submodule(name)
+        if repairable(module):
+            moments, sampler = Moments(), Sampler(module)
+            inputs[name] = moments
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, moments=moments, sampler=sampler: moments.add(sampler.inputs(args[0]))
+                )
+            )
+    try:
+        with torch.inference_mode():
+            for images, _ in batches:
+                model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.inference_mode():
+        return DenseMoments(inputs, following_norms(model, batches[0][0][:1]))
+
+
+def repair_from_moments(
+    pruned: nn.Module, dense: nn.Module, structure: Structure, selection: Selection, moments: DenseMoments
+) -> None:
+    """Least squares on the dense network's Gram matrices: no images needed, milliseconds a network.
+
+    Args:
+        pruned: what `shrink` returned for this selection; its consumers' weights are replaced.
+        dense: the network it was cut from.
+        structure: the dense network's layers.
+        selection: for every layer the units that stay.
+        moments: of the dense network.
+    """
+    kept = structure.kept_positions(selection)
+    for name, stats in moments.inputs.items():
+        weight_name = f"{name}.weight"
+        inputs = kept.get((weight_name, 1))
+        if inputs is None:
+            continue
+        module = pruned.get_submodule(name)
+        full = dense.get_parameter(weight_name).detach()
+        outputs = kept.get((weight_name, 0))
+        if outputs is not None:
+            full = full[torch.from_numpy(outputs).to(full.device)]
+        system = _System.of(dense, name, full, inputs, moments)
+        weight, stay = system.weight, system.stay
+        fitted = weight[:, :, stay] + system.step
+        sampler = Sampler(module)
+        module.weight.data = sampler.unweight(fitted, module.weight)
+        if moments.has_intercept(dense, name):
+            mean = (stats.x / stats.count).unsqueeze(2)
+            shift = (weight @ mean - fitted @ mean[:, stay]).flatten()
+            shift_output(pruned, name, moments.norms.get(name), shift)
+
+
+
+def repair_error(
+    dense: nn.Module,
+    structure: Structure,
+    index: int,
+    order: NDArray[np.int64],
+    sparsity: float,
+    moments: DenseMoments,
+) -> float:
+    """How much of its consumers' output a layer loses at a sparsity, after least squares: 1 − R², in [0, 1].
+
+    Args:
+        dense: the network.
+        structure: its layers.
+        index: of the layer in the walk; the others stay whole.
+        order: its units from the most to the least important.
+        sparsity: fraction removed.
+        moments: of the dense network.
+    """
+    layer = structure.layers[index]
+    keep = np.sort(order[: max(1, round((1.0 - sparsity) * layer.width))])
+    selection = [keep if i == index else np.arange(other.width) for i, other in enumerate(structure.layers)]
+    kept = structure.kept_positions(selection)
+    lost = total = 0.0
+    for part in layer.weights("in"):
+        inputs = kept.get((part.parameter, 1))
+        if inputs is None or part.module not in moments.inputs:
+            continue
+        system = _System.of(dense, part.module, dense.get_parameter(part.parameter).detach(), inputs, moments)
+        lost += system.error(system.step)
+        total += system.total
+    return min(1.0, max(0.0, lost / total)) if total > 0.0 else 0.0
+
+
+@dataclass(frozen=True)
+class _System:
+    """The normal equations of one consumer with part of its inputs gone.
+
+    Attributes:
+        weight: (groups, q, p) dense.
+        gram: (groups, p, p).
+        stay: (p,) which columns survive.
+    """
+
+    weight: Tensor
+    gram: Tensor
+    stay: Tensor
+
+    @classmethod
+    def of(cls, dense: nn.Module, name: str, weight: Tensor, inputs: NDArray[np.int64], moments: DenseMoments) -> _System:
+        matrix = Sampler(dense.get_submodule(name)).weight(weight)
+        keep = torch.zeros(weight.shape[1], dtype=torch.bool)
+        keep[torch.from_numpy(inputs)] = True
+        stay = keep.repeat(matrix.shape[2] // len(keep)).to(weight.device)  # kernel positions outside, channels inside
+        return cls(matrix, moments.gram(dense, name), stay)
+
+    @property
+    def step(self) -> Tensor:
+        """(groups, q, kept) what least squares adds to the surviving weights."""
+        gone = ~self.stay
+        missing = self.gram[:, self.stay][:, :, gone] @ self.weight[:, :, gone].transpose(1, 2)
+        return ridge_step(self.gram[:, self.stay][:, :, self.stay], missing).transpose(1, 2)
+
+    @property
+    def total(self) -> float:
+        """Variance of the dense output, summed over channels."""
+        return float(torch.einsum("gqp,gpr,gqr->", self.weight, self.gram, self.weight))
+
+    def error(self, step: Tensor) -> float:
+        """Variance of what the surviving, stepped weights still miss."""
+        missed = torch.where(self.stay, 0.0, self.weight)
+        missed[:, :, self.stay] = -step
+        return float(torch.einsum("gqp,gpr,gqr->", missed, self.gram, missed))

@@ -1,0 +1,103 @@
+"""Cut channels out: a physically smaller network, or the masked one it must agree with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..networks.channel_pad import ChannelPad
+from .layers import CONVOLUTIONS, Selection, Structure
+
+
+def shrink(model: nn.Module, structure: Structure, selection: Selection) -> nn.Module:
+    """A smaller network that holds only the selected units.
+
+    Tensors that do not shrink are shared with `model`, buffers excepted (batch-norm statistics may be re-estimated
+    in place): a candidate costs no copy of what it does not change. Whoever trains the result copies it first.
+
+    Args:
+        model: the dense network; not changed.
+        structure: its layers.
+        selection: for every layer the units that stay, ascending.
+    """
+    kept = structure.kept_positions(selection)
+    names = {name for name, _ in kept}
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        for dim in range(tensor.dim()) if name in names else ():
+            if (name, dim) in kept:
+                tensor = tensor.index_select(dim, torch.from_numpy(kept[name, dim]).to(tensor.device))
+        return tensor
+
+    pads = {f"{name}.source": name for name, module in model.named_modules() if isinstance(module, ChannelPad)}
+    small = _rebuilt(model, lambda name, tensor: tensor if name in pads else cut(name, tensor))
+    for owner in {name.rpartition(".")[0] for name in names}:
+        _refresh(small.get_submodule(owner))
+    for source, name in pads.items():
+        if source in names:
+            pad = small.get_submodule(name)
+            assert isinstance(pad, ChannelPad)
+            keep_out, keep_in = (_tensor(kept.get((source, dim))) for dim in (0, 1))
+            pad.select(keep_in, keep_out)
+    return small
+
+
+def mask(model: nn.Module, structure: Structure, selection: Selection) -> nn.Module:
+    """The dense-shaped network with the removed units zeroed, in producers, between, and in consumers.
+
+    It computes what `shrink` gives and saves nothing: the oracle. Zeroing the consumers' inputs matters, since
+    a masked convolution's batch norm and activation still emit a constant.
+    """
+    zeroed: dict[str, list[tuple[int, Tensor]]] = {}
+    for layer, keep in zip(structure.layers, selection, strict=True):
+        gone = np.setdiff1d(np.arange(layer.width), keep)
+        for part in layer.slices:
+            if part.tensor not in ("running_mean", "running_var", "source"):
+                zeroed.setdefault(part.parameter, []).append(
+                    (part.dim, torch.from_numpy(part.positions[gone].ravel()))
+                )
+
+    def zero(name: str, tensor: Tensor) -> Tensor:
+        if name not in zeroed:
+            return tensor
+        tensor = tensor.clone()
+        for dim, positions in zeroed[name]:
+            tensor.index_fill_(dim, positions.to(tensor.device), 0.0)
+        return tensor
+
+    return _rebuilt(model, zero)
+
+
+def _rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A copy of the modules round changed tensors; unchanged parameters are shared, buffers are copied."""
+    memo: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        changed = change(name, parameter.detach())
+        memo[id(parameter)] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
+    for name, buffer in model.named_buffers():
+        memo[id(buffer)] = change(name, buffer).clone()
+    return copy.deepcopy(model, memo=dict(memo))
+
+
+def _refresh(module: nn.Module) -> None:
+    """Make a module's own account of its widths true again."""
+    weight = getattr(module, "weight", None)
+    if isinstance(module, CONVOLUTIONS):
+        if module.groups == module.in_channels == module.out_channels > 1:
+            module.groups = weight.shape[0]
+        module.out_channels = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        module.num_features = len(weight if weight is not None else module.running_mean)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+
+
+def _tensor(positions: np.ndarray | None) -> Tensor | None:
+    return None if positions is None else torch.from_numpy(positions)

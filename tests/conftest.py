@@ -1,0 +1,18 @@
+"""Fixtures that more than one folder uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images and pretrained networks: SECATEUR_DATA, or ../shared/data beside the repository."""
+    given = os.environ.get("SECATEUR_DATA")
+    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "cifar10-lossless").is_dir():
+        pytest.skip(f"no real data in {folder}: set SECATEUR_DATA")
+    return folder

@@ -1,0 +1,203 @@
+"""Batches in order, batches for training, and the caller's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from secateur.data import Images, TrainLoader, as_batches
+from secateur.data.loaders import random_crop, random_flip
+from secateur.data.sources import ArraySource
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+
+
+def images(count: int = 23, size: int = 8) -> Images:
+    """Random pixels; every image's label is its number."""
+    pixels = torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0))
+    source = ArraySource(pixels.to(torch.uint8), np.arange(count), 3, None)
+    return Images(source, np.arange(count), MEAN, STD)
+
+
+def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+    return all(torch.equal(a, b) and torch.equal(y, z) for (a, y), (b, z) in zip(first, second, strict=True))
+
+
+def restored(batch: Tensor) -> Tensor:
+    """Back to bytes."""
+    scaled = batch * torch.tensor(STD).view(1, 3, 1, 1) + torch.tensor(MEAN).view(1, 3, 1, 1)
+    return (scaled * 255).round().to(torch.uint8)
+
+
+def test_batches_are_normalised_and_in_order() -> None:
+    some = images()
+    batches = some.batches(10)
+    assert [len(labels) for _, labels in batches] == [10, 10, 3]
+    assert torch.cat([labels for _, labels in batches]).tolist() == list(range(23))
+    assert batches[0][0].dtype == torch.float32
+    assert batches[0][1].dtype == torch.int64
+    by_hand = (some.pixels[4, 1, 2, 3].item() / 255 - 0.5) / 0.2
+    assert batches[0][0][4, 1, 2, 3].item() == pytest.approx(by_hand, abs=1e-5)
+    assert torch.equal(torch.cat([restored(x) for x, _ in batches]), some.pixels)
+
+
+def test_batch_size_changes_no_value() -> None:
+    some = images()
+    assert torch.equal(torch.cat([x for x, _ in some.batches(1)]), some.batches(100)[0][0])
+
+
+def test_pixels_are_decoded_once() -> None:
+    some = images()
+    assert some.pixels is some.pixels
+    assert some.pixels.dtype == torch.uint8
+
+
+def test_shape_decodes_one_image_only() -> None:
+    some = images()
+    assert some.shape == (3, 8, 8)
+    assert "pixels" not in vars(some)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_augmented_batches_keep_shape_and_labels(size: int) -> None:
+    some = images(size=size)
+    for batch, labels in some.loader(5, seed=1):
+        assert batch.shape == (5, 3, size, size)
+        for image, label in zip(restored(batch), labels, strict=True):
+            # what is not padding came from the image of that label
+            assert set(image.unique().tolist()) <= {0, *some.pixels[label].unique().tolist()}
+            assert (image == 0).float().mean() < 0.7
+
+
+def test_every_epoch_is_another_and_the_seed_repeats_them() -> None:
+    some = images()
+    first, again, other = some.loader(4, seed=1), some.loader(4, seed=1), some.loader(4, seed=2)
+    epochs = [list(first), list(first)]
+    assert not same(*epochs)
+    assert same(epochs[0], list(again))
+    assert same(epochs[1], list(again))
+    assert not same(epochs[0], list(other))
+
+
+def test_an_epoch_sees_every_image_but_the_incomplete_batch() -> None:
+    some = images()
+    loader = some.loader(5, augment=False, seed=0)
+    epoch = list(loader)
+    assert len(epoch) == len(loader) == 4
+    labels = torch.cat([y for _, y in epoch])
+    assert len(labels.unique()) == 20
+    assert labels.tolist() != sorted(labels.tolist())
+    assert torch.equal(torch.cat([restored(x) for x, _ in epoch]), some.pixels[labels])  # not augmented
+
+
+def test_a_batch_larger_than_the_split_is_the_split() -> None:
+    loader = images().loader(100, augment=False, seed=0)
+    assert len(loader) == 1
+    assert sorted(next(iter(loader))[1].tolist()) == list(range(23))
+
+
+def test_flips_are_left_out_where_asked() -> None:
+    # one column is bright: moved a pixel at most it stays on its side, flipped it changes sides
+    pixels = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    pixels[..., 1] = 255
+    some = Images(ArraySource(pixels, np.zeros(64, dtype=np.int64), 1, None), np.arange(64), (0.0,), (1.0,))
+    right = {
+        flip: sum(float(x[..., 4:].sum()) for x, _ in some.loader(64, flip=flip, seed=0)) for flip in (True, False)
+    }
+    assert right[True] > 0
+    assert right[False] == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(size=st.sampled_from([6, 15, 16, 20]), seed=st.integers(0, 10_000))
+def test_a_crop_is_one_of_the_shifts(size: int, seed: int) -> None:
+    reach = 1 if size < 16 else 4
+    image = torch.randint(1, 256, (1, 2, size, size), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    cropped = random_crop(image.expand(3, -1, -1, -1), torch.Generator().manual_seed(seed))
+    padded = torch.nn.functional.pad(image, (reach,) * 4)[0]
+    shifts = [padded[:, y : y + size, x : x + size] for y in range(2 * reach + 1) for x in range(2 * reach + 1)]
+    assert all(any(torch.equal(one, shift) for shift in shifts) for one in cropped)
+
+
+@pytest.mark.parametrize(("size", "shifts"), [(8, 9), (15, 9), (16, 81)])
+def test_crops_reach_every_shift(size: int, shifts: int) -> None:
+    image = torch.arange(size * size, dtype=torch.int32).view(1, 1, size, size).expand(2000, -1, -1, -1)
+    centres = random_crop(image, torch.Generator().manual_seed(0))[:, 0, size // 2, size // 2]
+    assert len(set(centres.tolist())) == shifts
+
+
+def test_crops_are_part_of_the_augmentation() -> None:
+    some = images()
+    cropped = [
+        not torch.equal(image, some.pixels[label])
+        for batch, labels in some.loader(23, flip=False, seed=0)
+        for image, label in zip(restored(batch), labels, strict=True)
+    ]
+    assert sum(cropped) > 12  # eight of nine shifts move the image
+
+
+def test_a_flip_mirrors_about_half() -> None:
+    image = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(400, -1, -1, -1)
+    flipped = random_flip(image, torch.Generator().manual_seed(0))
+    mirrored = (flipped[:, 0, 0] == torch.tensor([3, 2, 1, 0])).all(1)
+    assert ((flipped[:, 0, 0] == torch.arange(4)).all(1) | mirrored).all()
+    assert 150 < int(mirrored.sum()) < 250
+
+
+@pytest.mark.parametrize("make", [lambda: images().batches(0), lambda: images().loader(0)])
+def test_no_batch_size_of_zero(make: Any) -> None:
+    with pytest.raises(ValueError, match="batch_size=0: must be at least 1"):
+        make()
+
+
+def test_no_negative_seed() -> None:
+    with pytest.raises(ValueError, match="seed=-1: must be 0 or more"):
+        images().loader(2, seed=-1)
+
+
+def test_as_batches_takes_loaders_and_lists() -> None:
+    some = images().batches(10)
+    assert same(as_batches(some, num_classes=23), some)
+    x, y = (torch.cat(part) for part in zip(*some, strict=True))
+    loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(x.double(), y.int()), batch_size=10)
+    assert same(as_batches(loader), some)
+    assert len(as_batches(TrainLoader(images().pixels, y, MEAN, STD, 5, augment=True, flip=True, seed=0))) == 4
+
+
+X, Y = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "there are none"),
+        (3, "expected a list or loader .* got a int"),
+        (X, "expected a list or loader .* got a Tensor"),
+        ((X, Y), "batch 0 is a Tensor: expected a pair"),
+        ([(X, Y), (X, Y, Y)], "batch 1 is a tuple of 3: expected a pair"),
+        ([{"x": X, "y": Y}], "batch 0 is a dict: expected a pair"),
+        ([(X.numpy(), Y)], "batch 0: expected images .* got a ndarray"),
+        ([(X[0], Y)], r"batch 0: expected images .* got float32 \(3, 4, 4\)"),
+        ([(X.byte(), Y)], "batch 0: expected images .* got uint8"),
+        ([(X, Y.float())], r"batch 0: expected labels .* got float32 \(2,\)"),
+        ([(X, Y.bool())], "batch 0: expected labels .* got bool"),
+        ([(X, [0, 1])], "batch 0: expected labels .* got a list"),
+        ([(X, torch.eye(2, dtype=torch.int64))], r"batch 0: expected labels .* got int64 \(2, 2\)"),
+        ([(X, Y[:1])], "batch 0 has 2 images and 1 labels"),
+        ([(X[:0], Y[:0])], "batch 0 has 0 images"),
+        ([(X, Y), (X / 0, Y)], "batch 1: the images hold NaN"),
+        ([(X + torch.inf, Y)], "batch 0: the images hold NaN or infinity"),
+        ([(X, Y - 1)], "batch 0: label -1 must be 0 or more"),
+        ([(X, Y + 1)], "batch 0: label 2 must be below num_classes=2"),
+        ([(X, Y), (X[..., 1:], Y)], r"batch 1 has images \(3, 4, 3\), batch 0 has \(3, 4, 4\)"),
+    ],
+)
+def test_batches_that_cannot_be_used(batches: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_batches(batches, num_classes=2)
