@@ -1,1 +1,15 @@
-"""agents."""
+"""Who chooses the ratios: the learner, hand-set rules, random search."""
+
+from .allocators import Allocation, Allocator, allocators, get_allocator, register_allocator
+from .learner import ALGORITHMS, Episode, Learner
+
+__all__ = [
+    "ALGORITHMS",
+    "Allocation",
+    "Allocator",
+    "Episode",
+    "Learner",
+    "allocators",
+    "get_allocator",
+    "register_allocator",
+]

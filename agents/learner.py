@@ -197,5 +197,3 @@ class _SpacesOnly(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def __init__(self, env: gym.Env[Any, Any]):
         self.observation_space = env.observation_space
         self.action_space = env.action_space
-
-

@@ -74,7 +74,7 @@ class DataConfig(Section):
 class LayersConfig(Section):
     """Which coupling groups may be cut, and how far."""
 
-    cut: Literal["inner", "all"] = Field(default="inner", description="inner leaves residual trunks whole; all cuts them too")
+    cut: Literal["inner", "all"] = Field(default="inner", description="inner: residual trunks stay whole")
     exclude: list[str] = Field(default_factory=list, description="layers that are left whole, by name")
     max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.9, description="of any one layer")
 
@@ -86,6 +86,7 @@ class PruningConfig(Section):
     search_repair: Literal["none", "gram", "sequential"] = "gram"
     search_adaptive_bn: Annotated[int, Field(ge=0)] = Field(default=0, description="calibration images, 0 for none")
     final_repair: Literal["none", "gram", "sequential"] = "sequential"
+    refit_producers: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
     final_adaptive_bn: Annotated[int, Field(ge=0)] = 0
 
 
@@ -133,9 +134,9 @@ class AgentConfig(Section):
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
     episodes: Count = 200
-    warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes of pure exploration round the base plan")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
     noise_start: Annotated[float, Field(gt=0.0)] = 0.5
-    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.15, description="never 0: exploration lives as long as search")
+    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.15, description="never 0: exploration does not die")
     hidden: list[Count] = [300, 300]
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
@@ -147,18 +148,21 @@ class CompareConfig(Section):
     """What the comparison judges by."""
 
     against: list[str] = ["uniform", "shallow", "deep", "random"]
-    candidates: Count | None = Field(default=None, description="of a search allocator; none: as many as the plan's own search")
+    candidates: Count | None = Field(default=None, description="of random search; none: as many as the plan's search")
 
 
 class Config(Section):
-    """Everything a run needs. Values shown in `configs/*.yaml`; override with `--set section.key=value`."""
+    """Everything a run needs. Values shown in `configs/*.yaml`; override with `--set section.key=value`.
+
+    `network` and `data` may be absent where the caller brings a module and loaders of their own.
+    """
 
     name: str
     seed: int = 0
     device: str = "cpu"
     threads: Count | None = Field(default=None, description="torch's; none leaves torch's own choice")
-    network: NetworkConfig
-    data: DataConfig
+    network: NetworkConfig | None = None
+    data: DataConfig | None = None
     layers: LayersConfig = LayersConfig()
     pruning: PruningConfig = PruningConfig()
     budget: BudgetConfig

@@ -10,7 +10,7 @@ from .reward import RewardWeights
 ENV_ID = "secateur/LayerSparsity-v0"
 
 if ENV_ID not in gym.registry:
-    gym.register(id=ENV_ID, entry_point=LayerSparsityEnv)
+    gym.register(id=ENV_ID, entry_point="secateur.envs:LayerSparsityEnv")
 
 __all__ = [
     "ENV_ID",

@@ -33,7 +33,7 @@ STATIC_FEATURES = {
     "concentration": "share of the criterion's importance held by the better half of its channels, rescaled from "
     "[½, 1] to [0, 1]",
     **{
-        f"error_{int(100 * s)}": f"repair error (1 − R²) of its consumers with {int(100 * s)} % of it removed, square root"
+        f"error_{int(100 * s)}": f"√(1 − R²) of its consumers' repaired outputs with {int(100 * s)} % of it removed"
         for s in ERROR_SPARSITIES
     },
 }

@@ -55,7 +55,8 @@ class Budget:
     @property
     def least(self) -> NDArray[np.int64]:
         """(layers,) the smallest allowed widths."""
-        return np.maximum(1, np.ceil((1.0 - self.max_sparsity) * self.structure.widths - 1e-9)).astype(np.int64)
+        least = np.ceil((1.0 - self.max_sparsity) * self.structure.widths - 1e-9).astype(np.int64)
+        return np.asarray(least.clip(min=1), dtype=np.int64)
 
     def cost(self, widths: NDArray[np.int64] | Sequence[int]) -> int:
         """In the budget's own currency."""
@@ -89,7 +90,9 @@ class Budget:
         for _ in range(24):
             middle = (low + high) / 2
             widths[t:] = (1.0 - middle) * self.structure.widths[t:]
-            low, high = (low, middle) if self.structure.relaxed_cost(self.kind, widths) <= self.limit else (middle, high)
+            low, high = (
+                (low, middle) if self.structure.relaxed_cost(self.kind, widths) <= self.limit else (middle, high)
+            )
         return high
 
     def fill(self, target: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -75,7 +75,7 @@ def count_operations(model: nn.Module, example: Tensor) -> list[Operation]:
     names = {module: name for name, module in model.named_modules()}
     found: dict[str, Operation] = {}
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
         channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
@@ -194,7 +194,8 @@ def _layer(graph: Any, group: Any, name: str, names: dict[nn.Module, str], param
         if isinstance(module, tp.ops._OutputOp):
             raise _CannotCutError("it is the network's output")
         if isinstance(module, tp.ops._ElementWiseOp):
-            adds += "Add" in str(module) and len(item.dep.target.inputs) > 1
+            inputs = [node.module for node in item.dep.target.inputs if not isinstance(node.module, nn.Parameter)]
+            adds += "AddBackward" in str(module) and len(inputs) > 1  # not Addmm, and no position embedding
             continue
         if type(module).__module__ == tp.ops.__name__:
             continue

@@ -222,4 +222,3 @@ class _Cost:
     def total(self, widths: NDArray[Any]) -> Any:
         left = self.size - self.units @ (self.dense - widths)
         return self.fixed + (self.factor * left.prod(axis=1)).sum()
-

@@ -149,9 +149,12 @@ def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
     damped = gram + (ridge * scale)[..., None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
-    if bool((info > 0).any()):  # not positive definite in floating point: as good as singular, solve it by pseudo-inverse
-        return torch.linalg.lstsq(damped, cross).solution
-    return torch.cholesky_solve(cross, factor)
+    step: Tensor
+    if bool((info > 0).any()):  # not positive definite in floating point: as good as singular
+        step = torch.linalg.pinv(damped, hermitian=True) @ cross
+    else:
+        step = torch.cholesky_solve(cross, factor)
+    return step
 
 
 def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
@@ -161,13 +164,15 @@ def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
     hooks = []
     for name, module in model.named_modules():
         if repairable(module):
-            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: made.update({id(out): (name, out)})))
+            hooks.append(
+                module.register_forward_hook(lambda _m, _i, out, name=name: made.update({id(out): (name, out)}))
+            )
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             hooks.append(
                 module.register_forward_pre_hook(
-                    lambda _m, inputs, name=name: found.update({made[id(inputs[0])][0]: name})
-                    if id(inputs[0]) in made
-                    else None
+                    lambda _m, inputs, name=name: (
+                        found.update({made[id(inputs[0])][0]: name}) if id(inputs[0]) in made else None
+                    )
                 )
             )
     try:
@@ -271,12 +276,12 @@ def repair_from_moments(
         weight, stay = system.weight, system.stay
         fitted = weight[:, :, stay] + system.step
         sampler = Sampler(module)
-        module.weight.data = sampler.unweight(fitted, module.weight)
+        parameter = pruned.get_parameter(weight_name)
+        parameter.data = sampler.unweight(fitted, parameter)
         if moments.has_intercept(dense, name):
             mean = (stats.x / stats.count).unsqueeze(2)
             shift = (weight @ mean - fitted @ mean[:, stay]).flatten()
             shift_output(pruned, name, moments.norms.get(name), shift)
-
 
 
 def repair_error(
@@ -327,7 +332,9 @@ class _System:
     stay: Tensor
 
     @classmethod
-    def of(cls, dense: nn.Module, name: str, weight: Tensor, inputs: NDArray[np.int64], moments: DenseMoments) -> _System:
+    def of(
+        cls, dense: nn.Module, name: str, weight: Tensor, inputs: NDArray[np.int64], moments: DenseMoments
+    ) -> _System:
         matrix = Sampler(dense.get_submodule(name)).weight(weight)
         keep = torch.zeros(weight.shape[1], dtype=torch.bool)
         keep[torch.from_numpy(inputs)] = True

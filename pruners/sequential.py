@@ -211,13 +211,14 @@ class _Walk:
         count = max((len(v) for v in inputs.values()), default=1)
         results = []
         for i in range(count):
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n, i=i: inputs[n][i])
+            one = {n: values[i] for n, values in inputs.items()}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), one.__getitem__)
             results.append(_apply(model, node, args, kwargs))
         return results
 
     def _solve(self, site: Site, dense_outputs: list[Tensor]) -> None:
         pruned = self.models["pruned"]
-        module = pruned.get_submodule(site.name)
+        module: Any = pruned.get_submodule(site.name)
         source = site.node.all_input_nodes[0]
         rows = self._rows(f"{site.name}.weight")
         gain = self._gain(site, rows)
@@ -252,9 +253,9 @@ class _Walk:
             return None
         dims = [1, -1] + [1] * (self.values[site.other]["dense"][0].dim() - 2)
         if site.norm is None:
-            return torch.ones(dims[:1] + [1] + dims[2:])
-        norm = self.models["pruned"].get_submodule(site.norm)
-        slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+            return torch.ones([1] * len(dims))
+        norm: Any = self.models["pruned"].get_submodule(site.norm)
+        slope = (1.0 if norm.weight is None else norm.weight) / (norm.running_var + norm.eps).sqrt()
         flat = slope.abs() < 1e-3 * slope.abs().max()
         return torch.where(flat, 0.0, 1.0 / slope).reshape(dims)
 
@@ -262,7 +263,7 @@ class _Walk:
 def _apply(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """One node, never in place: values stay as their other users expect them."""
     if node.op == "call_module":
-        module = model.get_submodule(str(node.target))
+        module: Any = model.get_submodule(str(node.target))
         if getattr(module, "inplace", False):
             module.inplace = False
             try:
@@ -273,7 +274,8 @@ def _apply(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     if node.op == "call_function":
         if "inplace" in kwargs:
             kwargs = {**kwargs, "inplace": False}
-        return _IN_PLACE.get(node.target, node.target)(*args, **kwargs)
+        function: Any = node.target
+        return _IN_PLACE.get(function, function)(*args, **kwargs)
     if node.op == "call_method":
         name = str(node.target)
         method = name.removesuffix("_") if name in ("add_", "mul_", "relu_", "clamp_") else name

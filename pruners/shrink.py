@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..networks.channel_pad import ChannelPad
@@ -24,7 +26,16 @@ def shrink(model: nn.Module, structure: Structure, selection: Selection) -> nn.M
         structure: its layers.
         selection: for every layer the units that stay, ascending.
     """
-    kept = structure.kept_positions(selection)
+    return narrow(model, structure.kept_positions(selection))
+
+
+def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> nn.Module:
+    """`shrink`, told directly which positions of which tensor stay: all that is needed to rebuild a pruned network.
+
+    Args:
+        model: the dense network; not changed.
+        kept: (tensor's name, dim) → positions that stay, ascending.
+    """
     names = {name for name, _ in kept}
 
     def cut(name: str, tensor: Tensor) -> Tensor:
@@ -57,9 +68,7 @@ def mask(model: nn.Module, structure: Structure, selection: Selection) -> nn.Mod
         gone = np.setdiff1d(np.arange(layer.width), keep)
         for part in layer.slices:
             if part.tensor not in ("running_mean", "running_var", "source"):
-                zeroed.setdefault(part.parameter, []).append(
-                    (part.dim, torch.from_numpy(part.positions[gone].ravel()))
-                )
+                zeroed.setdefault(part.parameter, []).append((part.dim, torch.from_numpy(part.positions[gone].ravel())))
 
     def zero(name: str, tensor: Tensor) -> Tensor:
         if name not in zeroed:
@@ -85,7 +94,7 @@ def _rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Mo
 
 def _refresh(module: nn.Module) -> None:
     """Make a module's own account of its widths true again."""
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     if isinstance(module, CONVOLUTIONS):
         if module.groups == module.in_channels == module.out_channels > 1:
             module.groups = weight.shape[0]
@@ -94,10 +103,11 @@ def _refresh(module: nn.Module) -> None:
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        module.num_features = len(weight if weight is not None else module.running_mean)
+        statistics: Any = module.running_mean if weight is None else weight
+        module.num_features = len(statistics)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
 
 
-def _tensor(positions: np.ndarray | None) -> Tensor | None:
+def _tensor(positions: NDArray[np.int64] | None) -> Tensor | None:
     return None if positions is None else torch.from_numpy(positions)

@@ -1,1 +1,1 @@
-"""reports."""
+"""What a person sees: progress, tables, figures."""

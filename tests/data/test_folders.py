@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from secateur.configs.schema import DataConfig
 from secateur.data import Images, Splits, load_splits
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
 from secateur.data import Images, TrainLoader, as_batches
 from secateur.data.loaders import random_crop, random_flip
 from secateur.data.sources import ArraySource
-from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 

@@ -8,11 +8,12 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from torchvision import datasets
+
 from secateur.configs import load_config
 from secateur.configs.schema import DataConfig
 from secateur.data import load_splits
 from secateur.networks import build_network
-from torchvision import datasets
 
 
 class FakeCifar:

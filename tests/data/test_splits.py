@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from secateur.configs.schema import DataConfig
 from secateur.data import Images, Splits, load_splits
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
+
 from secateur.configs.schema import FitConfig, NetworkConfig
 from secateur.networks import (
     BasicBlock,
@@ -19,7 +21,6 @@ from secateur.networks import (
     register_network,
     registered_networks,
 )
-from torch import nn
 
 
 def config(name: str, num_classes: int = 10, **values: Any) -> NetworkConfig:

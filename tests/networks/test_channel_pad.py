@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secateur.networks import ChannelPad, CifarResNet, digits_resnet
 from torch import Tensor, fx
+
+from secateur.networks import ChannelPad, CifarResNet, digits_resnet
 
 
 def kept(channels: int) -> st.SearchStrategy[list[int] | None]:

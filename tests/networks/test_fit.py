@@ -8,11 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
 from secateur.configs.schema import FitConfig
 from secateur.networks import fit
 from secateur.networks.fit import cosine
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 Pairs = list[tuple[Tensor, Tensor]]
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from secateur.networks import build_network, digits_resnet, find_weights, load_weights
 from torch import Tensor, nn
+
+from secateur.networks import build_network, digits_resnet, find_weights, load_weights
 
 State = dict[str, Tensor]
 

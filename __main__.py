@@ -1,0 +1,5 @@
+"""`python -m secateur`."""
+
+from .commands.cli import main
+
+main()

@@ -1,0 +1,260 @@
+"""`secateur apply`: a plan makes a physically smaller network, repaired, fine-tuned, measured and saved."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ..configs import Config
+from ..configs.schema import NetworkConfig
+from ..envs.evaluator import accuracy, logits
+from ..networks import build_network
+from ..pruners.latency import BATCH, measure_latency
+from ..pruners.layers import Structure
+from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
+from ..pruners.pruner import first_images
+from ..pruners.shrink import narrow
+from ..reports.figures import plan_figure
+from ..reports.progress import Reporter
+from .folders import new_folder
+from .task import Images, Task, make_task, resolve_config
+from .train import SUMMARY_NAME
+
+NETWORK_NAME = "network.json"
+WEIGHTS_NAME = "weights.safetensors"
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What applying a plan leaves behind.
+
+    Attributes:
+        model: the smaller network, in eval mode.
+        folder: where it was saved; `secateur.load(folder)` gives it back.
+        summary: what `summary.json` holds.
+    """
+
+    model: nn.Module
+    folder: Path
+    summary: dict[str, Any]
+
+
+def apply(
+    plan: RatioPlan | str | Path,
+    *,
+    config: Config | str | Path | None = None,
+    model: nn.Module | None = None,
+    images: Images | None = None,
+    overrides: Sequence[str] = (),
+    finetune: int | None = None,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Applied:
+    """Apply a plan: shrink, check against the masked network, repair, fine-tune, measure, save.
+
+    Args:
+        plan: a plan, its file, or the run folder that holds it.
+        config: where network and images come from; none takes the config beside the plan.
+        model: your own network instead of the config's.
+        images: your own images instead of the config's.
+        overrides: `section.key=value` on top of the config.
+        finetune: epochs; none takes the config's `finetune.epochs`.
+        out: an empty or new folder; none takes `applied` beside the plan.
+        reporter: shows progress.
+
+    Raises:
+        PlanError: the plan is for another network.
+        ValueError, FileNotFoundError: other bad input, in one line.
+    """
+    reporter = reporter or Reporter()
+    if finetune is not None and finetune < 0:
+        raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
+    beside = None if isinstance(plan, RatioPlan) else plan_path(plan).parent
+    plan = plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan)
+    task = task_for_plans([plan], config, beside, model, images, overrides, reporter)
+    folder = new_folder(out, (beside or Path("runs") / task.config.name) / "applied")
+
+    masked = task.pruner.masked(plan.widths)
+    difference = _largest_difference(task, masked, task.pruner.prune(plan.widths))
+    reporter.say(f"masked and shrunk network agree: logits differ by at most {difference:.1e} of their spread")
+    pruned = task.prune(plan.widths)
+    repaired = None
+    epochs = task.config.finetune.epochs if finetune is None else finetune
+    if epochs:
+        repaired = copy.deepcopy(pruned)
+        task.finetune(pruned, epochs, reporter)
+
+    models = {"dense": task.model, "masked": masked, "pruned": pruned}
+    if repaired is not None:
+        models["repaired"] = repaired
+    rows = _measure(task, plan, models, reporter)
+    summary = {
+        **rows,
+        "finetune_epochs": epochs,
+        "latency_batch": BATCH,
+        "masked_difference": difference,
+        "plan": plan.provenance.model_dump(),
+    }
+    save_network(pruned, folder, task.structure, plan, task)
+    write_json(folder / SUMMARY_NAME, summary)
+    plan.save(folder / PLAN_NAME)
+    task.save(folder)
+    plan_figure(plan, folder / "plan.png")
+    reporter.show(apply_table(rows, epochs))
+    return Applied(pruned, folder, summary)
+
+
+def task_for_plans(
+    plans: Sequence[RatioPlan],
+    config: Config | str | Path | None,
+    beside: Path | None,
+    model: nn.Module | None,
+    images: Images | None,
+    overrides: Sequence[str],
+    reporter: Reporter,
+) -> Task:
+    """The task that plans are applied to; each is checked against its layers.
+
+    Raises:
+        PlanError: a plan is for another network.
+    """
+    if model is not None and config is None and (beside is None or not (beside / "config.yaml").is_file()):
+        budget = plans[0].budget if plans else None
+        values = {} if budget is None else {budget.kind: budget.fraction}
+        config = Config.model_validate({"name": type(model).__name__, "budget": values or {"flops": 1.0}})
+    resolved = resolve_config(config, overrides, folder=beside)
+    if plans:
+        asked = plans[0]
+        resolved = resolved.model_copy(
+            update={"pruning": resolved.pruning.model_copy(update={"criterion": asked.criterion})}
+        )
+    task = make_task(resolved, folder=beside, model=model, images=images, reporter=reporter)
+    for plan in plans:
+        plan.check(task.structure)
+    return task
+
+
+def save_network(model: nn.Module, folder: Path, structure: Structure, plan: RatioPlan, task: Task) -> None:
+    """Write the weights, and what is needed to rebuild the smaller network round them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = structure.kept_positions(task.pruner.selection(plan.widths))
+    network = task.config.network
+    tree = {
+        "schema_version": 1,
+        "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
+        "kwargs": {} if network is None else network.kwargs,
+        "input_shape": list(structure.input_shape),
+        "kept": [{"tensor": name, "dim": dim, "positions": [int(p) for p in at]} for (name, dim), at in kept.items()],
+    }
+    write_json(folder / NETWORK_NAME, tree)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / WEIGHTS_NAME)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The smaller network that `apply` saved, in eval mode, on the CPU.
+
+    Args:
+        folder: that `apply` wrote.
+        model: the dense architecture, where it was the caller's own module (its weights do not matter).
+
+    Raises:
+        ValueError, FileNotFoundError: nothing there, or another architecture.
+    """
+    folder = Path(folder)
+    for name in (NETWORK_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
+    try:
+        tree = json.loads((folder / NETWORK_NAME).read_text(encoding="utf-8"))
+        kept = {(entry["tensor"], entry["dim"]): np.array(entry["positions"]) for entry in tree["kept"]}
+        state = load_file(folder / WEIGHTS_NAME)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): apply the plan anew") from error
+    if model is None:
+        if tree["network"] is None:
+            raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
+        model = build_network(
+            NetworkConfig.model_construct(**tree["network"], kwargs=tree["kwargs"], weights=None, pretrain=None)
+        )
+    small = narrow(copy.deepcopy(model).cpu(), kept)
+    try:
+        small.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return small.eval()
+
+
+def _largest_difference(task: Task, masked: nn.Module, shrunk: nn.Module) -> float:
+    """Over the logits' spread. The masked network is the oracle.
+
+    Raises:
+        RuntimeError: they do not agree; nothing is saved.
+    """
+    images = first_images(task.search, 100)
+    expected = logits(masked, images)
+    difference = (logits(shrunk, images) - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            "the shrunk network does not compute what the masked one computes (logits differ by "
+            f"{float(difference):.1e} of their spread): leave layers out with layers.exclude until it does, "
+            "and please report this network"
+        )
+    return float(difference)
+
+
+def _measure(
+    task: Task, plan: RatioPlan, models: Mapping[str, nn.Module], reporter: Reporter
+) -> dict[str, dict[str, float | None]]:
+    cost = {"dense": {"flops": 1.0, "params": 1.0}, "masked": {"flops": 1.0, "params": 1.0}}
+    reached = {kind: task.structure.fraction(kind, plan.widths) for kind in ("flops", "params")}
+    with reporter.bar("measure", len(models)) as advance:
+        latency = measure_latency(models, task.structure.input_shape)
+        rows: dict[str, dict[str, float | None]] = {}
+        for name, model in models.items():
+            rows[name] = {
+                "test_accuracy": None if task.test is None else accuracy(model, task.test),
+                **cost.get(name, reached),
+                "latency_ms": latency[name],
+            }
+            advance(name)
+    return rows
+
+
+def apply_table(rows: Mapping[str, Mapping[str, float | None]], epochs: int) -> Table:
+    """Dense, masked, repaired and fine-tuned, side by side."""
+    titles = {
+        "dense": "dense",
+        "masked": "masked, nothing repaired",
+        "repaired": "pruned and repaired",
+        "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
+    }
+    table = Table(title="The plan, applied")
+    for column in ("network", "test accuracy", "FLOPs", "parameters", f"latency (batch of {BATCH})"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for name, title in titles.items():
+        if name in rows:
+            row = rows[name]
+            shown = row["test_accuracy"]
+            table.add_row(
+                title,
+                "–" if shown is None else f"{shown:.2f} %",
+                f"{100 * (row['flops'] or 0):.1f} %",
+                f"{100 * (row['params'] or 0):.1f} %",
+                f"{row['latency_ms']:.2f} ms",
+            )
+    return table

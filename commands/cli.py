@@ -1,0 +1,164 @@
+"""The console script. Every command is a function of `secateur` with the same name; here are only its options."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ..configs import builtin_configs
+from ..reports.progress import RichReporter
+
+app = typer.Typer(
+    name="secateur",
+    help="Learn how much of each layer of a neural network to prune. [bold]train[/bold] an agent and get a ratio plan, "
+    "[bold]apply[/bold] the plan, [bold]compare[/bold] it with hand-set ratios.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+CONFIG_HELP = f"A built-in config ({', '.join(builtin_configs())}) or a YAML file."
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the config: --set budget.flops=0.4")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder to write to.")]
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the plan]")
+]
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP + " [default: the embedded one, digits]")] = None,
+    overrides: Overrides = None,
+    out: Out = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the search.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+) -> None:
+    """Train the agent for a network and write the best ratio plan it finds.
+
+    Example: secateur train cifar10-resnet20 --set data.root=DIR --set budget.flops=0.5 --out runs/r20
+
+    The run folder holds plan.json, policy.safetensors, episodes.jsonl (a line an episode), summary.json, config.yaml,
+    TensorBoard events and two figures. Ctrl-C keeps what was found; --resume goes on, after a crash too.
+    """
+    from .train import train
+
+    reporter = RichReporter()
+    if resume is not None and (config is not None or out is not None):
+        raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
+    done = train(config, overrides=overrides or (), out=out, seed=seed, resume=resume, reporter=reporter)
+    best, base = done.summary["best"], done.summary["base"]
+    reporter.say(
+        f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
+        f"(uniform {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
+        f"{100 * best['flops']:.1f} % of the FLOPs"
+    )
+    _wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "reward.png")
+    if not done.finished:
+        raise typer.Exit(130)
+
+
+@app.command("apply")
+def apply_command(
+    plan: Annotated[Path, typer.Argument(help="A plan.json, or the run folder that holds it.")],
+    finetune: Annotated[
+        int | None, typer.Option("--finetune", min=0, help="Epochs. [default: the config's finetune.epochs]")
+    ] = None,
+    out: Out = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Apply a plan: a physically smaller network, repaired, fine-tuned, measured and saved.
+
+    Example: secateur apply runs/r20/plan.json --finetune 10 --out small
+
+    secateur.load("small") gives the network back in Python.
+    """
+    from .apply import apply
+
+    reporter = RichReporter()
+    done = apply(plan, finetune=finetune, out=out, config=config, overrides=overrides or (), reporter=reporter)
+    _wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
+
+
+@app.command("compare")
+def compare_command(
+    plans: Annotated[list[Path] | None, typer.Argument(help="Plans or run folders.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Allocators, comma-separated: uniform,shallow,deep,random")
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option("--candidates", min=1, help="For random search. [default: as many as the plan's own]")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Rows of every allocator that draws.")] = 1,
+    finetune: Annotated[int, typer.Option("--finetune", min=0, help="Epochs, the same for every row.")] = 0,
+    out: Out = None,
+    config: ConfigOption = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compare plans with hand-set ratios and random search: same cost, same repair, same images.
+
+    Example: secateur compare runs/r20/plan.json --against uniform,shallow,deep,random
+
+    Without a plan: secateur compare --config cifar10-resnet20 --set data.root=DIR --against uniform,deep
+    """
+    from .compare import compare
+
+    if not plans and config is None:
+        raise ValueError("nothing to compare: give a plan, or --config")
+    reporter = RichReporter()
+    done = compare(
+        plans or (),
+        config=config,
+        against=None if against is None else [name.strip() for name in against.split(",") if name.strip()],
+        candidates=candidates,
+        seeds=range(seeds),
+        overrides=overrides or (),
+        finetune=finetune,
+        out=out,
+        reporter=reporter,
+    )
+    _wrote(reporter, done.folder, "compare.json", "compare.png")
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(metadata.version("secateur"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _wrote(reporter: RichReporter, folder: Path, *names: str) -> None:
+    for name in names:
+        if (folder / name).exists():
+            reporter.say(f"  {folder / name}")
+
+
+def main() -> None:
+    """Run a command; a user's mistake ends in one line and exit code 2 (SECATEUR_DEBUG=1 shows where)."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped")
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("SECATEUR_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,225 @@
+"""`secateur compare`: plans against hand-set ratios and random search, at the same cost, on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor, nn
+
+from ..agents import Allocation, get_allocator
+from ..configs import Config
+from ..envs.evaluator import logits
+from ..pruners.layers import PlanError
+from ..pruners.plan import RatioPlan, plan_path, write_json
+from ..reports.figures import comparison_figure
+from ..reports.progress import Reporter
+from .apply import task_for_plans
+from .folders import new_folder
+from .task import Images, Task, describe
+
+COMPARE_NAME = "compare.json"
+DEFAULT_CANDIDATES = 100
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison leaves behind.
+
+    Attributes:
+        rows: one an allocator and seed, as `compare.json` holds them.
+        plans: the plans behind the rows.
+        folder: where everything was written.
+    """
+
+    rows: list[dict[str, Any]]
+    plans: list[RatioPlan]
+    folder: Path
+
+
+def compare(
+    plans: Sequence[RatioPlan | str | Path] = (),
+    *,
+    config: Config | str | Path | None = None,
+    model: nn.Module | None = None,
+    images: Images | None = None,
+    against: Sequence[str] | None = None,
+    candidates: int | None = None,
+    seeds: Sequence[int] = (0,),
+    overrides: Sequence[str] = (),
+    finetune: int = 0,
+    out: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Comparison:
+    """Judge plans and other allocators alike: same cost, same repair, same search and test images.
+
+    Args:
+        plans: plans, their files or run folders; may be none if a config is given.
+        config: where network and images come from; none takes the config beside the first plan.
+        model: your own network instead of the config's.
+        images: your own images instead of the config's.
+        against: allocators; none takes the config's `compare.against`.
+        candidates: a search allocator may judge; none takes the config's, else as many as the plans' own searches.
+        seeds: of the allocators that draw; the others get one row.
+        overrides: `section.key=value` on top of the config.
+        finetune: epochs every row is fine-tuned for, alike.
+        out: an empty or new folder; none takes `compare` beside the first plan, else `runs/NAME-compare`.
+        reporter: shows progress.
+
+    Raises:
+        PlanError: a plan is for another network, or the plans have different budgets or criteria.
+        ValueError, FileNotFoundError: other bad input, in one line.
+    """
+    reporter = reporter or Reporter()
+    if finetune < 0:
+        raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
+    paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
+    beside = plan_path(paths[0]).parent if paths else None
+    loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
+    _check_alike(loaded)
+    if loaded:
+        overrides = [*overrides, f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"]
+    task = task_for_plans(loaded, config, beside, model, images, overrides, reporter)
+    chosen = [get_allocator(name) for name in (task.config.compare.against if against is None else against)]
+    reporter.say(describe(task))
+    if candidates is None:
+        candidates = task.config.compare.candidates or max(
+            (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
+        )
+    for allocator in chosen:
+        for seed in seeds if allocator.searches else seeds[:1]:
+            loaded.append(_allocate(task, allocator.name, seed, candidates if allocator.searches else 0, reporter))
+    folder = new_folder(out, beside / "compare" if beside else Path("runs") / f"{task.config.name}-compare")
+
+    rows: list[dict[str, Any]] = []
+    correct: list[Tensor | None] = []
+    with reporter.bar("judge", len(loaded)) as advance:
+        for i, plan in enumerate(loaded):
+            row, hits = _judge(task, plan, finetune, reporter)
+            name = f"plans/{i}-{plan.provenance.allocator}-{plan.provenance.seed}.json"
+            plan.save(folder / name)
+            rows.append({**row, "plan": name})
+            correct.append(hits)
+            advance(plan.provenance.allocator)
+    _add_gains(rows, correct)
+    write_json(
+        folder / COMPARE_NAME,
+        {
+            "config": task.config.name,
+            "budget": {"kind": task.budget.kind, "fraction": task.budget.fraction},
+            "repair": task.config.pruning.final_repair,
+            "finetune_epochs": finetune,
+            "candidates": candidates,
+            "rows": rows,
+        },
+    )
+    task.save(folder)
+    comparison_figure(rows, loaded, folder / "compare.png")
+    reporter.show(compare_table(rows))
+    return Comparison(rows, loaded, folder)
+
+
+def _check_alike(plans: Sequence[RatioPlan]) -> None:
+    for plan in plans[1:]:
+        if plan.budget != plans[0].budget or plan.criterion != plans[0].criterion:
+            mine, theirs = (f"{p.budget.kind} {p.budget.fraction:g}, {p.criterion}" for p in (plans[0], plan))
+            raise PlanError(f"plans can only be compared at the same budget and criterion: {mine} against {theirs}")
+
+
+def _allocate(task: Task, name: str, seed: int, candidates: int, reporter: Reporter) -> RatioPlan:
+    with reporter.bar(name, max(1, candidates)) as advance:
+
+        def reward(widths: NDArray[np.int64]) -> float:
+            value = task.reward.reward(task.evaluator.evaluate(widths))
+            advance(f"reward {value:+.3f}")
+            return value
+
+        allocation = Allocation(task.budget, reward, max(1, candidates), np.random.default_rng(seed))
+        widths = get_allocator(name).allocate(allocation)
+        if not candidates:
+            advance("")
+    network = task.config.network
+    return RatioPlan.make(
+        task.structure,
+        widths,
+        architecture=network.name if network else type(task.model).__name__,
+        criterion=task.config.pruning.criterion,
+        budget=(task.budget.kind, task.budget.fraction),
+        figures={},
+        allocator=name,
+        seed=seed,
+        candidates=candidates,
+    )
+
+
+def _judge(task: Task, plan: RatioPlan, finetune: int, reporter: Reporter) -> tuple[dict[str, Any], Tensor | None]:
+    pruned = task.prune(plan.widths)
+    judged = task.evaluator.judge(pruned, plan.widths)
+    hits = None if task.test is None else _correct(pruned, task)
+    row: dict[str, Any] = {
+        "allocator": plan.provenance.allocator,
+        "seed": plan.provenance.seed,
+        "candidates": plan.provenance.candidates,
+        "flops": judged.flops,
+        "params": judged.params,
+        "search_accuracy": judged.accuracy,
+        "reconstruction_loss": judged.reconstruction_loss,
+        "test_accuracy": None if hits is None else 100.0 * float(hits.mean()),
+    }
+    if finetune:
+        task.finetune(pruned, finetune, reporter)
+        row["finetuned_test_accuracy"] = None if task.test is None else 100.0 * float(_correct(pruned, task).mean())
+    return row, hits
+
+
+def _correct(model: nn.Module, task: Task) -> Tensor:
+    """(test images,) 1 where the answer is right."""
+    assert task.test is not None
+    labels = torch.cat([labels for _, labels in task.test])
+    return (logits(model, task.test).argmax(1) == labels).float()
+
+
+def _add_gains(rows: list[dict[str, Any]], correct: Sequence[Tensor | None]) -> None:
+    """Test accuracy over the uniform plan's, with the standard error of the difference on the same images."""
+    base = next((hits for row, hits in zip(rows, correct, strict=True) if row["allocator"] == "uniform"), None)
+    for row, hits in zip(rows, correct, strict=True):
+        if base is not None and hits is not None:
+            gain = 100.0 * (hits - base)
+            row["test_gain_over_uniform"] = float(gain.mean())
+            row["test_gain_standard_error"] = float(gain.std() / len(gain) ** 0.5)
+
+
+def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One row an allocator and seed, in the order given."""
+    tuned = any("finetuned_test_accuracy" in row for row in rows)
+    table = Table(title="Same cost, same repair, same images")
+    for column in ("allocator", "seed", "candidates", "FLOPs", "parameters", "search", "test", "over uniform"):
+        table.add_column(column, justify="left" if column == "allocator" else "right")
+    if tuned:
+        table.add_column("test, fine-tuned", justify="right")
+    for row in rows:
+        gain = row.get("test_gain_over_uniform")
+        cells = [
+            row["allocator"],
+            str(row["seed"]),
+            str(row["candidates"]),
+            f"{100 * row['flops']:.1f} %",
+            f"{100 * row['params']:.1f} %",
+            f"{row['search_accuracy']:.2f} %",
+            _percent(row["test_accuracy"]),
+            "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
+        ]
+        if tuned:
+            cells.append(_percent(row.get("finetuned_test_accuracy")))
+        table.add_row(*cells)
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"

@@ -1,0 +1,27 @@
+"""Output folders: where results go, and that none is overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def new_folder(out: str | Path | None, default: Path) -> Path:
+    """An empty folder to write to: `out`, or the first free one of default, default-2, …
+
+    Raises:
+        ValueError: `out` is a file, or holds something already.
+    """
+    if out is not None:
+        folder = Path(out)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            what = "is a file" if not folder.is_dir() else "is not empty, and nothing is overwritten"
+            raise ValueError(f"--out {folder}: it {what}; choose another folder (a run goes on with --resume {folder})")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    number = 1
+    while True:
+        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
+        number += 1

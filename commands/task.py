@@ -1,0 +1,319 @@
+"""A task: a dense network, its images and its layers, made ready from a config or from what the caller brings."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..configs import Config, ConfigError, dump_config, load_config
+from ..configs.schema import FitConfig, NetworkConfig
+from ..data import Splits, as_batches, load_splits
+from ..envs import CandidateEvaluator, RewardWeights
+from ..networks import Batches as Loader
+from ..networks import build_network, find_weights, fit
+from ..pruners.budget import Budget
+from ..pruners.coupling import find_layers
+from ..pruners.layers import Structure
+from ..pruners.pruner import ChannelPruner, count_images
+from ..pruners.reconstruction import Batches
+from ..reports.progress import Reporter
+
+CONFIG_NAME = "config.yaml"
+DENSE_NAME = "dense.safetensors"
+
+LoaderOf = Callable[[int], Loader]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A caller's own images; every one an iterable of (images (N, C, H, W) float, labels (N,)).
+
+    Attributes:
+        calibration: that repair.
+        search: that pay the reward: if there are any, images the network was not trained on.
+        test: looked at in the end.
+        train: for fine-tuning, walked anew every epoch; none if there is no fine-tuning.
+    """
+
+    calibration: Iterable[Any]
+    search: Iterable[Any]
+    test: Iterable[Any] | None = None
+    train: Any = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every command works on.
+
+    Attributes:
+        config: resolved, paths absolute.
+        model: the dense network, in eval mode; never changed.
+        calibration: images that repair.
+        search: images that pay the reward.
+        test: images that are looked at in the end; none where the caller gave none.
+        train: makes the loader for fine-tuning, for a seed; none where the caller gave none.
+        source: where the images come from, in a line.
+        trained_here: whether the network was trained for this task, so that its weights are kept with the run.
+    """
+
+    config: Config
+    model: nn.Module
+    calibration: Batches
+    search: Batches
+    test: Batches | None
+    train: LoaderOf | None
+    source: str
+    trained_here: bool = False
+
+    @cached_property
+    def structure(self) -> Structure:
+        """The network's layers."""
+        layers = self.config.layers
+        shape = tuple(self.search[0][0].shape[1:])
+        return find_layers(self.model, shape, cut=layers.cut, exclude=layers.exclude)
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What a plan may cost here."""
+        asked = self.config.budget
+        return Budget(self.structure, asked.kind, asked.fraction, self.config.layers.max_sparsity)
+
+    @cached_property
+    def pruner(self) -> ChannelPruner:
+        """The dense network, ready to be pruned in many ways."""
+        return ChannelPruner(self.model, self.structure, self.config.pruning.criterion, self.calibration)
+
+    @cached_property
+    def evaluator(self) -> CandidateEvaluator:
+        """Judges candidates the fast way, on the search images."""
+        pruning = self.config.pruning
+        return CandidateEvaluator(
+            self.pruner, self.search, repair=pruning.search_repair, adaptive_bn=pruning.search_adaptive_bn
+        )
+
+    @property
+    def reward(self) -> RewardWeights:
+        """Weights of the reward's terms."""
+        return RewardWeights(**self.config.reward.model_dump())
+
+    def prune(self, widths: np.ndarray[Any, np.dtype[np.int64]]) -> nn.Module:
+        """A smaller network, repaired as a finished plan is; it owns all its tensors."""
+        pruning = self.config.pruning
+        pruned = self.pruner.prune(
+            widths, pruning.final_repair, refit=pruning.refit_producers, adaptive_bn=pruning.final_adaptive_bn
+        )
+        for parameter in pruned.parameters():
+            parameter.data = parameter.data.clone()
+        return pruned
+
+    def finetune(self, model: nn.Module, epochs: int, reporter: Reporter) -> None:
+        """Train a pruned network in place: SGD, cosine.
+
+        Raises:
+            ValueError: there are no training images.
+        """
+        if epochs == 0:
+            return
+        if self.train is None:
+            raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
+        config = self.config.finetune.model_copy(update={"epochs": epochs})
+        run_fit(model, self.train(config.batch_size), config, self.config.seed, reporter, "fine-tune")
+
+    def save(self, folder: Path) -> None:
+        """Write the resolved config, and the dense weights if they were trained here."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.trained_here:
+            save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, folder / DENSE_NAME)
+        (folder / CONFIG_NAME).write_text(dump_config(self.config), encoding="utf-8")
+
+
+def resolve_config(
+    config: Config | str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
+    seed: int | None = None,
+) -> Config:
+    """The config given, or the one a run folder holds, with overrides on top.
+
+    Raises:
+        ConfigError: see `load_config`; or neither is there.
+    """
+    if isinstance(config, Config):
+        return config if seed is None else config.model_copy(update={"seed": seed})
+    if config is None and folder is not None:
+        config = folder / CONFIG_NAME
+        if not config.is_file():
+            raise ConfigError(f"no {CONFIG_NAME} in {folder}: give the config that the plan was made with (--config)")
+    return load_config(config, overrides, seed=seed)
+
+
+def make_task(
+    config: Config,
+    *,
+    folder: Path | None = None,
+    model: nn.Module | None = None,
+    images: Images | None = None,
+    reporter: Reporter | None = None,
+) -> Task:
+    """Build the network and read the images that a config names, or take the caller's.
+
+    Args:
+        config: checked.
+        folder: a run folder; a network that was trained there is loaded instead of trained again.
+        model: the caller's network instead of the config's.
+        images: the caller's images instead of the config's.
+        reporter: shows progress.
+
+    Raises:
+        ValueError, FileNotFoundError: a network, weights or images that cannot be used.
+    """
+    reporter = reporter or Reporter()
+    _prepare_torch(config)
+    device = _device(config.device)
+    if images is not None:
+        task = Task(config, nn.Identity(), *_caller_batches(images, device), source="the caller's images")
+    else:
+        task = _task_from_splits(config, device)
+    if model is None:
+        network = config.network
+        if network is None:
+            raise ConfigError("the config has no network section: add one, or pass model=")
+        model, trained = _network(task, network, folder, reporter)
+        task = replace(task, trained_here=trained)
+    task = replace(task, model=_clean(model, device), config=_absolute(config))
+    _check_classes(task)
+    return task
+
+
+def run_fit(model: nn.Module, batches: Loader, config: FitConfig, seed: int, reporter: Reporter, title: str) -> None:
+    """`fit` with a progress bar."""
+    with reporter.bar(title, config.epochs * len(batches)) as advance:
+        fit(model, batches, config, seed=seed, on_step=lambda _step, _total, loss: advance(f"loss {loss:.3f}"))
+
+
+def _prepare_torch(config: Config) -> None:
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device = {name!r} is not to be had here ({str(error).splitlines()[0]}): try cpu") from None
+    return device
+
+
+def _task_from_splits(config: Config, device: torch.device) -> Task:
+    data, network = config.data, config.network
+    if data is None or network is None:
+        raise ConfigError("the config has no data or network section: add it, or pass images=")
+    splits: Splits = load_splits(data, num_classes=network.num_classes)
+    size = data.batch_size
+    return Task(
+        config=config,
+        model=nn.Identity(),
+        calibration=splits.calibration.batches(size, device),
+        search=splits.search.batches(size, device),
+        test=splits.test.batches(size, device),
+        train=lambda batch: splits.train.loader(batch, augment=data.augment, flip=data.flip, seed=config.seed),
+        source=splits.source,
+    )
+
+
+def _caller_batches(images: Images, device: torch.device) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
+    def ready(loader: Iterable[Any]) -> Batches:
+        return [(x.to(device), y.to(device)) for x, y in as_batches(loader)]
+
+    train = images.train
+    return (
+        ready(images.calibration),
+        ready(images.search),
+        None if images.test is None else ready(images.test),
+        None if train is None else lambda _batch: train,
+    )
+
+
+def _network(task: Task, network: NetworkConfig, folder: Path | None, reporter: Reporter) -> tuple[nn.Module, bool]:
+    """The config's network, and whether its weights come from training it here."""
+    data = task.config.data
+    model = build_network(network, _weight_folders(task.config), seed=task.config.seed)
+    if network.weights is not None:
+        return model, False
+    saved = folder / DENSE_NAME if folder is not None else None
+    if saved is not None and saved.is_file():
+        model.load_state_dict(load_file(saved))
+        return model, True
+    assert network.pretrain is not None, "the schema asks for weights or training"
+    if task.train is None or data is None:
+        raise ConfigError("network.pretrain needs training images: give a data section, or network.weights")
+    model.to(task.search[0][0].device)
+    run_fit(model, task.train(network.pretrain.batch_size), network.pretrain, task.config.seed, reporter, "pretrain")
+    return model, True
+
+
+def _weight_folders(config: Config) -> list[Path]:
+    return [config.data.root] if config.data is not None and config.data.root is not None else []
+
+
+def _absolute(config: Config) -> Config:
+    """Paths that hold from any working directory, so that a run folder can be used from anywhere."""
+    network, data = config.network, config.data
+    if network is not None and network.weights is not None:
+        weights = find_weights(network.weights, _weight_folders(config)).resolve()
+        network = network.model_copy(update={"weights": weights})
+    if data is not None and data.root is not None:
+        data = data.model_copy(update={"root": data.root.resolve()})
+    return config.model_copy(update={"network": network, "data": data})
+
+
+def _clean(model: nn.Module, device: torch.device) -> nn.Module:
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"the network's {name} holds a NaN or an infinity: it cannot be pruned; retrain or reload it"
+            )
+    return model.to(device).eval()
+
+
+def _check_classes(task: Task) -> None:
+    """Labels must be classes that the network knows."""
+    images, _ = task.search[0]
+    try:
+        with torch.inference_mode():
+            outputs = task.model(images[:1])
+    except RuntimeError as error:
+        shape = "×".join(map(str, images.shape[1:]))
+        raise ValueError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
+    highest = max(int(labels.max()) for _, labels in (*task.calibration, *task.search, *(task.test or ())))
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and highest >= outputs.shape[1]:
+        raise ValueError(
+            f"a label is {highest}, but the network tells {outputs.shape[1]} classes (0 … {outputs.shape[1] - 1}): "
+            "check num_classes and the data set"
+        )
+
+
+def describe(task: Task) -> str:
+    """The task in a line, for a person."""
+    structure, budget = task.structure, task.budget
+    flops = structure.cost("flops", structure.widths)
+    test = f", {count_images(task.test)} test" if task.test is not None else ""
+    return (
+        f"{task.config.name}: {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, budget "
+        f"{100 * budget.fraction:g} % of the {budget.kind}; images: {count_images(task.calibration)} calibration, "
+        f"{count_images(task.search)} search{test}"
+    )

@@ -1,0 +1,222 @@
+"""`secateur train`: the agent learns how much of each layer to prune; out comes a ratio plan."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from ..agents import Episode, Learner
+from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
+from ..configs import Config
+from ..envs import LayerSparsityEnv, layer_statistics
+from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
+from ..reports.figures import plan_figure, reward_figure
+from ..reports.progress import Reporter
+from .folders import new_folder
+from .task import CONFIG_NAME, Images, Task, describe, make_task, resolve_config
+
+SUMMARY_NAME = "summary.json"
+POLICY_NAME = "policy.safetensors"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training leaves behind.
+
+    Attributes:
+        plan: the best plan found.
+        folder: the run folder.
+        summary: what `summary.json` holds.
+        finished: whether all episodes were walked; if not, the run can be resumed.
+    """
+
+    plan: RatioPlan
+    folder: Path
+    summary: dict[str, Any]
+    finished: bool
+
+
+def train(
+    config: Config | str | Path | None = None,
+    *,
+    model: nn.Module | None = None,
+    images: Images | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    seed: int | None = None,
+    resume: str | Path | None = None,
+    reporter: Reporter | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> Training:
+    """Train the agent for a network and return the best plan it found.
+
+    Every episode is on disk before the next begins. Ctrl-C ends the search early and keeps what was found; a run
+    that was killed goes on with `resume`, which replays the log: the agent learns again what it had learnt, without
+    judging any candidate twice, and continues as if it had never stopped.
+
+    Args:
+        config: a built-in name, a YAML file or a `Config`; none is the embedded default.
+        model: your own network instead of the config's.
+        images: your own images instead of the config's.
+        overrides: `section.key=value` on top of the config.
+        out: an empty or new folder; none takes `runs/NAME`.
+        seed: of the search, instead of the config's.
+        resume: the folder of a run to go on with.
+        reporter: shows progress.
+        on_episode: called after every episode.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, in one line.
+    """
+    reporter = reporter or Reporter()
+    start = time.perf_counter()
+    previous = _existing_run(resume) if resume is not None else None
+    resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
+    task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)
+    reporter.say(describe(task))
+    folder = previous or new_folder(out, Path("runs") / resolved.name)
+    task.save(folder)
+
+    log = EpisodeLog(folder / LOG_NAME)
+    past = log.read(len(task.structure.layers))
+    evaluator = task.evaluator
+    evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
+    env = LayerSparsityEnv(task.budget, evaluator, layer_statistics(task.pruner), task.reward)
+    learner = Learner(env, task.config.agent, task.config.seed)
+    setup = time.perf_counter() - start
+
+    episodes: list[Episode] = []
+    finished = True
+    writer = SummaryWriter(folder / "tensorboard", purge_step=len(past))
+    try:
+        with reporter.bar("search", task.config.agent.episodes) as advance:
+            for episode in learner.run([record["actions"] for record in past]):
+                episodes.append(episode)
+                if episode.number >= len(past):
+                    log.append(episode, task.structure)
+                    _to_tensorboard(writer, episode)
+                    _plan(task, episodes).save(folder / PLAN_NAME)
+                advance(_note(episode, max(e.reward for e in episodes)))
+                if on_episode is not None:
+                    on_episode(episode)
+    except KeyboardInterrupt:
+        finished = False
+        if not episodes:
+            raise
+        reporter.say(f"stopped after {len(episodes)} episodes; go on with: secateur train --resume {folder}")
+    finally:
+        writer.close()
+
+    plan = _plan(task, episodes)
+    plan.save(folder / PLAN_NAME)
+    summary = _summary(task, episodes, len(past), setup, learner.seconds, time.perf_counter() - start)
+    write_json(folder / SUMMARY_NAME, summary)
+    _save_policy(learner, folder)
+    plan_figure(plan, folder / "plan.png")
+    reward_figure([episode.reward for episode in episodes], folder / "reward.png")
+    return Training(plan, folder, summary, finished)
+
+
+def _existing_run(folder: str | Path) -> Path:
+    path = Path(folder)
+    if not (path / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"--resume {path}: no run there (no {CONFIG_NAME}); start one with secateur train --out {path}"
+        )
+    return path
+
+
+def _plan(task: Task, episodes: Sequence[Episode]) -> RatioPlan:
+    best = max(episodes, key=lambda episode: episode.reward)
+    return RatioPlan.make(
+        task.structure,
+        best.widths,
+        architecture=task.config.network.name if task.config.network else type(task.model).__name__,
+        criterion=task.config.pruning.criterion,
+        budget=(task.budget.kind, task.budget.fraction),
+        figures={
+            "search_accuracy": best.evaluation.accuracy,
+            "reconstruction_loss": best.evaluation.reconstruction_loss,
+            "reward": best.reward,
+        },
+        allocator=task.config.agent.algorithm,
+        seed=task.config.seed,
+        candidates=len(episodes),
+    )
+
+
+def _note(episode: Episode, best: float) -> str:
+    return (
+        f"reward {episode.reward:+.3f} best {best:+.3f} acc {episode.evaluation.accuracy:.1f}% "
+        f"FLOPs {100 * episode.evaluation.flops:.1f}%"
+    )
+
+
+def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
+    scalars = {
+        "reward/total": episode.reward,
+        **{f"reward/{name}": value for name, value in episode.terms.items()},
+        "candidate/accuracy": episode.evaluation.accuracy,
+        "candidate/reconstruction_loss": episode.evaluation.reconstruction_loss,
+        "candidate/flops": episode.evaluation.flops,
+        "search/noise": episode.noise,
+        "search/seconds": episode.seconds,
+    }
+    for name, value in scalars.items():
+        writer.add_scalar(name, value, episode.number)
+
+
+def _summary(
+    task: Task, episodes: Sequence[Episode], replayed: int, setup: float, agent: float, total: float
+) -> dict[str, Any]:
+    best = max(episodes, key=lambda episode: episode.reward)
+    rewards = np.array([episode.reward for episode in episodes])
+    quarter = max(1, len(episodes) // 4)
+    walked = [episode.seconds for episode in episodes[replayed:]]
+    structure = task.structure
+    return {
+        "dense": {
+            "search_accuracy": task.evaluator.dense.accuracy,
+            "flops": 1.0,
+            "params": 1.0,
+            "flops_count": structure.cost("flops", structure.widths),
+            "params_count": structure.cost("params", structure.widths),
+        },
+        "best": {
+            "episode": best.number,
+            "reward": best.reward,
+            "search_accuracy": best.evaluation.accuracy,
+            "reconstruction_loss": best.evaluation.reconstruction_loss,
+            "flops": best.evaluation.flops,
+            "params": best.evaluation.params,
+        },
+        "base": {"reward": episodes[0].reward, "search_accuracy": episodes[0].evaluation.accuracy},
+        "episodes": len(episodes),
+        "replayed": replayed,
+        "mean_reward_first_quarter": float(rewards[:quarter].mean()),
+        "mean_reward_last_quarter": float(rewards[-quarter:].mean()),
+        "seconds": total,
+        "seconds_per_episode": float(np.mean(walked)) if walked else 0.0,
+        "seconds_per_part": {"setup": setup, **task.evaluator.seconds, "agent": agent},
+        "uncut": dict(structure.uncut),
+    }
+
+
+def _save_policy(learner: Learner, folder: Path) -> None:
+    """Actor and critics as safetensors, with what is needed to build them again."""
+    tensors = {name: t.contiguous().clone() for name, t in learner.model.policy.state_dict().items()}
+    about = {
+        "algorithm": learner.config.algorithm,
+        "hidden": json.dumps(list(learner.config.hidden)),
+        "features": json.dumps(learner.env.feature_names),
+    }
+    save_file(tensors, folder / POLICY_NAME, metadata=about)

@@ -1,0 +1,494 @@
+"""Tiny networks, one for every way in which channels couple; their batch norms are far from trivial.
+
+Every one says which layers it should have, so that a coupling that is lost is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops.misc import SqueezeExcitation
+
+from secateur.networks import CifarResNet
+
+CLASSES = 5
+RGB = (3, 8, 8)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One network and what is known of it.
+
+    Attributes:
+        build: makes it, with torch's random weights.
+        inner: layer → width, with `cut="inner"`.
+        trunk: the layers that `cut="all"` has on top.
+        whole: left whole in any case, with a part of the reason.
+        shape: of one image.
+        traceable: whether torch.fx can follow its forward.
+    """
+
+    build: Callable[[], nn.Module]
+    inner: Mapping[str, int]
+    trunk: Mapping[str, int] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = RGB
+    traceable: bool = True
+
+    def layers(self, cut: str) -> dict[str, int]:
+        return {**self.inner, **(self.trunk if cut == "all" else {})}
+
+
+ZOO: dict[str, Toy] = {}
+
+
+def toy(
+    inner: Mapping[str, int],
+    trunk: Mapping[str, int] | None = None,
+    whole: Mapping[str, str] | None = None,
+    shape: tuple[int, ...] = RGB,
+    traceable: bool = True,
+) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
+    def register(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        ZOO[build.__name__.lower()] = Toy(build, inner, trunk or {}, whole or {}, shape, traceable)
+        return build
+
+    return register
+
+
+def make(name: str, seed: int = 0) -> nn.Module:
+    """The network in eval mode, with statistics and affine parameters that are nowhere 0 or 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ZOO[name].build()
+        scramble(model)
+    return model.eval()
+
+
+def scramble(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.weight is not None:
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0.0, 0.3)
+            if module.running_mean is not None:
+                module.running_mean.normal_(0.0, 0.3)
+                module.running_var.uniform_(0.5, 2.0)
+        elif isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, 0.1, 0.5)
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.normal_(module.bias, 0.0, 0.3)
+
+
+def images(name: str, count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, *ZOO[name].shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(name: str, counts: tuple[int, ...] = (24, 24, 16), seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    """Calibration images in batches of unlike size, and labels nobody needs."""
+    return [(images(name, count, seed + i), torch.arange(count) % CLASSES) for i, count in enumerate(counts)]
+
+
+class Head(nn.Sequential):
+    """Global average pooling and a linear classifier."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, CLASSES))
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+@toy({"0.0": 8, "2.0": 6, "5": 10}, whole={"7": "output"})
+def vgg() -> nn.Module:
+    """Flattened: every channel is four inputs of the linear layer."""
+    return nn.Sequential(
+        conv_bn(3, 8),
+        nn.MaxPool2d(2),
+        conv_bn(8, 6),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(6 * 4, 10),
+        nn.ReLU(),
+        nn.Linear(10, CLASSES),
+    )
+
+
+@toy({"0": 7, "2": 6, "4": 9}, whole={"6.2": "output"})
+def plain_bias() -> nn.Module:
+    """With biases, without batch norm; padding, stride and dilation of every kind."""
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 3, padding=1, padding_mode="reflect"),
+        nn.ReLU(),
+        nn.Conv2d(7, 6, (3, 2), stride=(2, 1), padding=(0, 1)),
+        nn.ReLU(),
+        nn.Conv2d(6, 9, 3, padding="same", dilation=2),
+        nn.LeakyReLU(0.1),
+        Head(9),
+    )
+
+
+@toy({"0": 6, "3": 8}, whole={"6.2": "output"})
+def bias_and_norm() -> nn.Module:
+    """A bias in front of a batch norm, and a batch norm without affine parameters."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.ReLU(),
+        Head(8),
+    )
+
+
+@toy(
+    {"layer1.0.conv1": 4, "layer2.0.conv1": 6, "layer3.0.conv1": 8},
+    {"conv1": 4, "layer2.0.conv2": 6, "layer3.0.conv2": 8},
+    {"linear": "output"},
+)
+def residual() -> nn.Module:
+    """Option-A shortcuts: a ChannelPad where shapes change."""
+    return CifarResNet(1, CLASSES, widths=(4, 6, 8))
+
+
+class Downsampled(nn.Module):
+    """torchvision's own blocks: in-place, the shortcut computed after the branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.block1 = BasicBlock(6, 6)
+        shortcut = nn.Sequential(nn.Conv2d(6, 8, 1, 2, bias=False), nn.BatchNorm2d(8))
+        self.block2 = BasicBlock(6, 8, stride=2, downsample=shortcut)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block2(self.block1(self.stem(x))))
+
+
+@toy({"block1.conv1": 6, "block2.conv1": 8}, {"stem.0": 6, "block2.conv2": 8}, {"head.2": "output"})
+def downsample() -> nn.Module:
+    return Downsampled()
+
+
+@toy({"0.0": 8, "1.conv1": 4, "1.conv2": 4}, {"1.conv3": 16}, {"2.2": "output"})
+def bottleneck() -> nn.Module:
+    """ResNeXt's: a grouped convolution inside, a unit of which is one channel in both groups."""
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    return nn.Sequential(conv_bn(3, 8), Bottleneck(8, 4, downsample=shortcut, groups=2, base_width=64), Head(16))
+
+
+class PreActivation(nn.Module):
+    """Batch norm in front; what the stem computes reaches a batch norm *and* the shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.stem = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(8)
+        self.conv1 = nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(torch.relu(self.first(x)))
+        out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        return self.head(F.relu(self.bn3(out + x)))
+
+
+@toy({"first": 6, "conv1": 6}, {"stem": 8}, {"head.2": "output"})
+def preactivation() -> nn.Module:
+    return PreActivation()
+
+
+class OwnShortcut(nn.Module):
+    """A convolution whose output is added to its own batch norm's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv = nn.Conv2d(6, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(F.relu(self.first(x)))
+        return self.head(torch.add(self.bn(x), x))
+
+
+@toy({"first": 6}, {"conv": 8}, {"head.2": "output"})
+def own_shortcut() -> nn.Module:
+    return OwnShortcut()
+
+
+@toy({"0.0": 8, "2.0": 6}, whole={"3.2": "output"})
+def depthwise() -> nn.Module:
+    """MobileNetV1's pairs."""
+    return nn.Sequential(conv_bn(3, 8), conv_bn(8, 8, groups=8), conv_bn(8, 6, kernel=1), Head(6))
+
+
+@toy({"0.0": 6, "1.conv.0.0": 18, "2.conv.0.0": 16}, {"1.conv.2": 8}, {"3.2": "output"})
+def inverted() -> nn.Module:
+    """MobileNetV2's blocks, the second one residual."""
+    return nn.Sequential(conv_bn(3, 6), InvertedResidual(6, 8, 2, 3), InvertedResidual(8, 8, 1, 2), Head(8))
+
+
+@toy({"1.0": 6}, whole={"2.2": "output", "0": "coupling could not be traced"})
+def depthwise_first() -> nn.Module:
+    """A depthwise convolution of the image itself, whose channels nobody can cut."""
+    return nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), conv_bn(3, 6), Head(6))
+
+
+@toy({"0.0": 4, "1.0": 4, "2.0": 3, "3.0": 6}, whole={"4.2": "output"})
+def grouped() -> nn.Module:
+    """Groups of two, then of four: units take one channel of each."""
+    return nn.Sequential(
+        conv_bn(3, 8), conv_bn(8, 16, groups=2), conv_bn(16, 12, 1, groups=4), conv_bn(12, 6, 1), Head(6)
+    )
+
+
+class Dense(nn.Module):
+    """DenseNet's: everything before is concatenated, with one batch norm over it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(n) for n in (6, 10, 14)])
+        self.grow = nn.ModuleList([nn.Conv2d(n, 4, 3, padding=1, bias=False) for n in (6, 10)])
+        self.head = Head(14)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, grow in zip(self.norms, self.grow, strict=False):
+            x = torch.cat([x, grow(F.relu(norm(x)))], 1)
+        return self.head(F.relu(self.norms[2](x)))
+
+
+@toy({"stem": 6, "grow.0": 4, "grow.1": 4}, whole={"head.2": "output"})
+def densenet() -> nn.Module:
+    return Dense()
+
+
+class UNet(nn.Module):
+    """Down, up, and concatenated across."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = conv_bn(3, 6)
+        self.deep = conv_bn(6, 8)
+        self.up = conv_bn(14, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        deep = self.deep(F.max_pool2d(x, 2))
+        return self.head(self.up(torch.cat([F.interpolate(deep, scale_factor=2.0), x], dim=1)))
+
+
+@toy({"down.0": 6, "deep.0": 8, "up.0": 6}, whole={"head.2": "output"})
+def unet() -> nn.Module:
+    return UNet()
+
+
+class Shared(nn.Module):
+    """One convolution applied twice, so that its inputs and outputs are one dimension."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.again = nn.Conv2d(6, 6, 3, padding=1, bias=norms == 0)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6) for _ in range(norms)])
+        self.last = conv_bn(6, 8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for step in range(2):
+            x = self.again(x)
+            x = F.relu(self.norms[step](x) if len(self.norms) else x)
+        return self.head(self.last(x))
+
+
+@toy({"stem.0": 6, "last.0": 8}, whole={"head.2": "output"})
+def shared() -> nn.Module:
+    return Shared(0)
+
+
+@toy({"stem.0": 6, "last.0": 8}, whole={"head.2": "output"})
+def shared_two_norms() -> nn.Module:
+    return Shared(2)
+
+
+@toy({"0": 6, "2": 8, "4": 4}, whole={"6.2": "output"})
+def prelu() -> nn.Module:
+    """Slopes of one a channel, and of one for all."""
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 8, 1), nn.PReLU(), nn.Conv2d(8, 4, 3), nn.PReLU(4), Head(4)
+    )
+
+
+@toy({"0": 6, "3": 8, "6": 5}, whole={"10": "output"}, shape=(4, 20))
+def conv1d() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(4, 6, 5, stride=2, padding=2, bias=False),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Conv1d(6, 8, 3, padding=1, padding_mode="replicate"),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Conv1d(8, 5, 3, dilation=2),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(2),
+        nn.Flatten(),
+        nn.Linear(10, CLASSES),
+    )
+
+
+@toy({"0": 6, "2": 4}, whole={"6": "output"}, shape=(2, 4, 6, 6))
+def conv3d() -> nn.Module:
+    """Cut as any other; there is no least squares for it."""
+    return nn.Sequential(
+        nn.Conv3d(2, 6, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv3d(6, 4, 3),
+        nn.BatchNorm3d(4),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
+        nn.Linear(4, CLASSES),
+    )
+
+
+class Shuffle(nn.Module):
+    """ShuffleNet's: half of the channels go on as they are, and the halves are interleaved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.branch = nn.Sequential(conv_bn(4, 6, 1), conv_bn(6, 4))
+        self.last = conv_bn(8, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.stem(x).chunk(2, dim=1)
+        x = torch.cat([left, self.branch(right)], 1)
+        x = x.view(x.shape[0], 2, 4, 8, 8).transpose(1, 2).reshape(x.shape[0], 8, 8, 8)
+        return self.head(self.last(x))
+
+
+@toy(
+    {"branch.0.0": 6, "last.0": 6},
+    whole={"head.2": "output", "stem.0": "coupling", "branch.1.0": "coupling"},
+)
+def shuffle() -> nn.Module:
+    return Shuffle()
+
+
+class ByValue(nn.Module):
+    """Takes one way or another by what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.bright = conv_bn(6, 6)
+        self.last = conv_bn(6, 8)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bright(self.stem(x))
+        if x.mean() > -100.0:
+            x = self.last(x)
+        return self.head(x)
+
+
+@toy({"stem.0": 6, "bright.0": 6, "last.0": 8}, whole={"head.2": "output"}, traceable=False)
+def by_value() -> nn.Module:
+    return ByValue()
+
+
+@toy({"0.0": 8, "1.fc1": 4, "2.0": 6}, whole={"3.2": "output"})
+def squeeze() -> nn.Module:
+    """Squeeze-and-excitation: the gates are coupled to what they scale."""
+    return nn.Sequential(conv_bn(3, 8), SqueezeExcitation(8, 4), conv_bn(8, 6), Head(6))
+
+
+class Scaled(nn.Module):
+    """A parameter of its own a channel, in a residual branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.conv1 = nn.Conv2d(6, 8, 3, padding=1)
+        self.gain = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=1)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(x + self.conv2(F.relu(self.conv1(x)) * self.gain))
+
+
+@toy({"conv1": 8}, {"stem.0": 6}, {"head.2": "output"})
+def scaled() -> nn.Module:
+    return Scaled()
+
+
+class Tokens(nn.Module):
+    """Linear layers over the last of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 6, 2, 2)
+        self.fc1 = nn.Linear(6, 9)
+        self.fc2 = nn.Linear(9, 7)
+        self.fc3 = nn.Linear(7, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = F.relu(self.fc2(F.relu(self.fc1(x))))
+        return self.fc3(x).mean(1)
+
+
+@toy({"patch": 6, "fc1": 9, "fc2": 7}, whole={"fc3": "output"})
+def tokens() -> nn.Module:
+    return Tokens()
+
+
+class ChannelMean(nn.Module):
+    """The mean over channels is another one once a channel is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.mid = conv_bn(6, 8)
+        self.last = conv_bn(8, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.stem(x))
+        return self.head(self.last(x - x.mean(1, keepdim=True)))
+
+
+@toy({"stem.0": 6, "last.0": 6}, whole={"head.2": "output", "mid.0": "coupling"})
+def channel_mean() -> nn.Module:
+    return ChannelMean()
+
+
+@toy({"0.0": 6, "4.0": 6}, whole={"5.2": "output", "1": "runs through 2, a GroupNorm"})
+def normalised() -> nn.Module:
+    """A group norm mixes channels."""
+    return nn.Sequential(conv_bn(3, 6), nn.Conv2d(6, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), conv_bn(8, 6), Head(6))
