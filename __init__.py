@@ -3,11 +3,51 @@
 `train` an agent for an architecture and get a ratio plan, `apply` the plan, `compare` it with hand-set ratios.
 """
 
-from importlib import metadata
+from __future__ import annotations
 
-from .commands import Applied, Comparison, Images, Training, apply, compare, load, train
-from .pruners.plan import RatioPlan
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .commands.apply import Applied, apply, load
+    from .commands.compare import Comparison, compare
+    from .commands.task import Images
+    from .commands.train import Training, train
+    from .configs import Config
+    from .pruners.plan import RatioPlan
 
 __version__ = metadata.version("secateur")
 
-__all__ = ["Applied", "Comparison", "Images", "RatioPlan", "Training", "apply", "compare", "load", "train"]
+_HOMES = {
+    "Applied": ".commands.apply",
+    "Comparison": ".commands.compare",
+    "Config": ".configs",
+    "Images": ".commands.task",
+    "RatioPlan": ".pruners.plan",
+    "Training": ".commands.train",
+    "apply": ".commands.apply",
+    "compare": ".commands.compare",
+    "load": ".commands.apply",
+    "train": ".commands.train",
+}
+
+__all__ = [
+    "Applied",
+    "Comparison",
+    "Config",
+    "Images",
+    "RatioPlan",
+    "Training",
+    "apply",
+    "compare",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `secateur --help` should not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)

@@ -56,9 +56,10 @@ class Learner:
     """Learns to allocate sparsity.
 
     Episode 0 is the base plan (all-zero actions, the uniform one); what it is paid is the baseline that is taken
-    from every reward before it is stored, a constant that moves no optimum and keeps returns near zero. Then
-    `warmup` episodes explore round the base plan, then the policy acts, with noise that decays linearly to
-    `noise_end` and never dies. Every twenty-fifth episode acts without noise.
+    from every reward before it is stored, a constant that moves no optimum and keeps returns near zero. The
+    demonstrations follow: plans that somebody else made, walked as if the agent had. Then `warmup` episodes explore
+    round the base plan, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every
+    twenty-fifth episode acts without noise.
 
     An episode's randomness is drawn from (seed, episode) alone. So a run can be *replayed*: given the actions of
     its first episodes, `run` stores and learns exactly what it did, without asking what it would do, and goes on
@@ -67,14 +68,24 @@ class Learner:
     Attributes:
         env: the environment, with its evaluator.
         config: the agent's section.
+        demonstrations: (layers,) widths of each.
+        warmup: episodes before the policy acts.
         model: the SB3 algorithm.
         seconds: time spent on choosing actions and on learning.
     """
 
-    def __init__(self, env: LayerSparsityEnv, config: AgentConfig, seed: int):
+    def __init__(
+        self,
+        env: LayerSparsityEnv,
+        config: AgentConfig,
+        seed: int,
+        demonstrations: Sequence[NDArray[np.int64]] = (),
+    ):
         self.env = env
         self.config = config
         self.seed = seed
+        self.demonstrations = demonstrations
+        self.warmup = config.warmup + len(demonstrations)
         self.layers = len(env.statistics)
         self.seconds = 0.0
         self.baseline = 0.0
@@ -131,7 +142,7 @@ class Learner:
         for t in range(self.layers):
             began = time.perf_counter()
             jitter = float(rng.normal(0.0, noise)) if noise else 0.0
-            action = past[t : t + 1] if past is not None else self._act(number, observation, jitter)
+            action = past[t : t + 1] if past is not None else self._act(number, t, observation, jitter)
             self.seconds += time.perf_counter() - began
             following, reward, _, _, info = self.env.step(action)
             walk.append((observation, action, following))
@@ -154,13 +165,16 @@ class Learner:
         )
 
     def _noise(self, number: int) -> float:
-        if number == 0 or (number > self.config.warmup and number % 25 == 0):
+        if number <= len(self.demonstrations) or (number > self.warmup and number % 25 == 0):
             return 0.0
-        done = min(1.0, max(0, number - self.config.warmup) / max(1, self.config.episodes - self.config.warmup))
+        done = min(1.0, max(0, number - self.warmup) / max(1, self.config.episodes - self.warmup))
         return self.config.noise_start + done * (self.config.noise_end - self.config.noise_start)
 
-    def _act(self, number: int, observation: NDArray[np.float32], jitter: float) -> NDArray[np.float32]:
-        wish = 0.0 if number <= self.config.warmup else self._greedy(observation)
+    def _act(self, number: int, t: int, observation: NDArray[np.float32], jitter: float) -> NDArray[np.float32]:
+        if 0 < number <= len(self.demonstrations):
+            wish = self.env.action_for(int(self.demonstrations[number - 1][t]))
+        else:
+            wish = 0.0 if number <= self.warmup else self._greedy(observation)
         return np.clip(np.array([wish + jitter], dtype=np.float32), -1.0, 1.0)
 
     def _greedy(self, observation: NDArray[np.float32]) -> float:
@@ -183,11 +197,11 @@ class Learner:
 
     def _learn(self, number: int) -> None:
         updates = self.config.updates * self.layers
-        if number < self.config.warmup:
+        if number < self.warmup:
             return
         set_random_seed((self.seed * 1_000_003 + number) % 2**32)
-        if number == self.config.warmup:
-            updates *= max(1, self.config.warmup)  # catch up on what the warm-up brought
+        if number == self.warmup:
+            updates *= max(1, self.warmup)  # catch up on what the warm-up brought
         self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,7 +29,7 @@ from ..pruners.shrink import narrow
 from ..reports.figures import plan_figure
 from ..reports.progress import Reporter
 from .folders import new_folder
-from .task import Images, Task, make_task, resolve_config
+from .task import CONFIG_NAME, Images, Task, home_of, make_task, resolve_config
 from .train import SUMMARY_NAME
 
 NETWORK_NAME = "network.json"
@@ -130,7 +131,7 @@ def task_for_plans(
     Raises:
         PlanError: a plan is for another network.
     """
-    if model is not None and config is None and (beside is None or not (beside / "config.yaml").is_file()):
+    if model is not None and config is None and (beside is None or not (beside / CONFIG_NAME).is_file()):
         budget = plans[0].budget if plans else None
         values = {} if budget is None else {budget.kind: budget.fraction}
         config = Config.model_validate({"name": type(model).__name__, "budget": values or {"flops": 1.0}})
@@ -140,7 +141,7 @@ def task_for_plans(
         resolved = resolved.model_copy(
             update={"pruning": resolved.pruning.model_copy(update={"criterion": asked.criterion})}
         )
-    task = make_task(resolved, folder=beside, model=model, images=images, reporter=reporter)
+    task = make_task(resolved, folder=home_of(config, beside), model=model, images=images, reporter=reporter)
     for plan in plans:
         plan.check(task.structure)
     return task
@@ -243,9 +244,9 @@ def apply_table(rows: Mapping[str, Mapping[str, float | None]], epochs: int) -> 
         "repaired": "pruned and repaired",
         "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
     }
-    table = Table(title="The plan, applied")
-    for column in ("network", "test accuracy", "FLOPs", "parameters", f"latency (batch of {BATCH})"):
-        table.add_column(column, justify="left" if column == "network" else "right")
+    table = Table(title="The plan, applied", box=box.SIMPLE_HEAD)
+    for column in ("network", "test accuracy", "FLOPs", "parameters", f"ms for {BATCH} images"):
+        table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
     for name, title in titles.items():
         if name in rows:
             row = rows[name]
@@ -255,6 +256,6 @@ def apply_table(rows: Mapping[str, Mapping[str, float | None]], epochs: int) -> 
                 "–" if shown is None else f"{shown:.2f} %",
                 f"{100 * (row['flops'] or 0):.1f} %",
                 f"{100 * (row['params'] or 0):.1f} %",
-                f"{row['latency_ms']:.2f} ms",
+                f"{row['latency_ms']:.2f}",
             )
     return table

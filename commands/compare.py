@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -198,20 +199,23 @@ def _add_gains(rows: list[dict[str, Any]], correct: Sequence[Tensor | None]) -> 
 def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One row an allocator and seed, in the order given."""
     tuned = any("finetuned_test_accuracy" in row for row in rows)
-    table = Table(title="Same cost, same repair, same images")
-    for column in ("allocator", "seed", "candidates", "FLOPs", "parameters", "search", "test", "over uniform"):
-        table.add_column(column, justify="left" if column == "allocator" else "right")
-    if tuned:
-        table.add_column("test, fine-tuned", justify="right")
+    table = Table(
+        title="Same cost, same repair, same images",
+        box=box.SIMPLE_HEAD,
+        caption="judged: candidates a search looked at; FLOPs and params kept, accuracies and gains in per cent",
+    )
+    columns = ["allocator", "seed", "judged", "FLOPs", "params", "search", "test", "over uniform"]
+    for column in [*columns, "tuned"] if tuned else columns:
+        table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)
     for row in rows:
         gain = row.get("test_gain_over_uniform")
         cells = [
             row["allocator"],
             str(row["seed"]),
             str(row["candidates"]),
-            f"{100 * row['flops']:.1f} %",
-            f"{100 * row['params']:.1f} %",
-            f"{row['search_accuracy']:.2f} %",
+            f"{100 * row['flops']:.1f}",
+            f"{100 * row['params']:.1f}",
+            f"{row['search_accuracy']:.2f}",
             _percent(row["test_accuracy"]),
             "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
         ]
@@ -222,4 +226,4 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} %"
+    return "–" if value is None else f"{value:.2f}"

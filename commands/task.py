@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError, dump_config, load_config
@@ -19,9 +19,10 @@ from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
 from ..envs import CandidateEvaluator, RewardWeights
 from ..networks import Batches as Loader
-from ..networks import build_network, find_weights, fit
+from ..networks import build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
+from ..pruners.criteria import get_criterion
 from ..pruners.layers import Structure
 from ..pruners.pruner import ChannelPruner, count_images
 from ..pruners.reconstruction import Batches
@@ -97,7 +98,12 @@ class Task:
         """Judges candidates the fast way, on the search images."""
         pruning = self.config.pruning
         return CandidateEvaluator(
-            self.pruner, self.search, repair=pruning.search_repair, adaptive_bn=pruning.search_adaptive_bn
+            self.pruner,
+            self.search,
+            repair=pruning.search_repair,
+            refit=pruning.refit_producers,
+            images=pruning.search_images,
+            adaptive_bn=pruning.search_adaptive_bn,
         )
 
     @property
@@ -157,6 +163,13 @@ def resolve_config(
     return load_config(config, overrides, seed=seed)
 
 
+def home_of(config: Config | str | Path | None, beside: Path | None) -> Path | None:
+    """The run folder that a config belongs to: where weights that were trained for it lie."""
+    if config is None:
+        return beside
+    return Path(config).parent if not isinstance(config, Config) and Path(config).is_file() else None
+
+
 def make_task(
     config: Config,
     *,
@@ -178,6 +191,7 @@ def make_task(
         ValueError, FileNotFoundError: a network, weights or images that cannot be used.
     """
     reporter = reporter or Reporter()
+    get_criterion(config.pruning.criterion)
     _prepare_torch(config)
     device = _device(config.device)
     if images is not None:
@@ -191,7 +205,7 @@ def make_task(
         model, trained = _network(task, network, folder, reporter)
         task = replace(task, trained_here=trained)
     task = replace(task, model=_clean(model, device), config=_absolute(config))
-    _check_classes(task)
+    _check_images(task)
     return task
 
 
@@ -256,7 +270,7 @@ def _network(task: Task, network: NetworkConfig, folder: Path | None, reporter: 
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
     if saved is not None and saved.is_file():
-        model.load_state_dict(load_file(saved))
+        load_weights(model, saved)
         return model, True
     assert network.pretrain is not None, "the schema asks for weights or training"
     if task.train is None or data is None:
@@ -290,9 +304,14 @@ def _clean(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).eval()
 
 
-def _check_classes(task: Task) -> None:
-    """Labels must be classes that the network knows."""
+def _check_images(task: Task) -> None:
+    """Images must be what the network takes, all alike, and labels classes that it knows."""
     images, _ = task.search[0]
+    for split, batches in {"calibration": task.calibration, "test": task.test or ()}.items():
+        for others, _ in batches:
+            if others.shape[1:] != images.shape[1:]:
+                theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
+                raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
     try:
         with torch.inference_mode():
             outputs = task.model(images[:1])

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from ..agents import Episode, Learner
+from ..agents import Allocation, Episode, Learner, get_allocator
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
 from ..configs import Config
-from ..envs import LayerSparsityEnv, layer_statistics
+from ..envs import Evaluation, LayerSparsityEnv, layer_statistics
 from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
@@ -83,15 +84,17 @@ def train(
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
     task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)
     reporter.say(describe(task))
+    evaluator = task.evaluator
+    statistics = layer_statistics(task.pruner)
+    demonstrations = _demonstrations(task)
     folder = previous or new_folder(out, Path("runs") / resolved.name)
     task.save(folder)
 
     log = EpisodeLog(folder / LOG_NAME)
     past = log.read(len(task.structure.layers))
-    evaluator = task.evaluator
     evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
-    env = LayerSparsityEnv(task.budget, evaluator, layer_statistics(task.pruner), task.reward)
-    learner = Learner(env, task.config.agent, task.config.seed)
+    env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward)
+    learner = Learner(env, task.config.agent, task.config.seed, demonstrations)
     setup = time.perf_counter() - start
 
     episodes: list[Episode] = []
@@ -116,9 +119,12 @@ def train(
     finally:
         writer.close()
 
-    plan = _plan(task, episodes)
+    began = time.perf_counter()
+    finalists = _judge_finalists(task, episodes if finished else [], reporter)
+    plan = _plan(task, episodes, finalists)
     plan.save(folder / PLAN_NAME)
-    summary = _summary(task, episodes, len(past), setup, learner.seconds, time.perf_counter() - start)
+    parts = {"setup": setup, **task.evaluator.seconds, "agent": learner.seconds, "finals": time.perf_counter() - began}
+    summary = _summary(task, episodes, finalists, len(past), parts, time.perf_counter() - start)
     write_json(folder / SUMMARY_NAME, summary)
     _save_policy(learner, folder)
     plan_figure(plan, folder / "plan.png")
@@ -135,8 +141,46 @@ def _existing_run(folder: str | Path) -> Path:
     return path
 
 
-def _plan(task: Task, episodes: Sequence[Episode]) -> RatioPlan:
+def _demonstrations(task: Task) -> list[NDArray[np.int64]]:
+    """Widths of the hand-set plans that the agent is shown."""
+    chosen = [get_allocator(name) for name in task.config.agent.demonstrations]
+    for allocator in chosen:
+        if allocator.searches:
+            raise ValueError(f"agent.demonstrations names {allocator.name}, which searches: hand-set rules only")
+    return [allocator.allocate(Allocation(task.budget, lambda _widths: 0.0)) for allocator in chosen]
+
+
+@dataclass(frozen=True)
+class _Finalist:
+    """A plan that was judged again, repaired as a finished plan is."""
+
+    episode: Episode
+    evaluation: Evaluation
+    reward: float
+
+
+def _judge_finalists(task: Task, episodes: Sequence[Episode], reporter: Reporter) -> list[_Finalist]:
+    """The best plans of the search, judged again on the search images with the final repair, best first.
+
+    A candidate's quick repair ranks plans well but not perfectly, and the best of many is partly luck.
+    """
+    ranked = sorted(episodes, key=lambda episode: -episode.reward)
+    distinct = list({tuple(episode.widths): episode for episode in reversed(ranked)}.values())[::-1]
+    finalists = []
+    chosen = distinct[: task.config.agent.finalists]
+    with reporter.bar("finals", len(chosen)) as advance:
+        for episode in chosen:
+            evaluation = task.evaluator.judge(task.prune(episode.widths), episode.widths)
+            finalists.append(_Finalist(episode, evaluation, task.reward.reward(evaluation)))
+            advance(f"acc {evaluation.accuracy:.1f}%")
+    return sorted(finalists, key=lambda finalist: -finalist.reward)
+
+
+def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[_Finalist] = ()) -> RatioPlan:
     best = max(episodes, key=lambda episode: episode.reward)
+    evaluation, reward = best.evaluation, best.reward
+    if finalists:
+        best, evaluation, reward = finalists[0].episode, finalists[0].evaluation, finalists[0].reward
     return RatioPlan.make(
         task.structure,
         best.widths,
@@ -144,9 +188,9 @@ def _plan(task: Task, episodes: Sequence[Episode]) -> RatioPlan:
         criterion=task.config.pruning.criterion,
         budget=(task.budget.kind, task.budget.fraction),
         figures={
-            "search_accuracy": best.evaluation.accuracy,
-            "reconstruction_loss": best.evaluation.reconstruction_loss,
-            "reward": best.reward,
+            "search_accuracy": evaluation.accuracy,
+            "reconstruction_loss": evaluation.reconstruction_loss,
+            "reward": reward,
         },
         allocator=task.config.agent.algorithm,
         seed=task.config.seed,
@@ -176,9 +220,15 @@ def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
 
 
 def _summary(
-    task: Task, episodes: Sequence[Episode], replayed: int, setup: float, agent: float, total: float
+    task: Task,
+    episodes: Sequence[Episode],
+    finalists: Sequence[_Finalist],
+    replayed: int,
+    parts: dict[str, float],
+    total: float,
 ) -> dict[str, Any]:
-    best = max(episodes, key=lambda episode: episode.reward)
+    best = finalists[0].episode if finalists else max(episodes, key=lambda episode: episode.reward)
+    final = finalists[0] if finalists else best
     rewards = np.array([episode.reward for episode in episodes])
     quarter = max(1, len(episodes) // 4)
     walked = [episode.seconds for episode in episodes[replayed:]]
@@ -193,20 +243,24 @@ def _summary(
         },
         "best": {
             "episode": best.number,
-            "reward": best.reward,
-            "search_accuracy": best.evaluation.accuracy,
-            "reconstruction_loss": best.evaluation.reconstruction_loss,
+            "reward": final.reward,
+            "search_accuracy": final.evaluation.accuracy,
+            "reconstruction_loss": final.evaluation.reconstruction_loss,
             "flops": best.evaluation.flops,
             "params": best.evaluation.params,
         },
         "base": {"reward": episodes[0].reward, "search_accuracy": episodes[0].evaluation.accuracy},
+        "finalists": [
+            {"episode": f.episode.number, "reward": f.reward, "search_accuracy": f.evaluation.accuracy}
+            for f in finalists
+        ],
         "episodes": len(episodes),
         "replayed": replayed,
         "mean_reward_first_quarter": float(rewards[:quarter].mean()),
         "mean_reward_last_quarter": float(rewards[-quarter:].mean()),
         "seconds": total,
         "seconds_per_episode": float(np.mean(walked)) if walked else 0.0,
-        "seconds_per_part": {"setup": setup, **task.evaluator.seconds, "agent": agent},
+        "seconds_per_part": parts,
         "uncut": dict(structure.uncut),
     }
 

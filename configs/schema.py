@@ -84,6 +84,9 @@ class PruningConfig(Section):
 
     criterion: str = "l1"
     search_repair: Literal["none", "gram", "sequential"] = "gram"
+    search_images: Count | None = Field(
+        default=100, description="calibration images a candidate's sequential repair uses"
+    )
     search_adaptive_bn: Annotated[int, Field(ge=0)] = Field(default=0, description="calibration images, 0 for none")
     final_repair: Literal["none", "gram", "sequential"] = "sequential"
     refit_producers: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
@@ -137,6 +140,8 @@ class AgentConfig(Section):
     warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
     noise_start: Annotated[float, Field(gt=0.0)] = 0.5
     noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.15, description="never 0: exploration does not die")
+    demonstrations: list[str] = Field(default=["shallow", "deep"], description="hand-set plans walked before warm-up")
+    finalists: Count = Field(default=10, description="best plans that are judged again, repaired as in the end")
     hidden: list[Count] = [300, 300]
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -50,6 +51,8 @@ class Evaluator(Protocol):
 class CandidateEvaluator:
     """Judges by pruning, repairing and running the smaller network; no candidate is judged twice.
 
+    `repair`, `refit`, `images` and `adaptive_bn` say how a candidate is repaired; see `ChannelPruner.prune`.
+
     Attributes:
         dense: the dense network's own figures on the search images.
         known: widths → evaluation of everything judged so far; a resumed run fills it from its log.
@@ -62,12 +65,13 @@ class CandidateEvaluator:
         search: Batches,
         *,
         repair: Repair = "gram",
+        refit: bool = False,
+        images: int | None = None,
         adaptive_bn: int = 0,
     ):
         self.pruner = pruner
         self.search = search
-        self.repair: Repair = repair
-        self.adaptive_bn = adaptive_bn
+        self._prune = partial(pruner.prune, repair=repair, refit=refit, images=images, adaptive_bn=adaptive_bn)
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
         self._logits = logits(pruner.dense, search)
@@ -93,7 +97,7 @@ class CandidateEvaluator:
         """Judge a candidate of these widths (layers,)."""
         key = tuple(int(width) for width in widths)
         if key not in self.known:
-            candidate = self.pruner.prune(widths, self.repair, adaptive_bn=self.adaptive_bn)
+            candidate = self._prune(widths)
             start = time.perf_counter()
             self.known[key] = self._judge(logits(candidate, self.search), widths)
             self._evaluate_seconds += time.perf_counter() - start

@@ -126,15 +126,27 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         """The weighted terms of the reward; their sum is what is paid."""
         return self.weights.terms(evaluation)
 
+    def action_for(self, width: int) -> float:
+        """The action that gives the layer at hand this width, or the nearest it may take."""
+        dense, least, even, most = self._range()
+        sparsity = float(np.clip(1.0 - width / dense, least, most))
+        reach = most - even if sparsity > even else even - least
+        return (sparsity - even) / reach if reach > 0.0 else 0.0
+
     def _width(self, action: float) -> int:
         """Map an action to the layer's width; see Action Space."""
         action = float(np.clip(action, -1.0, 1.0))
+        dense, least, even, most = self._range()
+        sparsity = even + action * (most - even if action > 0.0 else even - least)
+        low, high = round((1.0 - most) * dense), round((1.0 - least) * dense)
+        return int(np.clip(round((1.0 - sparsity) * dense), low, high))
+
+    def _range(self) -> tuple[int, float, float, float]:
+        """The layer's dense width, and the sparsities that -1, 0 and +1 mean."""
         dense = int(self.budget.structure.widths[len(self.widths)])
         low, high = self.budget.bounds(self.widths)
         least, most = 1.0 - high / dense, 1.0 - low / dense
-        even = float(np.clip(self.budget.even(self.widths), least, most))
-        sparsity = even + action * (most - even if action > 0.0 else even - least)
-        return int(np.clip(round((1.0 - sparsity) * dense), low, high))
+        return dense, least, float(np.clip(self.budget.even(self.widths), least, most)), most
 
     def _observe(self) -> Observation:
         walked = len(self.widths)

@@ -50,7 +50,8 @@ class Budget:
     @property
     def limit(self) -> float:
         """The cost that must not be exceeded."""
-        return self.fraction * self.cost(self.structure.widths)
+        # a hair above, so that a fraction which was computed from a cost (a plan's own) still allows that cost
+        return self.fraction * self.cost(self.structure.widths) * (1.0 + 1e-12)
 
     @property
     def least(self) -> NDArray[np.int64]:

@@ -148,8 +148,9 @@ class Structure:
     @cached_property
     def _terms(self) -> dict[str, _Cost]:
         operations = {f"{op.module}.weight": op.positions for op in self.operations}
+        elsewhere = sum(op.flops for op in self.operations if f"{op.module}.weight" not in self.shapes)  # tied weights
         return {
-            "flops": _Cost(self, operations),
+            "flops": _Cost(self, operations, elsewhere),
             "params": _Cost(self, dict.fromkeys(self.shapes, 1)),
         }
 
@@ -191,9 +192,9 @@ class Structure:
 class _Cost:
     """Σ over tensors of factor · Π over dims of (size − Σ over layers of removed units · positions a unit)."""
 
-    def __init__(self, structure: Structure, factors: Mapping[str, int]):
+    def __init__(self, structure: Structure, factors: Mapping[str, int], fixed: int = 0):
         self.dense = structure.widths
-        self.fixed = 0
+        self.fixed = fixed
         slots = {
             (part.parameter, part.dim): [0] * len(structure.layers)
             for layer in structure.layers

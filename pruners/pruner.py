@@ -50,7 +50,13 @@ class ChannelPruner:
         return select(self.ranking, self.structure.check_widths(widths))
 
     def prune(
-        self, widths: NDArray[np.int64], repair: Repair = "none", *, refit: bool = False, adaptive_bn: int = 0
+        self,
+        widths: NDArray[np.int64],
+        repair: Repair = "none",
+        *,
+        refit: bool = False,
+        images: int | None = None,
+        adaptive_bn: int = 0,
     ) -> nn.Module:
         """A physically smaller network in eval mode. It shares what did not shrink with the dense one.
 
@@ -59,6 +65,7 @@ class ChannelPruner:
             repair: `none`; `gram`, least squares on the dense network's moments (milliseconds); `sequential`, least
                 squares on the features the pruned network computes (a few passes over the calibration images).
             refit: with `sequential`, producers whose inputs drifted are re-fitted too.
+            images: with `sequential`, use about this many of the calibration images; none for all.
             adaptive_bn: re-estimate batch-norm statistics on about this many calibration images; 0 for none.
         """
         start = time.perf_counter()
@@ -69,7 +76,8 @@ class ChannelPruner:
         if repair == "gram":
             repair_from_moments(pruned, self.dense, self.structure, selection, self.moments)
         elif repair == "sequential":
-            repair_sequentially(pruned, self.dense, self.structure, selection, self.calibration, refit=refit)
+            batches = self.calibration if images is None else first_images(self.calibration, images)
+            repair_sequentially(pruned, self.dense, self.structure, selection, batches, refit=refit)
         if adaptive_bn and np.any(widths < self.structure.widths):
             adapt_batchnorm(pruned, first_images(self.calibration, adaptive_bn))
         self.seconds["prune"] += shrunk - start

@@ -8,14 +8,18 @@ small linear system. The intercept goes into the bias, or into the running mean 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .layers import Selection, Structure
 
@@ -103,35 +107,52 @@ def repairable(module: nn.Module) -> bool:
 
 
 class Moments:
-    """Sums over samples of x, t, x·xᵀ and x·tᵀ, a group each, in double precision.
+    """First and second moments of inputs x and targets t over samples, a group each.
+
+    Summed about the mean of the first batch: products are taken in single precision, and where a feature's mean is
+    many times its deviation, a covariance would otherwise be what two huge sums leave of each other.
 
     Attributes:
         count: samples.
-        x: (groups, p) sum of inputs.
-        t: (groups, q) sum of targets.
-        xx: (groups, p, p).
-        xt: (groups, p, q).
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self.x = self.t = self.xx = self.xt = torch.zeros(())
+        self._origin_x = self._origin_t = torch.zeros(())
+        self._x = self._t = self._xx = self._xt = torch.zeros((), dtype=torch.float64)
 
     def add(self, x: Tensor, t: Tensor | None = None) -> None:
         """Count samples: x (groups, n, p), t (groups, n, q)."""
+        if self.count == 0:
+            self._origin_x = x.mean(1, keepdim=True)
+            self._origin_t = self._origin_t if t is None else t.mean(1, keepdim=True)
         self.count += x.shape[1]
-        self.x = self.x + x.sum(1, dtype=torch.float64)
-        self.xx = self.xx + (x.transpose(1, 2) @ x).double()
+        x = x - self._origin_x
+        self._x = self._x + x.sum(1, dtype=torch.float64)
+        self._xx = self._xx + (x.transpose(1, 2) @ x).double()
         if t is not None:
-            self.t = self.t + t.sum(1, dtype=torch.float64)
-            self.xt = self.xt + (x.transpose(1, 2) @ t).double()
+            t = t - self._origin_t
+            self._t = self._t + t.sum(1, dtype=torch.float64)
+            self._xt = self._xt + (x.transpose(1, 2) @ t).double()
+
+    @property
+    def mean(self) -> Tensor:
+        """(groups, p) of the inputs."""
+        return self._origin_x.squeeze(1).double() + self._x / self.count
 
     def centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means of x and t, and the covariances xx and xt."""
-        x, t = self.x / self.count, self.t / self.count
-        xx = self.xx / self.count - x.unsqueeze(2) * x.unsqueeze(1)
-        xt = self.xt / self.count - x.unsqueeze(2) * t.unsqueeze(1) if self.t.dim() else self.xt
-        return x, t, xx, xt
+        """Means of x (groups, p) and t (groups, q), and the covariances xx (groups, p, p) and xt (groups, p, q)."""
+        x, t = self._x / self.count, self._t / self.count
+        xx = self._xx / self.count - x.unsqueeze(2) * x.unsqueeze(1)
+        if not t.dim():
+            return self.mean, t, xx, self._xt
+        xt = self._xt / self.count - x.unsqueeze(2) * t.unsqueeze(1)
+        return self.mean, self._origin_t.squeeze(1).double() + t, xx, xt
+
+    def raw(self) -> tuple[Tensor, Tensor]:
+        """The means of x·xᵀ (groups, p, p) and x·tᵀ (groups, p, q), not centred."""
+        x, t, xx, xt = self.centered()
+        return xx + x.unsqueeze(2) * x.unsqueeze(1), xt + x.unsqueeze(2) * t.unsqueeze(1) if t.dim() else xt
 
 
 def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -157,31 +178,61 @@ def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
     return step
 
 
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often tensors are looked at.
+
+    Attributes:
+        made: what is watched, (name, tensor); held, so that ids stay unique.
+        count: by id.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[tuple[str, Tensor]] = []
+        self.count: dict[int, int] = {}
+
+    def watch(self, name: str, tensor: Tensor) -> None:
+        """Count from here on."""
+        self.made.append((name, tensor))
+        self.count[id(tensor)] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One operation."""
+        for value in tree_leaves((args, kwargs)):
+            if id(value) in self.count:
+                self.count[id(value)] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
-    """Convolution or linear layer → the batch norm that takes its output, and nothing else in between."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, str] = {}
+    """Convolution or linear layer → the batch norm that takes its output, where nothing else does.
+
+    A constant can then be moved from one to the other. Not so where the output goes somewhere else too (a shortcut
+    in front of the batch norm), or where either of the two is called more than once.
+    """
+    uses = _Uses()
+    taken: list[tuple[str, int]] = []
     hooks = []
     for name, module in model.named_modules():
         if repairable(module):
-            hooks.append(
-                module.register_forward_hook(lambda _m, _i, out, name=name: made.update({id(out): (name, out)}))
-            )
+            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: uses.watch(name, out)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             hooks.append(
-                module.register_forward_pre_hook(
-                    lambda _m, inputs, name=name: (
-                        found.update({made[id(inputs[0])][0]: name}) if id(inputs[0]) in made else None
-                    )
-                )
+                module.register_forward_pre_hook(lambda _m, inputs, name=name: taken.append((name, id(inputs[0]))))
             )
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), uses:
             model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    calls = Counter([name for name, _ in uses.made] + [name for name, _ in taken])
+    producers = {id(out): name for name, out in uses.made if uses.count[id(out)] == 1}
+    return {
+        producers[source]: norm
+        for norm, source in taken
+        if source in producers and calls[norm] == calls[producers[source]] == 1
+    }
 
 
 def shift_output(model: nn.Module, name: str, norm: str | None, shift: Tensor) -> None:
@@ -214,7 +265,7 @@ class DenseMoments:
     def gram(self, model: nn.Module, name: str) -> Tensor:
         """(groups, p, p) per-sample Gram matrix of a consumer, centred where an intercept absorbs the mean."""
         moments = self.inputs[name]
-        return moments.centered()[2] if self.has_intercept(model, name) else moments.xx / moments.count
+        return moments.centered()[2] if self.has_intercept(model, name) else moments.raw()[0]
 
 
 def collect_moments(model: nn.Module, structure: Structure, batches: Batches) -> DenseMoments:
@@ -279,7 +330,7 @@ def repair_from_moments(
         parameter = pruned.get_parameter(weight_name)
         parameter.data = sampler.unweight(fitted, parameter)
         if moments.has_intercept(dense, name):
-            mean = (stats.x / stats.count).unsqueeze(2)
+            mean = stats.mean.unsqueeze(2)
             shift = (weight @ mean - fitted @ mean[:, stay]).flatten()
             shift_output(pruned, name, moments.norms.get(name), shift)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ from .reconstruction import (
 )
 
 REFIT_RIDGE = 1e-2
+_UNTRACEABLE = "sequential repair cannot follow this network's forward"
+_REMEDY = "use pruning.final_repair=gram"
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 _IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
 
@@ -73,10 +75,8 @@ def trace(model: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(model)
     except Exception as error:  # fx raises whatever the user's forward raises on a proxy
-        raise UntraceableError(
-            f"sequential repair cannot follow this network's forward ({str(error).splitlines()[0]}); "
-            "use pruning.final_repair=gram"
-        ) from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UntraceableError(f"{_UNTRACEABLE} ({reason}); {_REMEDY}") from error
 
 
 def repair_sequentially(
@@ -100,15 +100,25 @@ def repair_sequentially(
             weights.
 
     Raises:
-        UntraceableError: torch.fx cannot trace the network.
+        UntraceableError: torch.fx cannot trace the network, or what it traces computes something else.
     """
     graph = trace(dense)
     kept = structure.kept_positions(selection)
     if not kept:
         return
-    sites = _sites(graph, dense, kept, following_norms(dense, batches[0][0][:1]), refit)
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode: what is fitted becomes a parameter, and may be trained
+        _check(graph, dense, batches[0][0][:1])
+        sites = _sites(graph, dense, kept, following_norms(dense, batches[0][0][:1]), refit)
         _Walk(graph, dense, pruned, kept, sites).run([images for images, _ in batches])
+
+
+def _check(graph: fx.Graph, dense: nn.Module, image: Tensor) -> None:
+    """Make sure that the walk computes what the network does."""
+    walk = _Walk(graph, dense, dense, {}, {})
+    walk.run([image])
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    if not torch.allclose(walk.values[result]["dense"][0], dense(image), rtol=1e-3, atol=1e-4):
+        raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
 
 
 def _sites(
@@ -118,13 +128,20 @@ def _sites(
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
-    sites = {}
+    found = []
     for name, nodes in calls.items():
         cut = (f"{name}.weight", 1) in kept
         if len(nodes) != 1 or not repairable(dense.get_submodule(name)) or not (cut or refit):
             continue  # a module that is called twice has no single input to be fitted to
         norm = norms.get(name)
-        sites[nodes[0]] = Site(nodes[0], name, norm, _other_operand(nodes[0], norm), cut)
+        found.append(Site(nodes[0], name, norm, _other_operand(nodes[0], norm), cut))
+    # Of two sites that join one sum only one can wait for the other: the one that has more weights to fit with.
+    found.sort(key=lambda site: (not site.cut, -dense.get_parameter(f"{site.name}.weight")[0].numel()))
+    sites: dict[fx.Node, Site] = {}
+    for site in found:
+        if site.other is not None and _needs(site.other, site.node, sites):
+            site = replace(site, other=None)
+        sites[site.node] = site
     return sites
 
 
@@ -133,12 +150,29 @@ def _other_operand(node: fx.Node, norm: str | None) -> fx.Node | None:
     if norm is not None:
         node = next(iter(node.users))
     users = list(node.users)
-    if len(users) != 1 or users[0].target not in _ADDITIONS:
+    if len(users) != 1 or users[0].target not in _ADDITIONS or users[0].kwargs:
         return None
     operands = [a for a in users[0].args if isinstance(a, fx.Node)]
     if len(operands) != 2 or operands[0] is operands[1]:
         return None
     return operands[1] if operands[0] is node else operands[0]
+
+
+def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> bool:
+    """Whether `wanted` must be computed before `node`."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        top = stack.pop()
+        if top is wanted:
+            return True
+        if top not in seen:
+            seen.add(top)
+            stack += top.all_input_nodes
+            site = sites.get(top)
+            if site is not None and site.other is not None:
+                stack.append(site.other)
+    return False
 
 
 class _Walk:
@@ -162,9 +196,11 @@ class _Walk:
             if site.other is not None:
                 self.waiting[site.other] += 1  # the site looks at it before the sum does
         self.drifted = False
+        self.count = 0
 
     def run(self, images: list[Tensor]) -> None:
         """Walk all nodes; consumers are solved on the way."""
+        self.count = len(images)
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 self.values[node] = {"dense": images, "pruned": images}
@@ -208,9 +244,8 @@ class _Walk:
     def _call(self, node: fx.Node, which: str) -> list[Any]:
         model = self.models[which]
         inputs = {n: self.values[n][which] for n in node.all_input_nodes}
-        count = max((len(v) for v in inputs.values()), default=1)
         results = []
-        for i in range(count):
+        for i in range(self.count):
             one = {n: values[i] for n, values in inputs.items()}
             args, kwargs = fx.map_arg((node.args, node.kwargs), one.__getitem__)
             results.append(_apply(model, node, args, kwargs))
@@ -221,20 +256,21 @@ class _Walk:
         module: Any = pruned.get_submodule(site.name)
         source = site.node.all_input_nodes[0]
         rows = self._rows(f"{site.name}.weight")
-        gain = self._gain(site, rows)
+        gain = self._gain(site, dense_outputs[0])
         moments, sampler = Moments(), Sampler(module)
+        channels = -1 if isinstance(module, nn.Linear) else 1
         for i, (x, y) in enumerate(zip(self.values[source]["pruned"], dense_outputs, strict=True)):
-            target = y if rows is None else y[:, rows]
+            target = y if rows is None else y.index_select(channels, rows)
             if site.other is not None and gain is not None:
                 other = self.values[site.other]
-                missing = other["dense"][i] if rows is None else other["dense"][i][:, rows]
+                missing = other["dense"][i] if rows is None else other["dense"][i].index_select(channels, rows)
                 target = target + (missing - other["pruned"][i]) * gain
             moments.add(sampler.inputs(x), sampler.outputs(target))
         weight = sampler.weight(module.weight.detach())
         intercept = module.bias is not None or site.norm is not None
         mean_x, mean_t, xx, xt = moments.centered()
         if not intercept:
-            xx, xt = moments.xx / moments.count, moments.xt / moments.count
+            xx, xt = moments.raw()
         step = ridge_step(xx, xt - xx @ weight.transpose(1, 2), RIDGE if site.cut else REFIT_RIDGE)
         fitted = weight + step.transpose(1, 2)
         module.weight.data = sampler.unweight(fitted, module.weight)
@@ -247,16 +283,19 @@ class _Walk:
         rows = self.kept.get((weight, 0))
         return None if rows is None else torch.from_numpy(rows)
 
-    def _gain(self, site: Site, rows: Tensor | None) -> Tensor | None:
+    def _gain(self, site: Site, output: Tensor) -> Tensor | None:
         """Output of the consumer per unit of the sum: 1 over the batch norm's slope, 0 where it is flat."""
         if site.other is None:
             return None
-        dims = [1, -1] + [1] * (self.values[site.other]["dense"][0].dim() - 2)
+        other = self.values[site.other]["dense"][0]
+        if not isinstance(other, Tensor) or other.shape != output.shape:
+            return None  # a constant, which does not drift, or something broadcast
+        dims = [1, -1] + [1] * (output.dim() - 2)
         if site.norm is None:
             return torch.ones([1] * len(dims))
         norm: Any = self.models["pruned"].get_submodule(site.norm)
         slope = (1.0 if norm.weight is None else norm.weight) / (norm.running_var + norm.eps).sqrt()
-        flat = slope.abs() < 1e-3 * slope.abs().max()
+        flat = slope.abs() <= 1e-3 * slope.abs().max()
         return torch.where(flat, 0.0, 1.0 / slope).reshape(dims)
 
 

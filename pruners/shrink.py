@@ -67,18 +67,27 @@ def mask(model: nn.Module, structure: Structure, selection: Selection) -> nn.Mod
     for layer, keep in zip(structure.layers, selection, strict=True):
         gone = np.setdiff1d(np.arange(layer.width), keep)
         for part in layer.slices:
-            if part.tensor not in ("running_mean", "running_var", "source"):
+            if len(gone) and part.tensor not in ("running_mean", "running_var"):
                 zeroed.setdefault(part.parameter, []).append((part.dim, torch.from_numpy(part.positions[gone].ravel())))
+    pads = {f"{name}.source": name for name, module in model.named_modules() if isinstance(module, ChannelPad)}
 
     def zero(name: str, tensor: Tensor) -> Tensor:
-        if name not in zeroed:
+        if name not in zeroed or name in pads:
             return tensor
         tensor = tensor.clone()
         for dim, positions in zeroed[name]:
             tensor.index_fill_(dim, positions.to(tensor.device), 0.0)
         return tensor
 
-    return _rebuilt(model, zero)
+    masked = _rebuilt(model, zero)
+    for source, name in pads.items():
+        pad = masked.get_submodule(name)
+        assert isinstance(pad, ChannelPad)
+        for dim, positions in zeroed.get(source, ()):  # a shortcut would carry a removed channel on to the next trunk
+            places = pad.source if dim == 1 else torch.arange(pad.out_channels, device=pad.source.device)
+            pad.source[torch.isin(places, positions.to(pad.source.device))] = -1
+            pad.intact = False
+    return masked
 
 
 def _rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:

@@ -5,9 +5,11 @@ Every one says which layers it should have, so that a coupling that is lost is n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,8 +17,11 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import SqueezeExcitation
 
-from secateur.networks import CifarResNet
+from secateur.networks import CifarResNet, digits_resnet
+from secateur.pruners.coupling import find_layers
+from secateur.pruners.layers import Selection, Structure
 
+Batches = list[tuple[Tensor, Tensor]]
 CLASSES = 5
 RGB = (3, 8, 8)
 
@@ -62,6 +67,16 @@ def toy(
     return register
 
 
+def cases() -> list[tuple[str, str]]:
+    """Every network with cut="inner"; those that have a trunk with cut="all", too."""
+    return [(name, cut) for name, toy in ZOO.items() for cut in (["inner", "all"] if toy.trunk else ["inner"])]
+
+
+def small_cases() -> list[tuple[str, str]]:
+    """The same without the two larger networks, for what takes longer."""
+    return [case for case in cases() if case[0] not in ("resnet20", "digits")]
+
+
 def make(name: str, seed: int = 0) -> nn.Module:
     """The network in eval mode, with statistics and affine parameters that are nowhere 0 or 1."""
     with torch.random.fork_rng():
@@ -86,11 +101,35 @@ def scramble(model: nn.Module) -> None:
             nn.init.normal_(module.bias, 0.0, 0.3)
 
 
+@functools.cache
+def structure(name: str, cut: str = "inner") -> Structure:
+    """Its layers; the weights' seed plays no part in them."""
+    return find_layers(make(name), ZOO[name].shape, cut=cut)
+
+
+def draw(layers: Structure, seed: int) -> Selection:
+    """Some units of every layer: from one to all of them."""
+    rng = np.random.default_rng(seed)
+    return [
+        np.sort(rng.choice(layer.width, rng.integers(1, layer.width + 1), replace=False)) for layer in layers.layers
+    ]
+
+
+def whole(layers: Structure) -> Selection:
+    """All units of every layer."""
+    return [np.arange(layer.width) for layer in layers.layers]
+
+
+def widths_of(selection: Selection) -> list[int]:
+    """How many units stay."""
+    return [len(keep) for keep in selection]
+
+
 def images(name: str, count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, *ZOO[name].shape, generator=torch.Generator().manual_seed(seed))
 
 
-def batches(name: str, counts: tuple[int, ...] = (24, 24, 16), seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+def batches(name: str, counts: tuple[int, ...] = (24, 24, 16), seed: int = 0) -> Batches:
     """Calibration images in batches of unlike size, and labels nobody needs."""
     return [(images(name, count, seed + i), torch.arange(count) % CLASSES) for i, count in enumerate(counts)]
 
@@ -163,6 +202,27 @@ def residual() -> nn.Module:
     return CifarResNet(1, CLASSES, widths=(4, 6, 8))
 
 
+@toy(
+    {f"layer{stage}.{block}.conv1": 8 * 2**stage for stage in (1, 2, 3) for block in range(3)},
+    {"conv1": 16, "layer2.0.conv2": 32, "layer3.0.conv2": 64},
+    {"linear": "output"},
+    shape=(3, 16, 16),
+)
+def resnet20() -> nn.Module:
+    """The CIFAR ResNet-20 itself, on smaller images."""
+    return CifarResNet(3, CLASSES)
+
+
+@toy(
+    {f"layer{stage}.{block}.conv1": 8 * 2**stage for stage in (1, 2, 3) for block in range(2)},
+    {"conv1": 16, "layer2.0.conv2": 32, "layer3.0.conv2": 64},
+    {"linear": "output"},
+    shape=(1, 8, 8),
+)
+def digits() -> nn.Module:
+    return digits_resnet(CLASSES)
+
+
 class Downsampled(nn.Module):
     """torchvision's own blocks: in-place, the shortcut computed after the branch."""
 
@@ -188,6 +248,48 @@ def bottleneck() -> nn.Module:
     """ResNeXt's: a grouped convolution inside, a unit of which is one channel in both groups."""
     shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
     return nn.Sequential(conv_bn(3, 8), Bottleneck(8, 4, downsample=shortcut, groups=2, base_width=64), Head(16))
+
+
+class Transposed(nn.Module):
+    """A transposed convolution couples what we do not cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.down = conv_bn(6, 8, stride=2)
+        self.up = nn.ConvTranspose2d(8, 6, 2, 2)
+        self.last = conv_bn(6, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.up(self.down(self.stem(x)))))
+
+
+@toy({"stem.0": 6, "last.0": 6}, whole={"head.2": "output", "down.0": "runs through up, a ConvTranspose2d"})
+def transposed() -> nn.Module:
+    return Transposed()
+
+
+class Strict(nn.Module):
+    """Insists on the number of channels in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.mid = conv_bn(6, 8)
+        self.last = conv_bn(8, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mid(self.stem(x))
+        if x.shape[1] != 8:
+            raise AssertionError
+        return self.head(self.last(x))
+
+
+@toy({"stem.0": 6, "last.0": 6}, whole={"head.2": "output", "mid.0": "coupling"}, traceable=False)
+def strict() -> nn.Module:
+    return Strict()
 
 
 class PreActivation(nn.Module):
@@ -334,6 +436,18 @@ def shared_two_norms() -> nn.Module:
     return Shared(2)
 
 
+@toy({"6": 7}, whole={"7.2": "output", "0": "coupling", "2": "coupling", "4": "coupling"})
+def tied() -> nn.Module:
+    """Two convolutions that share one weight, each with a bias of its own."""
+    convolutions = [nn.Conv2d(6, 6, 3, padding=1) for _ in range(2)]
+    convolutions[1].weight = convolutions[0].weight
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU()),
+        nn.Conv2d(6, 7, 3),
+        Head(7),
+    )
+
+
 @toy({"0": 6, "2": 8, "4": 4}, whole={"6.2": "output"})
 def prelu() -> nn.Module:
     """Slopes of one a channel, and of one for all."""
@@ -392,7 +506,7 @@ class Shuffle(nn.Module):
 
 @toy(
     {"branch.0.0": 6, "last.0": 6},
-    whole={"head.2": "output", "stem.0": "coupling", "branch.1.0": "coupling"},
+    whole={"head.2": "output", "stem.0": "coupling"},  # with branch.1.0, which it is interleaved with
 )
 def shuffle() -> nn.Module:
     return Shuffle()
@@ -445,6 +559,25 @@ class Scaled(nn.Module):
 @toy({"conv1": 8}, {"stem.0": 6}, {"head.2": "output"})
 def scaled() -> nn.Module:
     return Scaled()
+
+
+class Embedded(nn.Module):
+    """A position embedding is added: a sum of one producer's, and so no trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.places = nn.Parameter(torch.randn(1, 6, 1, 1))
+        self.last = nn.Conv2d(6, 8, 3, padding=1)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.last(F.relu(self.stem(x) + self.places))))
+
+
+@toy({"stem": 6, "last": 8}, whole={"head.2": "output"})
+def embedded() -> nn.Module:
+    return Embedded()
 
 
 class Tokens(nn.Module):

@@ -1,0 +1,37 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO = runs/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: help install demo test lint types check clean
+.DEFAULT_GOAL := help
+
+help: ## show the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/installed ## create the environment and install secateur into it
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install ## train, apply and compare on the embedded default (minutes)
+	$(BIN)/secateur train digits --out $(DEMO)
+	$(BIN)/secateur apply $(DEMO) --out $(DEMO)/applied
+	$(BIN)/secateur compare $(DEMO) --out $(DEMO)/compare
+
+test: install ## run the tests
+	$(BIN)/python -m pytest
+
+lint: install ## check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install ## check types
+	$(BIN)/mypy
+
+check: lint types test ## everything that must pass
+
+clean: ## remove the environment and caches, keep runs/
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info build

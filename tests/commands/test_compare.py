@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import secateur
+from secateur.pruners.layers import PlanError
+
+KEYS = {"allocator", "seed", "flops", "params", "search_accuracy", "test_accuracy", "plan"}
+
+
+@pytest.fixture(scope="module")
+def comparison(run, tmp_path_factory):
+    return secateur.compare([run.folder], candidates=5, seeds=[0, 1], out=tmp_path_factory.mktemp("c") / "compare")
+
+
+def test_one_row_an_allocator_and_seed(comparison):
+    rows = [(row["allocator"], row["seed"]) for row in comparison.rows]
+    assert rows == [("ddpg", 0), ("uniform", 0), ("shallow", 0), ("deep", 0), ("random", 0), ("random", 1)]
+    assert all(row.keys() >= KEYS for row in comparison.rows)
+    written = json.loads((comparison.folder / "compare.json").read_text())
+    assert written["rows"] == comparison.rows
+    assert (comparison.folder / "compare.png").stat().st_size > 10_000
+
+
+def test_every_plan_costs_the_same(comparison):
+    for row in comparison.rows:
+        assert row["flops"] <= 0.14
+        assert row["flops"] == pytest.approx(0.14, abs=0.01)  # of the dense network
+
+
+def test_the_plans_behind_the_rows_load(comparison, run):
+    for row, plan in zip(comparison.rows, comparison.plans, strict=True):
+        assert secateur.RatioPlan.load(comparison.folder / row["plan"]) == plan
+    assert comparison.plans[0] == run.plan
+
+
+def test_shallow_and_deep_are_what_they_say(comparison):
+    sparsity = {plan.provenance.allocator: list(plan.sparsities.values()) for plan in comparison.plans}
+    assert sparsity["shallow"][0] > sparsity["uniform"][0] > sparsity["deep"][0]
+    assert sparsity["shallow"][-1] < sparsity["uniform"][-1] < sparsity["deep"][-1]
+
+
+def test_the_gain_is_over_uniform_on_the_same_images(comparison):
+    rows = {row["allocator"]: row for row in comparison.rows}
+    for row in comparison.rows:
+        gain = row["test_accuracy"] - rows["uniform"]["test_accuracy"]
+        assert row["test_gain_over_uniform"] == pytest.approx(gain, abs=1e-4)
+    assert rows["uniform"]["test_gain_standard_error"] == 0.0
+
+
+def test_without_a_plan(run, tmp_path):
+    done = secateur.compare(
+        config=run.folder / "config.yaml", against=["uniform"], finetune=1, out=tmp_path / "compare"
+    )
+    assert [row["allocator"] for row in done.rows] == ["uniform"]
+    assert done.rows[0]["finetuned_test_accuracy"] > 20
+
+
+def test_plans_of_different_budgets_are_refused(run):
+    other = run.plan.model_copy(update={"budget": run.plan.budget.model_copy(update={"fraction": 0.4})})
+    with pytest.raises(PlanError, match="same budget"):
+        secateur.compare([run.plan, other], config=run.folder / "config.yaml")
+
+
+def test_an_unknown_allocator_names_the_near_miss(run):
+    with pytest.raises(ValueError, match="did you mean uniform"):
+        secateur.compare([run.folder], against=["unifrom"])

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import secateur
+from secateur.configs import ConfigError, load_config
+
+
+def episodes(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+
+
+def untimed(folder: Path) -> list[dict]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in episodes(folder)]
+
+
+def test_the_run_folder_holds_everything(run):
+    names = {path.name for path in run.folder.iterdir()}
+    assert {"plan.json", "policy.safetensors", "episodes.jsonl", "summary.json", "config.yaml"} <= names
+    assert {"plan.png", "reward.png", "dense.safetensors", "tensorboard"} <= names
+    assert json.loads((run.folder / "summary.json").read_text()) == run.summary
+    assert {"dense", "best", "episodes", "seconds", "seconds_per_part"} <= run.summary.keys()
+    assert {"prune", "repair", "evaluate", "agent"} <= run.summary["seconds_per_part"].keys()
+    assert run.summary["episodes"] == 8
+
+
+def test_every_episode_is_logged_with_the_terms_of_its_reward(run):
+    records = episodes(run.folder)
+    assert [record["episode"] for record in records] == list(range(8))
+    for record in records:
+        assert record["reward"] == pytest.approx(sum(record["terms"].values()))
+        assert record["flops"] <= 0.14
+        assert len(record["ratios"]) == len(record["actions"]) == 6
+
+
+def test_the_plan_is_the_finalist_that_was_best_when_repaired_as_in_the_end(run):
+    finalists = run.summary["finalists"]
+    assert finalists[0]["reward"] == max(finalist["reward"] for finalist in finalists)
+    best = episodes(run.folder)[finalists[0]["episode"]]
+    plan = secateur.RatioPlan.load(run.folder)
+    assert plan == run.plan
+    assert plan.widths.tolist() == best["widths"]
+    assert list(plan.sparsities.values()) == pytest.approx(best["ratios"])
+    assert plan.figures["search_accuracy"] == finalists[0]["search_accuracy"]
+    assert run.summary["best"]["reward"] == finalists[0]["reward"]
+
+
+def test_finalists_are_the_best_of_the_search_and_all_different(quick, tmp_path):
+    done = secateur.train("digits", overrides=[*quick, "agent.finalists=3"], out=tmp_path / "run")
+    records = episodes(done.folder)
+    chosen = [records[finalist["episode"]] for finalist in done.summary["finalists"]]
+    assert len({tuple(record["widths"]) for record in chosen}) == 3
+    others = [record["reward"] for record in records if record["widths"] not in [c["widths"] for c in chosen]]
+    assert min(record["reward"] for record in chosen) >= max(others)
+
+
+def test_the_search_begins_with_the_base_plan_and_the_demonstrations(run):
+    first = episodes(run.folder)
+    assert first[0]["actions"] == [0.0] * 6
+    assert [record["noise"] for record in first[:3]] == [0.0, 0.0, 0.0]
+    shallow, deep = first[1]["ratios"], first[2]["ratios"]
+    assert shallow[0] > shallow[-1]
+    assert deep[0] < deep[-1]
+
+
+def test_a_demonstration_that_searches_is_refused(quick, tmp_path):
+    with pytest.raises(ValueError, match=r"agent\.demonstrations names random, which searches"):
+        secateur.train("digits", overrides=[*quick, "agent.demonstrations=[random]"], out=tmp_path / "run")
+
+
+def test_tensorboard_shows_what_was_logged(run):
+    events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    rewards = [event.value for event in events.Scalars("reward/total")]
+    assert rewards == pytest.approx([record["reward"] for record in episodes(run.folder)])
+
+
+def test_the_policy_holds_an_actor(run):
+    tensors = load_file(run.folder / "policy.safetensors")
+    assert any(name.startswith("actor.") for name in tensors)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
+
+
+def test_the_resolved_config_is_the_one_that_ran(run):
+    config = load_config(run.folder / "config.yaml")
+    assert config.agent.episodes == 8
+    assert config.budget.flops == 0.14
+
+
+def test_the_same_seed_repeats_and_another_does_not(run, quick, tmp_path):
+    again = secateur.train("digits", overrides=quick, out=tmp_path / "again")
+    other = secateur.train("digits", overrides=quick, out=tmp_path / "other", seed=1)
+    assert untimed(again.folder) == untimed(run.folder)
+    assert [e["actions"] for e in untimed(other.folder)] != [e["actions"] for e in untimed(run.folder)]
+
+
+def test_a_run_cut_off_in_a_line_resumes_to_the_same_end(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    lines = (folder / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (folder / "episodes.jsonl").write_text("".join(lines[:5]) + lines[5][: len(lines[5]) // 2])
+    (folder / "plan.json").unlink()
+    resumed = secateur.train(resume=folder)
+    assert untimed(folder) == untimed(run.folder)
+    assert resumed.plan == run.plan
+    assert resumed.summary["replayed"] == 5
+
+
+def test_a_killed_process_loses_at_most_the_running_episode(run, quick, tmp_path):
+    folder = tmp_path / "killed"
+    arguments = [part for override in quick for part in ("--set", override)]
+    command = [sys.executable, "-m", "secateur", "train", "digits", "--out", str(folder), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = folder / "episodes.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    survived = log.read_text().count("\n")
+    assert survived >= 3
+    assert secateur.RatioPlan.load(folder).provenance.candidates >= survived - 1
+    resumed = secateur.train(resume=folder)
+    assert resumed.summary["replayed"] == survived
+    assert untimed(folder) == untimed(run.folder)
+    assert resumed.plan == run.plan
+
+
+def test_an_interrupt_keeps_the_best_so_far(quick, tmp_path):
+    def stop(episode):
+        if episode.number == 3:
+            raise KeyboardInterrupt
+
+    stopped = secateur.train("digits", overrides=quick, out=tmp_path / "run", on_episode=stop)
+    assert not stopped.finished
+    assert stopped.summary["episodes"] == 4
+    assert secateur.RatioPlan.load(tmp_path / "run") == stopped.plan
+    assert secateur.train(resume=tmp_path / "run").finished
+
+
+def test_a_damaged_log_is_refused_by_line(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    lines = (folder / "episodes.jsonl").read_text().splitlines(keepends=True)
+    lines[2] = "{ nonsense }\n"
+    (folder / "episodes.jsonl").write_text("".join(lines))
+    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 3 is damaged"):
+        secateur.train(resume=folder)
+
+
+def test_resuming_needs_a_run(tmp_path):
+    with pytest.raises(ValueError, match="no run there"):
+        secateur.train(resume=tmp_path)
+
+
+def test_nothing_is_overwritten(run, quick):
+    with pytest.raises(ValueError, match="is not empty, and nothing is overwritten"):
+        secateur.train("digits", overrides=quick, out=run.folder)
+
+
+def test_a_budget_that_cannot_be_met_says_what_can(quick, tmp_path):
+    with pytest.raises(ValueError, match=r"budget\.flops = 0\.01 cannot be met: .* still keeps 0\.\d+"):
+        secateur.train("digits", overrides=[*quick, "budget.flops=0.01"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_config_names_the_near_miss():
+    with pytest.raises(ConfigError, match="did you mean digits"):
+        secateur.train("digit")
+
+
+class Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(1, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 12, 3, padding=1)
+        self.out = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.out(self.two(self.one(x).relu()).relu().mean((2, 3)))
+
+
+def batches(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (torch.randn(16, 1, 6, 6, generator=generator), torch.randint(0, 4, (16,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def settings() -> secateur.Config:
+    agent = {"episodes": 4, "warmup": 1, "updates": 1, "hidden": [8]}
+    return secateur.Config.model_validate({"name": "mine", "budget": {"flops": 0.5}, "agent": agent})
+
+
+def test_the_callers_own_network_and_images(tmp_path):
+    torch.manual_seed(0)
+    model = Mine()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = secateur.Images(batches(3, 0), batches(3, 1), batches(2, 2), batches(2, 3))
+    done = secateur.train(settings(), model=model, images=images, out=tmp_path / "run")
+    assert done.plan.cost["flops"] <= 0.5
+    applied = secateur.apply(done.plan, model=model, images=images, finetune=1, out=tmp_path / "small")
+    with torch.inference_mode():
+        again = secateur.load(tmp_path / "small", model=Mine())(batches(1, 4)[0][0])
+        assert torch.allclose(again, applied.model(batches(1, 4)[0][0]), atol=1e-6)
+    compared = secateur.compare(
+        [done.plan], model=model, images=images, against=["uniform", "deep"], out=tmp_path / "compare"
+    )
+    assert [row["allocator"] for row in compared.rows] == ["ddpg", "uniform", "deep"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda i: secateur.Images(i.calibration, [(i.search[0][0][:, :, 0], i.search[0][1])]),
+            r"expected images \(N, C, H, W\) of floats, got float32 \(16, 1, 6\)",
+        ),
+        (lambda i: secateur.Images(i.calibration, [(i.search[0][0], i.search[0][1] + 1)]), "a label is 4, but"),
+        (
+            lambda i: secateur.Images([(torch.randn(4, 3, 6, 6), torch.zeros(4).long())], i.search),
+            "calibration images are 3×6×6, search images 1×6×6",
+        ),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(spoil, message, tmp_path):
+    images = secateur.Images(batches(1, 0), batches(1, 1))
+    with pytest.raises((ValueError, TypeError), match=message):
+        secateur.train(settings(), model=Mine(), images=spoil(images), out=tmp_path / "run")
+
+
+def test_a_network_with_a_nan_is_refused(tmp_path):
+    model = Mine()
+    model.two.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"two\.weight holds a NaN"):
+        secateur.train(settings(), model=model, images=secateur.Images(batches(1, 0), batches(1, 1)))

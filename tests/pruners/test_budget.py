@@ -1,0 +1,178 @@
+"""The budget: whatever is chosen, the finished plan costs no more and hardly less."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import zoo
+from secateur.pruners.budget import Budget
+from secateur.pruners.layers import PlanError
+
+NAMES = st.sampled_from(zoo.cases())
+KINDS = st.sampled_from(["flops", "params"])
+FRACTIONS = st.floats(0.02, 1.0)
+MOST = st.floats(0.1, 0.95)
+
+
+def budget(case: tuple[str, str], kind: str, fraction: float, most: float = 0.9) -> Budget:
+    try:
+        return Budget(zoo.structure(*case), kind, fraction, most)  # type: ignore[arg-type]
+    except PlanError:
+        assume(False)
+        raise
+
+
+def walk(b: Budget, choices: list[float]) -> list[int]:
+    """Widths between each step's bounds, by a choice in [0, 1] for each layer."""
+    widths: list[int] = []
+    for choice in choices[: len(b.structure.layers)]:
+        low, high = b.bounds(widths)
+        widths.append(round(low + choice * (high - low)))
+    return widths
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    case=NAMES, kind=KINDS, fraction=FRACTIONS, most=MOST, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12)
+)
+def test_every_walk_ends_at_the_budget(case, kind, fraction, most, choices):
+    b = budget(case, kind, fraction, most)
+    widths = walk(b, choices)
+    dense = b.structure.widths
+    assert b.cost(widths) <= b.limit
+    assert np.all(widths >= b.least)
+    assert np.all(widths <= dense)
+    cut = [i for i, width in enumerate(widths) if width < dense[i]]
+    if cut:  # one more channel of the last layer that is not whole would be too much
+        more = list(widths)
+        more[cut[-1]] += 1
+        assert b.cost(more) > b.limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=NAMES, kind=KINDS, fraction=FRACTIONS, most=MOST, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12)
+)
+def test_bounds_are_what_they_say(case, kind, fraction, most, choices):
+    b = budget(case, kind, fraction, most)
+    widths = walk(b, choices)
+    dense, least = b.structure.widths, b.least
+    for t in range(len(widths)):
+        low, high = b.bounds(widths[:t])
+        assert least[t] <= low <= high <= dense[t]
+        cheapest = np.concatenate([widths[:t], [high], least[t + 1 :]])
+        assert b.cost(cheapest) <= b.limit
+        if high < dense[t]:
+            cheapest[t] += 1
+            assert b.cost(cheapest) > b.limit
+        if low < high and t + 1 < len(dense):  # one more would still not spend it, were all the rest whole
+            assert b.cost(np.concatenate([widths[:t], [low + 1], dense[t + 1 :]])) > b.limit
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=NAMES, kind=KINDS, fraction=FRACTIONS)
+def test_even_just_meets_the_budget(case, kind, fraction):
+    b = budget(case, kind, fraction)
+    dense = b.structure.widths
+    even = b.even([])
+    assert 0.0 <= even <= 0.9
+    cost = b.structure.relaxed_cost(kind, (1 - even) * dense)
+    assert cost <= b.limit * (1 + 1e-6) or even == pytest.approx(0.9, abs=1e-6)
+    if even > 1e-6:
+        assert b.structure.relaxed_cost(kind, (1 - even + 1e-5) * dense) > b.limit * (1 - 1e-6)
+
+
+def test_even_of_the_rest_depends_on_what_was_chosen() -> None:
+    b = budget(("resnet20", "inner"), "flops", 0.5)
+    base = b.even([])
+    assert b.even([16]) > base > b.even([2])
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    case=NAMES,
+    kind=KINDS,
+    fraction=FRACTIONS,
+    most=MOST,
+    target=st.lists(st.floats(1e-3, 1e3), min_size=12, max_size=12),
+)
+def test_fill_spends_the_budget_and_no_more(case, kind, fraction, most, target):
+    b = budget(case, kind, fraction, most)
+    dense = b.structure.widths
+    widths = b.fill(np.array(target[: len(dense)]))
+    assert b.cost(widths) <= b.limit
+    assert np.all(widths >= b.least)
+    assert np.all(widths <= dense)
+    for i in range(len(dense)):
+        if widths[i] < dense[i]:
+            more = widths.copy()
+            more[i] += 1
+            assert b.cost(more) > b.limit
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=NAMES, kind=KINDS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12))
+def test_fill_keeps_what_fits_already(case, kind, choices):
+    structure = zoo.structure(*case)
+    wished = np.array([round(1 + c * (w - 1)) for c, w in zip(choices, structure.widths, strict=False)])
+    b = budget(case, kind, structure.fraction(kind, wished), 0.999)
+    assert b.fill(wished.astype(float)).tolist() == wished.tolist()
+
+
+def test_fill_keeps_proportions() -> None:
+    b = budget(("resnet20", "inner"), "flops", 0.5)
+    dense = b.structure.widths
+    widths = b.fill(np.where(np.arange(9) < 3, 0.2, 0.8) * dense)
+    assert widths[:3].max() < 0.3 * 16
+    assert (widths[3:] / dense[3:]).min() > 0.6
+    uniform = b.fill(dense.astype(float)) / dense
+    assert np.ptp(uniform) <= 1 / 16
+
+
+@pytest.mark.parametrize("case", zoo.cases())
+@pytest.mark.parametrize("kind", ["flops", "params"])
+def test_a_budget_that_cannot_be_met_names_the_least_that_can(case: tuple[str, str], kind: str) -> None:
+    structure = zoo.structure(*case)
+    with pytest.raises(
+        PlanError, match=rf"budget.{kind} = 0.001 cannot be met: .* still keeps ([0-9.]+); ask for at "
+    ) as e:
+        Budget(structure, kind, 0.001, 0.6)  # type: ignore[arg-type]
+    least = float(str(e.value).split("still keeps ")[1].split(";")[0])
+    assert Budget(structure, kind, least, 0.6).limit > 0  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="cannot be met"):
+        Budget(structure, kind, least - 2e-4, 0.6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.0001, 50.0, float("nan")])
+def test_fraction_out_of_range(fraction: float) -> None:
+    with pytest.raises(PlanError, match=r"budget.flops = .*: a fraction of the dense network in \(0, 1\]"):
+        Budget(zoo.structure("vgg"), "flops", fraction)
+
+
+@pytest.mark.parametrize("most", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_max_sparsity_out_of_range(most: float) -> None:
+    with pytest.raises(PlanError, match=r"max_sparsity = .*: must lie in \(0, 1\)"):
+        Budget(zoo.structure("vgg"), "flops", 0.5, most)
+
+
+def test_a_whole_budget_keeps_the_network_whole() -> None:
+    b = Budget(zoo.structure("digits", "all"), "params", 1.0)
+    dense = b.structure.widths.tolist()
+    assert walk(b, [0.0] * 12) == dense
+    assert b.fill(np.ones(len(dense))).tolist() == dense
+    assert b.even([]) == pytest.approx(0.0, abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=NAMES, kind=KINDS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12), layer=st.integers(0, 11))
+def test_cost_grows_with_every_width(case, kind, choices, layer):
+    structure = zoo.structure(*case)
+    widths = [round(1 + c * (w - 1)) for c, w in zip(choices, structure.widths, strict=False)]
+    layer %= len(widths)
+    assume(widths[layer] < structure.widths[layer])
+    more = list(widths)
+    more[layer] += 1
+    assert structure.cost(kind, more) > structure.cost(kind, widths)

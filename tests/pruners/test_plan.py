@@ -1,0 +1,248 @@
+"""The plan file: read back as written; whatever is wrong with it is said in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import zoo
+from secateur.networks import CifarResNet
+from secateur.pruners.coupling import find_layers
+from secateur.pruners.layers import PlanError, Structure
+from secateur.pruners.plan import RatioPlan, plan_path, write_json
+
+
+def make(structure: Structure, widths: list[int] | None = None, **changes: Any) -> RatioPlan:
+    arguments: dict[str, Any] = {
+        "architecture": "toy",
+        "criterion": "l1",
+        "budget": ("flops", 0.5),
+        "figures": {"reward": 0.25},
+        "allocator": "ddpg",
+        "seed": 3,
+        "candidates": 7,
+        **changes,
+    }
+    chosen = np.array(widths if widths is not None else np.maximum(1, structure.widths // 2))
+    return RatioPlan.make(structure, chosen, **arguments)
+
+
+@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+def test_a_plan_is_read_back_as_it_was_written(name: str, cut: str, tmp_path: Path) -> None:
+    structure = zoo.structure(name, cut)
+    widths = zoo.widths_of(zoo.draw(structure, 0))
+    plan = make(structure, widths)
+    plan.save(tmp_path / "run" / "plan.json")
+    for path in (tmp_path / "run" / "plan.json", tmp_path / "run", str(tmp_path / "run")):
+        again = RatioPlan.load(path)
+        assert again == plan
+    again.check(structure)
+    assert again.widths.tolist() == widths
+    assert again.cost == {kind: structure.fraction(kind, widths) for kind in ("flops", "params")}
+    assert list(again.sparsities) == [layer.name for layer in structure.layers]
+    assert not list((tmp_path / "run").glob(".*"))
+    assert set(plan.provenance.versions) >= {"secateur", "torch", "numpy"}
+
+
+@given(dense=st.integers(2, 5000), data=st.data())
+def test_width_follows_from_sparsity_at_any_size(dense: int, data: st.DataObject) -> None:
+    from secateur.pruners.plan import LayerPlan
+
+    width = data.draw(st.integers(1, dense))
+    layer = LayerPlan(name="x", sparsity=1.0 - width / dense, width=width, dense_width=dense, members=[])
+    assert 0.0 <= layer.sparsity < 1.0
+
+
+def test_bad_widths_make_no_plan() -> None:
+    with pytest.raises(PlanError, match=r"layer 0.0: width 9 is outside 1 … 8"):
+        make(zoo.structure("vgg"), [9, 1, 1])
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def edit(*path: str | int, to: Any) -> Change:
+    def change(tree: dict[str, Any]) -> None:
+        node: Any = tree
+        for step in path[:-1]:
+            node = node[step]
+        node[path[-1]] = to
+
+    return change
+
+
+def drop(*path: str | int) -> Change:
+    def change(tree: dict[str, Any]) -> None:
+        node: Any = tree
+        for step in path[:-1]:
+            node = node[step]
+        del node[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit("layers", 1, "sparsity", to=1.0), r"layer 2.0.sparsity = 1.0: input should be less than 1"),
+        (
+            edit("layers", 1, "sparsity", to=-0.1),
+            r"layer 2.0.sparsity = -0.1: input should be greater than or equal to 0",
+        ),
+        (edit("layers", 1, "sparsity", to=1.5), r"layer 2.0.sparsity = 1.5: input should be less than 1"),
+        (edit("layers", 1, "sparsity", to="much"), r"layer 2.0.sparsity = 'much': input should be a valid number"),
+        (edit("layers", 1, "sparsity", to=None), r"layer 2.0.sparsity = None: input should be a valid number"),
+        (edit("layers", 1, "width", to=0), r"layer 2.0.width = 0: input should be greater than or equal to 1"),
+        (edit("layers", 1, "width", to=5), r"layer 2.0: sparsity 0.5 of 6 does not leave width 5"),
+        (edit("layers", 1, "keep", to=5), r"layer 2.0.keep: extra inputs are not permitted"),
+        (edit("note", to=5), r"note: extra inputs are not permitted"),
+        (drop("layers", 2, "width"), r"layer 5.width: field required"),
+        (drop("layers", 0, "name"), r"layer 0.name: field required"),
+        (drop("fingerprint"), r"fingerprint: field required"),
+        (edit("layers", to=[]), r"layers = \[\]: list should have at least 1 item"),
+        (edit("layers", to={}), r"layers = \{\}: input should be a valid list"),
+        (edit("layers", 0, to=7), r"layer 0 = 7: input should be a valid dictionary"),
+        (edit("budget", "fraction", to=1.5), r"budget.fraction = 1.5: input should be less than or equal to 1"),
+        (edit("budget", "kind", to="latency"), r"budget.kind = 'latency': input should be 'flops' or 'params'"),
+        (edit("method", to="magic"), r"method = 'magic': input should be 'channel'"),
+    ],
+)
+def test_a_faulty_plan_is_refused_in_one_line(change: Change, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    tree = make(zoo.structure("vgg")).model_dump(mode="json")
+    change(tree)
+    path.write_text(json.dumps(tree))
+    with pytest.raises(PlanError, match=rf"plan.json is not a ratio plan: {message}") as caught:
+        RatioPlan.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity"])
+def test_sparsity_is_a_number(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text(make(zoo.structure("vgg")).model_dump_json().replace('"sparsity":0.5', f'"sparsity":{text}', 1))
+    with pytest.raises(PlanError, match=r"layer 0.0.sparsity = (nan|inf): "):
+        RatioPlan.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[]", r"is not a ratio plan: the file = \[\]: input should be a valid dictionary"),
+        (b"{}", "is not a ratio plan: architecture: field required"),
+        (b'{"schema_version": 2}', "has schema version 2, this secateur reads 1: upgrade"),
+        (b'{"schema_version": "1.0"}', "has schema version '1.0', this secateur reads 1: upgrade"),
+    ],
+)
+def test_what_is_no_plan_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(PlanError, match=message) as caught:
+        RatioPlan.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_plan_there(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nothing.json", tmp_path / "nothing"):
+        with pytest.raises(
+            PlanError, match=r"no plan at .*: give a plan.json, or a folder that `secateur train` wrote"
+        ):
+            plan_path(path)
+
+
+def test_a_crash_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_json(path, {"good": 1})
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_json(path, {"bad": float("nan")})
+    with pytest.raises(TypeError):
+        write_json(path, {"bad": object()})
+    assert json.loads(path.read_text()) == {"good": 1}
+
+
+class Wrapped(nn.Module):
+    """`residual` under other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = zoo.make("residual")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+def other(**arguments: Any) -> Structure:
+    return find_layers(CifarResNet(1, **{"num_classes": zoo.CLASSES, "widths": (4, 6, 8), **arguments}), zoo.RGB)
+
+
+@pytest.mark.parametrize(
+    ("plan", "structure", "message"),
+    [
+        ("residual", zoo.structure("vgg"), r"\(toy\) cuts layer 'layer1.0.conv1'; this network has no such layer$"),
+        ("residual", find_layers(Wrapped(), zoo.RGB), r"this network has no .* – did you mean body.layer1.0.conv1\?"),
+        ("residual", other(widths=(4, 7, 8)), r"layer layer2.0.conv1 has 6 channels in the plan \(toy\), 7 here"),
+        (
+            "residual",
+            other(num_classes=6),
+            r"its layers agree, but a tensor outside .* \(another number of classes\?\)",
+        ),
+        (
+            "vgg",
+            find_layers(zoo.make("vgg"), zoo.RGB, exclude=["2.0"]),
+            r"'2.0'; here it is left whole: excluded by the",
+        ),
+    ],
+)
+def test_a_plan_for_another_network_is_refused(plan: str, structure: Structure, message: str) -> None:
+    with pytest.raises(PlanError, match=message) as caught:
+        make(zoo.structure(plan)).check(structure)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trunk_of_the_plan_is_left_whole_here() -> None:
+    with pytest.raises(PlanError, match=r"cuts layer 'conv1'; here it is left whole: it is a residual trunk"):
+        make(zoo.structure("residual", "all")).check(zoo.structure("residual", "inner"))
+
+
+def test_a_layer_the_plan_does_not_know() -> None:
+    with pytest.raises(PlanError, match=r"is for another network: layer conv1 is not in the plan"):
+        make(zoo.structure("residual", "inner")).check(zoo.structure("residual", "all"))
+
+
+def test_layers_in_another_order() -> None:
+    structure = zoo.structure("vgg")
+    plan = make(structure)
+    turned = plan.model_copy(update={"layers": plan.layers[::-1]})
+    with pytest.raises(PlanError, match="its layers come in another order"):
+        turned.check(structure)
+
+
+def test_other_coupling_names_where() -> None:
+    structure = zoo.structure("vgg")
+    plan = make(structure)
+    layer = plan.layers[1].model_copy(update={"members": [*plan.layers[1].members, "9.weight:1"]})
+    changed = plan.model_copy(update={"layers": [plan.layers[0], layer, plan.layers[2]]})
+    with pytest.raises(PlanError, match=r"layer 2.0 is coupled differently here \(at 9.weight:1\)"):
+        changed.check(structure)
+
+
+@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+def test_a_plan_fits_its_own_network_only(name: str, cut: str) -> None:
+    plan = make(zoo.structure(name, cut))
+    plan.check(find_layers(zoo.make(name, seed=9), zoo.ZOO[name].shape, cut=cut))
+    for stranger in ("vgg", "digits"):
+        if stranger != name and zoo.structure(stranger).fingerprint != plan.fingerprint:
+            with pytest.raises(PlanError):
+                plan.check(zoo.structure(stranger))

@@ -1,0 +1,136 @@
+"""One dense network pruned in many ways, and adaptive batch norm."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from secateur.pruners.batchnorm import adapt_batchnorm
+from secateur.pruners.layers import PlanError
+from secateur.pruners.pruner import ChannelPruner, count_images, first_images
+from secateur.pruners.reconstruction import collect_moments, repair_from_moments
+from secateur.pruners.sequential import repair_sequentially
+from secateur.pruners.shrink import shrink
+
+
+def pruner(name: str, cut: str = "inner") -> ChannelPruner:
+    return ChannelPruner(zoo.make(name), zoo.structure(name, cut), "l1", zoo.batches(name))
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("name", ["residual", "vgg"])
+def test_prune_is_shrink_and_repair(name: str) -> None:
+    p = pruner(name)
+    widths = np.maximum(1, p.structure.widths // 2)
+    selection = p.selection(widths)
+    assert zoo.widths_of(selection) == widths.tolist()
+
+    expected = shrink(p.dense, p.structure, selection)
+    assert same(p.prune(widths), expected)
+    repair_from_moments(expected, p.dense, p.structure, selection, collect_moments(p.dense, p.structure, p.calibration))
+    assert same(p.prune(widths, "gram"), expected)
+    for refit in (False, True):
+        for images, batches in ((None, p.calibration), (20, p.calibration[:1]), (30, p.calibration[:2])):
+            expected = shrink(p.dense, p.structure, selection)
+            repair_sequentially(expected, p.dense, p.structure, selection, batches, refit=refit)
+            assert same(p.prune(widths, "sequential", refit=refit, images=images), expected)
+    expected = shrink(p.dense, p.structure, selection)
+    adapt_batchnorm(expected, p.calibration[:2])
+    assert same(p.prune(widths, adaptive_bn=25), expected)
+
+
+def test_pruning_does_not_change_the_dense_network_nor_depend_on_the_past() -> None:
+    p = pruner("residual", "all")
+    before = copy.deepcopy(p.dense)
+    half, quarter = np.maximum(1, p.structure.widths // 2), np.maximum(1, p.structure.widths // 4)
+    first = copy.deepcopy(p.prune(half, "sequential", refit=True, adaptive_bn=24))
+    for repair in ("none", "gram", "sequential"):
+        p.prune(quarter, repair, adaptive_bn=24)  # type: ignore[arg-type]
+    assert same(p.dense, before)
+    assert same(p.prune(half, "sequential", refit=True, adaptive_bn=24), first)
+
+
+def test_nothing_cut_nothing_recalibrated() -> None:
+    p = pruner("residual")
+    assert same(p.prune(p.structure.widths, "sequential", refit=True, adaptive_bn=24), p.dense)
+
+
+def test_pruned_and_masked_networks_are_in_eval_mode_and_agree() -> None:
+    p = pruner("downsample", "all")
+    p.dense.train()
+    widths = np.maximum(1, p.structure.widths // 2)
+    small, masked = p.prune(widths), p.masked(widths)
+    assert not any(module.training for network in (small, masked) for module in network.modules())
+    x = zoo.images("downsample", 3)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(x))
+
+
+def test_bad_widths() -> None:
+    with pytest.raises(PlanError, match="width 0 is outside"):
+        pruner("vgg").prune(np.array([0, 1, 1]))
+
+
+def test_first_images_are_whole_batches_from_the_front() -> None:
+    batches = zoo.batches("vgg", (24, 24, 16))
+    assert [len(first_images(batches, n)) for n in (1, 24, 25, 48, 49, 64, 1000)] == [1, 1, 2, 2, 3, 3, 3]
+    assert count_images(batches) == 64
+
+
+def test_adaptive_statistics_are_the_mean_over_batches() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None)
+        )
+        zoo.scramble(model)
+    model[1].momentum = 0.37
+    batches = zoo.batches("vgg", (10, 6))
+    first, second, weights = model[1], model[4], copy.deepcopy(dict(model.named_parameters()))
+    with torch.no_grad():
+        once = [model[0](x) for x, _ in batches]
+        normed = [nn.functional.batch_norm(y, None, None, first.weight, first.bias, training=True) for y in once]
+        twice = [model[3](torch.relu(y)) for y in normed]
+    adapt_batchnorm(model.train(), batches)
+    for norm, features in ((first, once), (second, twice)):
+        mean = sum(y.mean((0, 2, 3)) for y in features) / 2
+        var = sum(y.var((0, 2, 3)) for y in features) / 2
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, var, rtol=1e-4, atol=1e-5)
+    assert (first.momentum, second.momentum) == (0.37, None)
+    assert not any(module.training for module in model.modules())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
+def test_a_batch_norm_without_statistics_is_left_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), zoo.Head(4))
+    adapt_batchnorm(model, zoo.batches("vgg", (4,)))
+    assert model[1].running_mean is None
+
+
+def test_a_failing_network_gets_its_momenta_back() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.25), nn.Flatten(), nn.Linear(7, 2))
+    with pytest.raises(RuntimeError):
+        adapt_batchnorm(model, zoo.batches("vgg", (4,)))
+    assert model[0].momentum == 0.25
+    assert not model[0].training
+
+
+def test_adaptive_batch_norm_helps_a_pruned_network() -> None:
+    p = pruner("digits")
+    widths = p.structure.widths // 2
+    x = torch.cat([images for images, _ in p.calibration])
+    adapt_batchnorm(p.dense, p.calibration)  # as if it had been trained on them
+    with torch.no_grad():
+        dense, plain, adapted = (m(x) for m in (p.dense, p.prune(widths), p.prune(widths, adaptive_bn=64)))
+    assert (adapted - dense).square().mean() < (plain - dense).square().mean()
