@@ -28,7 +28,7 @@ from ..pruners.pruner import first_images
 from ..pruners.shrink import narrow
 from ..reports.figures import plan_figure
 from ..reports.progress import Reporter
-from .folders import new_folder
+from .folders import check_free, new_folder
 from .task import CONFIG_NAME, Images, Task, home_of, make_task, resolve_config
 from .train import SUMMARY_NAME
 
@@ -82,6 +82,7 @@ def apply(
     reporter = reporter or Reporter()
     if finetune is not None and finetune < 0:
         raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
+    check_free(out)
     beside = None if isinstance(plan, RatioPlan) else plan_path(plan).parent
     plan = plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan)
     task = task_for_plans([plan], config, beside, model, images, overrides, reporter)

@@ -22,7 +22,7 @@ from ..pruners.plan import RatioPlan, plan_path, write_json
 from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
-from .folders import new_folder
+from .folders import check_free, new_folder
 from .task import Images, Task, describe
 
 COMPARE_NAME = "compare.json"
@@ -80,6 +80,7 @@ def compare(
     reporter = reporter or Reporter()
     if finetune < 0:
         raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
+    check_free(out)
     paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
     beside = plan_path(paths[0]).parent if paths else None
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]

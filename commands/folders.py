@@ -5,6 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
+def check_free(out: str | Path | None) -> None:
+    """Refuse a folder that is taken before any work is done for it.
+
+    Raises:
+        ValueError: `out` is a file, or holds something already.
+    """
+    folder = Path(out) if out is not None else None
+    if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is a file" if not folder.is_dir() else "is not empty, and nothing is overwritten"
+        raise ValueError(f"--out {folder}: it {what}; choose another folder (a run goes on with --resume {folder})")
+
+
 def new_folder(out: str | Path | None, default: Path) -> Path:
     """An empty folder to write to: `out`, or the first free one of default, default-2, …
 
@@ -12,10 +24,8 @@ def new_folder(out: str | Path | None, default: Path) -> Path:
         ValueError: `out` is a file, or holds something already.
     """
     if out is not None:
+        check_free(out)
         folder = Path(out)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            what = "is a file" if not folder.is_dir() else "is not empty, and nothing is overwritten"
-            raise ValueError(f"--out {folder}: it {what}; choose another folder (a run goes on with --resume {folder})")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
     number = 1

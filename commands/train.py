@@ -22,7 +22,7 @@ from ..envs import Evaluation, LayerSparsityEnv, layer_statistics
 from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
-from .folders import new_folder
+from .folders import check_free, new_folder
 from .task import CONFIG_NAME, Images, Task, describe, make_task, resolve_config
 
 SUMMARY_NAME = "summary.json"
@@ -80,6 +80,7 @@ def train(
     """
     reporter = reporter or Reporter()
     start = time.perf_counter()
+    check_free(out)
     previous = _existing_run(resume) if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
     task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)

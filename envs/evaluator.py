@@ -70,7 +70,7 @@ class CandidateEvaluator:
         adaptive_bn: int = 0,
     ):
         self.pruner = pruner
-        self.search = search
+        self.search = [(channels_last(images), labels) for images, labels in search]
         self._prune = partial(pruner.prune, repair=repair, refit=refit, images=images, adaptive_bn=adaptive_bn)
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
@@ -99,12 +99,14 @@ class CandidateEvaluator:
         if key not in self.known:
             candidate = self._prune(widths)
             start = time.perf_counter()
-            self.known[key] = self._judge(logits(candidate, self.search), widths)
+            self.known[key] = self.judge(candidate, widths)
             self._evaluate_seconds += time.perf_counter() - start
         return self.known[key]
 
     def judge(self, candidate: nn.Module, widths: NDArray[np.int64]) -> Evaluation:
-        """The same figures for a network that was repaired in another way."""
+        """The figures of a network that was pruned to these widths and repaired in whatever way."""
+        for parameter in candidate.parameters():
+            parameter.data = channels_last(parameter.data)
         return self._judge(logits(candidate, self.search), widths)
 
     def _judge(self, outputs: Tensor, widths: NDArray[np.int64]) -> Evaluation:
@@ -118,6 +120,11 @@ class CandidateEvaluator:
             flops=self.structure.fraction("flops", widths),
             params=self.structure.fraction("params", widths),
         )
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The memory format that convolutions on a CPU like best: up to half as fast again, the same numbers."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 @torch.inference_mode()

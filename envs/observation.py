@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..pruners.criteria import get_criterion
+from ..pruners.criteria import Context
+from ..pruners.criteria.norms import l1
 from ..pruners.layers import Layer, Structure
 from ..pruners.pruner import ChannelPruner
 from ..pruners.reconstruction import repair_error
@@ -30,8 +31,7 @@ STATIC_FEATURES = {
     "weight_spread": "coefficient of variation of its filter norms, over 2",
     "bn_scale": "mean |γ| of its batch norms, over the largest of any layer; 0 without",
     "bn_spread": "coefficient of variation of |γ|, over 2",
-    "concentration": "share of the criterion's importance held by the better half of its channels, rescaled from "
-    "[½, 1] to [0, 1]",
+    "concentration": "share of the filter norms held by the larger half of them, rescaled from [½, 1] to [0, 1]",
     **{
         f"error_{int(100 * s)}": f"√(1 − R²) of its consumers' repaired outputs with {int(100 * s)} % of it removed"
         for s in ERROR_SPARSITIES
@@ -51,14 +51,14 @@ WALK_FEATURES = {
 
 def layer_statistics(pruner: ChannelPruner) -> NDArray[np.float32]:
     """(layers, static features): what each layer's own numbers say, computed once on the dense network."""
-    structure, model = pruner.structure, pruner.dense
+    structure = pruner.structure
     rows = np.zeros((len(structure.layers), len(STATIC_FEATURES)))
     names = list(STATIC_FEATURES)
     for i, layer in enumerate(structure.layers):
         values = {
             "index": i / max(1, len(structure.layers) - 1),
             **_shape_features(structure, layer),
-            **_weight_features(model, layer, pruner.criterion),
+            **_weight_features(pruner.context, layer),
             **_error_features(pruner, i),
         }
         rows[i] = [values[name] for name in names]
@@ -87,9 +87,9 @@ def _shape_features(structure: Structure, layer: Layer) -> dict[str, float]:
     }
 
 
-def _weight_features(model: nn.Module, layer: Layer, criterion: str) -> dict[str, float]:
-    norms = get_criterion("l1")(model, layer)
-    filters = sum(model.get_parameter(p.parameter)[0].numel() for p in layer.weights("out"))
+def _weight_features(context: Context, layer: Layer) -> dict[str, float]:
+    model, norms = context.model, l1(context, layer)
+    filters = sum(filters.shape[1] for filters in context.filters(layer))
     scales = np.zeros(layer.width)
     for part in layer.slices:
         if part.role == "through" and part.tensor == "weight":
@@ -97,8 +97,7 @@ def _weight_features(model: nn.Module, layer: Layer, criterion: str) -> dict[str
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 gamma = module.weight.detach().abs().double().cpu()
                 scales += gamma[torch.from_numpy(part.positions)].mean(1).numpy()
-    importance = np.sort(np.maximum(get_criterion(criterion)(model, layer), 0.0))[::-1]
-    half = importance[: (layer.width + 1) // 2].sum() / max(float(importance.sum()), 1e-12)
+    half = np.sort(norms)[::-1][: (layer.width + 1) // 2].sum() / max(float(norms.sum()), 1e-12)
     return {
         "weight_norm": float(norms.mean()) / filters,
         "weight_spread": float(norms.std() / max(float(norms.mean()), 1e-12)) / 2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from .batchnorm import adapt_batchnorm
-from .criteria import rank, select
+from .criteria import Context, rank, select
 from .layers import Selection, Structure
-from .reconstruction import Batches, DenseMoments, collect_moments, repair_from_moments
+from .reconstruction import Batches, DenseMoments, repair_from_moments
 from .sequential import repair_sequentially
 from .shrink import mask, shrink
 
@@ -29,6 +28,8 @@ class ChannelPruner:
         structure: its layers.
         criterion: ranks the channels inside a layer.
         calibration: images that repair, in batches.
+        context: what criteria look at.
+        ranking: for every layer its units from the most to the least important.
         seconds: time spent in `prune` and `repair` since the start, for the summary.
     """
 
@@ -37,13 +38,14 @@ class ChannelPruner:
         self.structure = structure
         self.criterion = criterion
         self.calibration = calibration
-        self.ranking = rank(dense, structure, criterion)
+        self.context = Context(dense, structure, calibration)
+        self.ranking = rank(self.context, criterion)
         self.seconds = {"prune": 0.0, "repair": 0.0}
 
-    @cached_property
+    @property
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
-        return collect_moments(self.dense, self.structure, self.calibration)
+        return self.context.moments
 
     def selection(self, widths: NDArray[np.int64]) -> Selection:
         """The units that stay at these widths (layers,)."""

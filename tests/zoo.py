@@ -6,17 +6,19 @@ Every one says which layers it should have, so that a coupling that is lost is n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import SqueezeExcitation
 
+from secateur.envs import Evaluation
 from secateur.networks import CifarResNet, digits_resnet
 from secateur.pruners.coupling import find_layers
 from secateur.pruners.layers import Selection, Structure
@@ -123,6 +125,30 @@ def whole(layers: Structure) -> Selection:
 def widths_of(selection: Selection) -> list[int]:
     """How many units stay."""
     return [len(keep) for keep in selection]
+
+
+class Target:
+    """An evaluator whose optimum is known: some widths, and the further off the worse.
+
+    Attributes:
+        widths: the optimum.
+        calls: how often it was asked.
+    """
+
+    def __init__(self, layers: Structure, widths: Sequence[int]):
+        self.structure = layers
+        self.widths = np.asarray(widths)
+        self.calls = 0
+
+    def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
+        self.calls += 1
+        off = float(np.square((widths - self.widths) / self.structure.widths).mean())
+        return Evaluation(
+            accuracy=100.0 * (1.0 - off),
+            reconstruction_loss=off,
+            flops=self.structure.fraction("flops", widths),
+            params=self.structure.fraction("params", widths),
+        )
 
 
 def images(name: str, count: int, seed: int = 0) -> Tensor:

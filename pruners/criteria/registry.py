@@ -1,0 +1,101 @@
+"""The registry of criteria, and what a criterion may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...configs import did_you_mean
+from ..layers import Layer, Selection, Structure
+from ..reconstruction import Batches, DenseMoments, collect_moments
+
+Order = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a criterion may look at.
+
+    Attributes:
+        model: the dense network, in eval mode; never changed.
+        structure: its layers.
+        calibration: images (N, C, H, W) and labels, in batches.
+        seed: for criteria that draw.
+    """
+
+    model: nn.Module
+    structure: Structure
+    calibration: Batches
+    seed: int = 0
+
+    @cached_property
+    def moments(self) -> DenseMoments:
+        """Second moments of the consumers' inputs, from one pass of the calibration images."""
+        return collect_moments(self.model, self.structure, self.calibration)
+
+    def filters(self, layer: Layer) -> list[Tensor]:
+        """For every coupled producer the (width, weights) filters of the layer's units, double."""
+        found = []
+        for part in layer.weights("out"):
+            weight = self.model.get_parameter(part.parameter).detach().double()
+            found.append(weight[torch.from_numpy(part.positions).to(weight.device)].flatten(1))
+        return found
+
+
+Criterion = Callable[[Context, Layer], Order]
+Score = Callable[[Context, Layer], Scores]
+_CRITERIA: dict[str, Criterion] = {}
+
+
+def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
+    """Make a criterion known: it maps a layer to its units from the most to the least important, all (width,)."""
+
+    def register(criterion: Criterion) -> Criterion:
+        _CRITERIA[name] = criterion
+        return criterion
+
+    return register
+
+
+def register_score(name: str) -> Callable[[Score], Score]:
+    """Make a criterion known that scores every unit by itself, (width,): the highest stay, ties keep their order."""
+
+    def register(score: Score) -> Score:
+        _CRITERIA[name] = lambda context, layer: np.argsort(-score(context, layer), kind="stable")
+        return score
+
+    return register
+
+
+def criteria() -> list[str]:
+    """The names there are."""
+    return sorted(_CRITERIA)
+
+
+def get_criterion(name: str) -> Criterion:
+    """The criterion of that name.
+
+    Raises:
+        ValueError: there is none; the near miss is named.
+    """
+    if name not in _CRITERIA:
+        raise ValueError(f"no criterion {name!r}, only {', '.join(criteria())}{did_you_mean(name, criteria())}")
+    return _CRITERIA[name]
+
+
+def rank(context: Context, criterion: str) -> list[Order]:
+    """For every layer its units from the most to the least important."""
+    order = get_criterion(criterion)
+    return [order(context, layer) for layer in context.structure.layers]
+
+
+def select(ranking: list[Order], widths: NDArray[np.int64]) -> Selection:
+    """The best units of every layer, ascending."""
+    return [np.sort(order[:width]) for order, width in zip(ranking, widths, strict=True)]
