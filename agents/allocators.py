@@ -21,12 +21,14 @@ class Allocation:
     Attributes:
         budget: the layers and what the plan may cost; its `fill` spends it.
         reward: judges widths on the search images, the higher the better; only search allocators call it.
+        curves: every layer's repair error by units kept, (width + 1,) each, see `Elimination`; computed when called.
         candidates: how many plans a search allocator may judge.
         rng: its randomness.
     """
 
     budget: Budget
     reward: Callable[[Widths], float]
+    curves: Callable[[], list[NDArray[np.float64]]]
     candidates: int = 1
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
@@ -93,6 +95,22 @@ def shallow(allocation: Allocation) -> Widths:
 def deep(allocation: Allocation) -> Widths:
     """Late layers are pruned most: the mirror image of `shallow`."""
     return allocation.budget.fill(_widths(allocation) * _ramp(allocation)[::-1])
+
+
+@register_allocator("threshold")
+def threshold(allocation: Allocation) -> Widths:
+    """One threshold on all error curves: every layer keeps as few channels as leave its repair error below it."""
+    budget, curves = allocation.budget, allocation.curves()
+
+    def below(level: float) -> Widths:
+        kept = [int(np.argmax(curve <= level)) for curve in curves]  # the curves fall to 0
+        return np.maximum(np.array(kept, dtype=np.int64), budget.least)
+
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if budget.cost(below(middle)) <= budget.limit else (middle, high)
+    return budget.spend(below(high), below(low).astype(np.float64))
 
 
 @register_allocator("random", searches=True)

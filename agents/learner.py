@@ -197,7 +197,7 @@ class Learner:
 
     def _learn(self, number: int) -> None:
         updates = self.config.updates * self.layers
-        if number < self.warmup:
+        if number < self.warmup or updates == 0:
             return
         set_random_seed((self.seed * 1_000_003 + number) % 2**32)
         if number == self.warmup:

@@ -245,8 +245,12 @@ def apply_table(rows: Mapping[str, Mapping[str, float | None]], epochs: int) -> 
         "repaired": "pruned and repaired",
         "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
     }
-    table = Table(title="The plan, applied", box=box.SIMPLE_HEAD)
-    for column in ("network", "test accuracy", "FLOPs", "parameters", f"ms for {BATCH} images"):
+    table = Table(
+        title="The plan, applied",
+        box=box.SIMPLE_HEAD,
+        caption=f"test accuracy, FLOPs and parameters kept in per cent; ms: one pass of {BATCH} images",
+    )
+    for column in ("network", "test", "FLOPs", "params", "ms"):
         table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
     for name, title in titles.items():
         if name in rows:
@@ -254,9 +258,9 @@ def apply_table(rows: Mapping[str, Mapping[str, float | None]], epochs: int) -> 
             shown = row["test_accuracy"]
             table.add_row(
                 title,
-                "–" if shown is None else f"{shown:.2f} %",
-                f"{100 * (row['flops'] or 0):.1f} %",
-                f"{100 * (row['params'] or 0):.1f} %",
+                "–" if shown is None else f"{shown:.2f}",
+                f"{100 * (row['flops'] or 0):.1f}",
+                f"{100 * (row['params'] or 0):.1f}",
                 f"{row['latency_ms']:.2f}",
             )
     return table

@@ -93,7 +93,7 @@ def apply_command(
 def compare_command(
     plans: Annotated[list[Path] | None, typer.Argument(help="Plans or run folders.")] = None,
     against: Annotated[
-        str | None, typer.Option("--against", help="Allocators, comma-separated: uniform,shallow,deep,random")
+        str | None, typer.Option("--against", help="Allocators, comma-separated: uniform,shallow,deep,threshold,random")
     ] = None,
     candidates: Annotated[
         int | None, typer.Option("--candidates", min=1, help="For random search. [default: as many as the plan's own]")

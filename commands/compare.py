@@ -142,7 +142,9 @@ def _allocate(task: Task, name: str, seed: int, candidates: int, reporter: Repor
             advance(f"reward {value:+.3f}")
             return value
 
-        allocation = Allocation(task.budget, reward, max(1, candidates), np.random.default_rng(seed))
+        allocation = Allocation(
+            task.budget, reward, task.pruner.error_curves, max(1, candidates), np.random.default_rng(seed)
+        )
         widths = get_allocator(name).allocate(allocation)
         if not candidates:
             advance("")

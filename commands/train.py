@@ -148,7 +148,10 @@ def _demonstrations(task: Task) -> list[NDArray[np.int64]]:
     for allocator in chosen:
         if allocator.searches:
             raise ValueError(f"agent.demonstrations names {allocator.name}, which searches: hand-set rules only")
-    return [allocator.allocate(Allocation(task.budget, lambda _widths: 0.0)) for allocator in chosen]
+    return [
+        allocator.allocate(Allocation(task.budget, lambda _widths: 0.0, task.pruner.error_curves))
+        for allocator in chosen
+    ]
 
 
 @dataclass(frozen=True)

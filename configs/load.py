@@ -87,8 +87,10 @@ def _set(tree: dict[str, Any], override: str) -> None:
     *path, last = key.split(".")
     node: Any = tree
     for step in path:
-        node = node.setdefault(step, {})
-        if node is None or not isinstance(node, dict):
+        if node.get(step) is None:  # absent, or an empty section
+            node[step] = {}
+        node = node[step]
+        if not isinstance(node, dict):
             raise ConfigError(f"--set {override!r}: {step} is a value, not a section")
     try:
         parsed = yaml.safe_load(value)

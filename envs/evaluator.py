@@ -115,7 +115,7 @@ class CandidateEvaluator:
         if not torch.isfinite(distance):
             distance = torch.tensor(torch.finfo(torch.float32).max)
         return Evaluation(
-            accuracy=100.0 * float((outputs.argmax(1) == labels).float().mean()),
+            accuracy=100.0 * float((outputs.argmax(1) == labels).double().mean()),
             reconstruction_loss=float(distance),
             flops=self.structure.fraction("flops", widths),
             params=self.structure.fraction("params", widths),
@@ -136,4 +136,4 @@ def logits(model: nn.Module, batches: Batches) -> Tensor:
 def accuracy(model: nn.Module, batches: Batches) -> float:
     """Top-1 in per cent."""
     labels = torch.cat([labels for _, labels in batches])
-    return 100.0 * float((logits(model, batches).argmax(1) == labels).float().mean())
+    return 100.0 * float((logits(model, batches).argmax(1) == labels).double().mean())

@@ -54,7 +54,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     | term | is |
     |---|---|
     | accuracy | top-1 on the search images as a fraction, in [0, 1] |
-    | reconstruction | − mean squared logit distance from the dense network over the variance of its logits |
+    | reconstruction | − mean squared logit distance from the dense network over the variance of its logits, ≥ −10 |
     | flops | − fraction of the FLOPs kept |
 
     `info["reward_terms"]` holds the weighted terms, `info["evaluation"]` the figures, `info["widths"]` the plan.

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from .evaluator import Evaluation
 
+WORST_LOSS = 10.0  # a candidate that blew up says no more than that; a larger loss would drown what the critic knows
+
 
 @dataclass(frozen=True)
 class RewardWeights:
@@ -13,7 +15,7 @@ class RewardWeights:
 
     Attributes:
         accuracy: of top-1 on the search images, as a fraction.
-        reconstruction: of the logit distance from the dense network (subtracted).
+        reconstruction: of the logit distance from the dense network, at most 10 (subtracted).
         flops: of the fraction of FLOPs kept (subtracted).
     """
 
@@ -25,7 +27,7 @@ class RewardWeights:
         """The weighted terms; their sum is the reward."""
         return {
             "accuracy": self.accuracy * evaluation.accuracy / 100.0,
-            "reconstruction": -self.reconstruction * evaluation.reconstruction_loss,
+            "reconstruction": -self.reconstruction * min(evaluation.reconstruction_loss, WORST_LOSS),
             "flops": -self.flops * evaluation.flops,
         }
 

@@ -111,16 +111,24 @@ class Budget:
             middle = (low + high) / 2
             fits = self.cost(self._floor(middle * target)) <= self.limit
             low, high = (middle, high) if fits else (low, middle)
-        wish = np.clip(high * target, least, dense)
-        widths = self._floor(low * target)
-        blocked = widths >= dense
+        return self.spend(self._floor(low * target), np.clip(high * target, least, dense))
+
+    def spend(self, widths: NDArray[np.int64], wish: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Add channels, one at a time where most is wished for, until not one more fits.
+
+        Args:
+            widths: (layers,) within the budget.
+            wish: (layers,) real widths; layers are served by how far they are below.
+        """
+        widths = widths.copy()
+        blocked = widths >= self.structure.widths
         while not blocked.all():
             layer = int(np.argmax(np.where(blocked, -np.inf, wish - widths)))
             widths[layer] += 1
             if self.cost(widths) > self.limit:
                 widths[layer] -= 1
                 blocked[layer] = True
-            elif widths[layer] >= dense[layer]:
+            elif widths[layer] >= self.structure.widths[layer]:
                 blocked[layer] = True
         return widths
 

@@ -127,6 +127,16 @@ def widths_of(selection: Selection) -> list[int]:
     return [len(keep) for keep in selection]
 
 
+def assert_same_network(first: nn.Module, second: nn.Module, x: Tensor) -> None:
+    """Every tensor bit by bit; the outputs up to what another memory layout does to a sum."""
+    tensors, others = first.state_dict(), second.state_dict()
+    assert tensors.keys() == others.keys()
+    for key, tensor in tensors.items():
+        assert torch.equal(tensor, others[key]), key
+    with torch.no_grad():
+        torch.testing.assert_close(first(x), second(x), rtol=1e-5, atol=1e-6)
+
+
 class Target:
     """An evaluator whose optimum is known: some widths, and the further off the worse.
 

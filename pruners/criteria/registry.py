@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,11 @@ class Context:
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
         return collect_moments(self.model, self.structure, self.calibration)
+
+    @cached_property
+    def memo(self) -> dict[tuple[str, str], Any]:
+        """What criteria keep for next time, by (criterion, layer)."""
+        return {}
 
     def filters(self, layer: Layer) -> list[Tensor]:
         """For every coupled producer the (width, weights) filters of the layer's units, double."""

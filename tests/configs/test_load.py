@@ -1,71 +1,215 @@
+"""Configs: the built-in ones load, overrides land where they should, faults are named with their remedy."""
+
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from typing import Any
 
-from secateur.configs import ConfigError, builtin_configs, check_config, dump_config, load_config
+import pytest
+import yaml
+
+from secateur.configs import Config, ConfigError, builtin_configs, check_config, did_you_mean, dump_config, load_config
+from secateur.networks import registered_networks
+from secateur.pruners.criteria import criteria
 
 
 @pytest.mark.parametrize("name", builtin_configs())
-def test_every_builtin_config_loads_and_reads_back_equal(name, tmp_path):
+def test_builtin_configs_load_and_round_trip(name: str, tmp_path: Path) -> None:
     config = load_config(name)
     assert config.name == name
-    (tmp_path / "config.yaml").write_text(dump_config(config))
-    assert load_config(tmp_path / "config.yaml") == config
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+    assert load_config(str(path)) == config
+    assert config.network is not None
+    assert config.network.name in registered_networks()
+    assert config.pruning.criterion in criteria()
 
 
-def test_there_are_the_three_that_the_readme_names():
+def test_there_are_builtin_configs_and_a_default() -> None:
     assert {"digits", "cifar10-resnet20", "cifar10-resnet56"} <= set(builtin_configs())
     assert load_config() == load_config("digits")
+
+
+def test_overrides_round_trip_too(tmp_path: Path) -> None:
+    config = load_config("cifar10-resnet20", ["data.test=100", "layers.exclude=[conv1, layer1.0.conv1]", "seed=4"])
+    path = tmp_path / "c.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("seed=7", ("seed",), 7),
+        ("agent.episodes=3", ("agent", "episodes"), 3),
+        ("agent.hidden=[8, 9]", ("agent", "hidden"), [8, 9]),
+        ("network.pretrain.epochs=2", ("network", "pretrain", "epochs"), 2),
+        ("network.kwargs.width=3", ("network", "kwargs"), {"width": 3}),
+        ("layers.cut=all", ("layers", "cut"), "all"),
+        ("data.test=null", ("data", "test"), None),
+        ("data.root=a=b", ("data", "root"), Path("a=b")),
+        ("finetune.learning_rate=1e-2", ("finetune", "learning_rate"), 0.01),
+        ("reward.flops=.5", ("reward", "flops"), 0.5),
+        ("layers.exclude=[]", ("layers", "exclude"), []),
+    ],
+)
+def test_overrides(override: str, path: tuple[str, ...], value: object) -> None:
+    node: Any = load_config("digits", [override])
+    for step in path:
+        node = getattr(node, step)
+    assert node == value
+
+
+def test_an_override_leaves_its_neighbours() -> None:
+    before, after = load_config("digits"), load_config("digits", ["network.pretrain.epochs=2"])
+    assert before.network is not None
+    assert after.network is not None
+    assert after.network.pretrain == before.network.pretrain.model_copy(update={"epochs": 2})  # type: ignore[union-attr]
+    assert after.model_copy(update={"network": before.network}) == before
+
+
+def test_later_overrides_win_and_values_come_last() -> None:
+    assert load_config("digits", ["seed=1", "seed=2"]).seed == 2
+    assert load_config("digits", ["seed=1"], seed=3).seed == 3
+    assert load_config("digits", ["seed=1"], seed=None).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "fraction"),
+    [
+        (["budget.params=0.3"], "params", 0.3),
+        (["budget.flops=0.3"], "flops", 0.3),
+        (["budget.params=0.3", "budget.flops=0.4"], "flops", 0.4),
+        (["budget.flops=1"], "flops", 1.0),
+    ],
+)
+def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: float) -> None:
+    budget = load_config("cifar10-resnet20", overrides).budget
+    assert (budget.kind, budget.fraction) == (kind, fraction)
+    assert {budget.flops, budget.params} == {None, fraction}
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("budgett.flops=0.4", "unknown key budgett – did you mean budget?"),
-        ("agent.episode=3", "unknown key agent.episode – did you mean episodes?"),
-        ("network.pretrain.epoch=3", "unknown key network.pretrain.epoch – did you mean epochs?"),
-        ("agent.zzz=3", r"unknown key agent.zzz \(known here: algorithm, "),
-        ("budget.flops=1.5", "budget.flops = 1.5: input should be less than or equal to 1"),
-        ("budget.flops=0", "budget.flops = 0: input should be greater than 0"),
-        ("layers.max_sparsity=1.0", "layers.max_sparsity = 1.0: input should be less than 1"),
-        ("agent.episodes=many", "agent.episodes = 'many'"),
-        ("agent.algorithm=ppo", "agent.algorithm = 'ppo': input should be 'ddpg', 'td3' or 'sac'"),
-        ("network.pretrain=null", "an untrained network has nothing to keep"),
-        ("reward={accuracy: 0, reconstruction: 0}", "every reward weight is 0"),
-        ("data.std=[1, 1]", "mean has 1 channels, std has 2"),
-        ("agent.episodes", "expected section.key=value"),
-        ("=3", "expected section.key=value"),
-        ("seed.deep=3", "seed is a value, not a section|seed"),
-        ("agent.hidden=[1", "the value is not YAML"),
+        ("agnet.episodes=3", r"unknown key agnet – did you mean agent\?"),
+        ("agent.epsiodes=3", r"unknown key agent.epsiodes – did you mean episodes\?"),
+        ("network.pretrain.epoch=3", r"unknown key network.pretrain.epoch – did you mean epochs\?"),
+        ("layers.zzz=3", r"unknown key layers.zzz \(known here: cut, exclude, max_sparsity\)"),
+        ("budget.latency=0.5", r"unknown key budget.latency"),
+        ("agent.episodes=0", r"agent.episodes = 0: input should be greater than or equal to 1"),
+        ("agent.episodes=many", r"agent.episodes = 'many': input should be a valid integer"),
+        ("agent.algorithm=ppo", r"agent.algorithm = 'ppo': input should be 'ddpg', 'td3' or 'sac'"),
+        ("agent.noise_end=0", r"agent.noise_end = 0: input should be greater than 0"),
+        ("budget.flops=0", r"budget.flops = 0: input should be greater than 0"),
+        ("budget.flops=1.5", r"budget.flops = 1.5: input should be less than or equal to 1"),
+        ("budget.flops=-0.5", r"budget.flops = -0.5: input should be greater than 0"),
+        ("budget.flops=null", r"budget: give exactly one budget: budget.flops or budget.params"),
+        ("layers.max_sparsity=1.0", r"layers.max_sparsity = 1.0: input should be less than 1"),
+        ("layers.cut=some", r"layers.cut = 'some': input should be 'inner' or 'all'"),
+        ("reward.accuracy=-1", r"reward.accuracy = -1: input should be greater than or equal to 0"),
+        ("reward={accuracy: 0, reconstruction: 0}", r"reward: every reward weight is 0"),
+        ("network.pretrain=null", r"network: an untrained network has nothing to keep: give network.weights"),
+        ("network.pretrain.epochs=0", r"network: an untrained network has nothing to keep"),
+        ("data.mean=[0.1, 0.2]", r"data: mean has 2 channels, std has 1"),
+        ("data.std=[0]", r"data.std.0 = 0: input should be greater than 0"),
+        ("data.name=imagenet", r"data.name = 'imagenet': input should be 'digits', 'cifar10'"),
+        ("finetune.momentum=1", r"finetune.momentum = 1: input should be less than 1"),
     ],
 )
-def test_a_bad_override_is_refused_with_the_remedy(override, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_faults_name_key_value_and_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^config digits: {message}") as caught:
         load_config("digits", [override])
     assert "\n" not in str(caught.value)
 
 
-def test_overrides_reach_any_depth_and_the_last_wins():
-    config = load_config("digits", ["network.pretrain.epochs=2", "agent.episodes=5", "agent.episodes=6"], seed=7)
-    assert config.network.pretrain.epochs == 2
-    assert config.agent.episodes == 6
-    assert config.seed == 7
+def test_every_fault_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key data.serach .* search\?; agent.episodes = 0: input should"):
+        load_config("digits", ["agent.episodes=0", "data.serach=5"])
 
 
-def test_one_budget_replaces_the_other():
-    assert load_config("digits", ["budget.params=0.3"]).budget.kind == "params"
-    with pytest.raises(ConfigError, match="exactly one budget"):
-        check_config({"name": "x", "budget": {"flops": 0.5, "params": 0.5}})
-    with pytest.raises(ConfigError, match="budget is missing"):
-        check_config({"name": "x"})
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "--set 'seed': expected section.key=value, such as budget.flops=0.4"),
+        ("=3", "--set '=3': expected section.key=value"),
+        ("seed.x=3", "--set 'seed.x=3': seed is a value, not a section"),
+        ("agent.episodes.x=3", "--set 'agent.episodes.x=3': episodes is a value, not a section"),
+        ("agent.hidden=[1", r"--set 'agent.hidden=\[1': the value is not YAML: "),
+    ],
+)
+def test_bad_overrides(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config("digits", ["seed=1", override])
+    assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_no_config(tmp_path):
-    with pytest.raises(ConfigError, match=r"no config 'digit': .* did you mean digits\?"):
-        load_config("digit")
-    (tmp_path / "bad.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match=r"bad\.yaml is not YAML"):
-        load_config(tmp_path / "bad.yaml")
-    (tmp_path / "list.yaml").write_text("- 1")
-    with pytest.raises(ConfigError, match="holds no config"):
-        load_config(tmp_path / "list.yaml")
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("digit", " – did you mean digits?"), ("cifar10-resnet21", " – did you mean cifar10-resnet20?"), ("zzz.yaml", "")],
+)
+def test_no_such_config(name: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(name)
+    assert str(caught.value).startswith(f"no config {name!r}: neither a file nor one of cifar10-resnet20, ")
+    assert str(caught.value).endswith(hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "is not YAML: "),
+        ("just words", "holds no config: expected sections"),
+        ("", "holds no config: expected sections"),
+        ("- 1", "holds no config: expected sections"),
+        ("name: x", "budget is missing"),
+        ("name: x\nbudget: {flops: 0.5, params: 0.5}", "budget: give exactly one budget"),
+        ("name: x\nbudget: 3", "budget = 3: input should be a valid dictionary"),
+        ("name: x\nbudget: {flops: 0.5}\n3: 4", "3 = 3: keys should be strings"),
+    ],
+)
+def test_files_that_are_no_configs(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"mine.yaml.*{message}") as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_section_takes_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: x\nbudget: {flops: 0.5}\nagent:\n", encoding="utf-8")
+    assert load_config(path, ["agent.episodes=3"]).agent.episodes == 3
+
+
+def test_a_file_beats_no_builtin_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").write_text("name: impostor\nbudget: {flops: 0.5}\n")
+    assert load_config("digits").name == "digits"
+    assert load_config("./digits").name == "impostor"
+
+
+def test_configs_never_change() -> None:
+    config = load_config()
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValueError, match="frozen"):
+        config.agent.episodes = 3  # type: ignore[misc]
+
+
+def test_a_config_needs_neither_network_nor_data() -> None:
+    config = check_config({"name": "mine", "budget": {"flops": 0.4}})
+    assert (config.network, config.data) == (None, None)
+    assert yaml.safe_load(dump_config(config))["network"] is None
+    assert check_config(yaml.safe_load(dump_config(config))) == config
+
+
+def test_every_key_has_a_default_or_is_asked_for() -> None:
+    required = [name for name, field in Config.model_fields.items() if field.is_required()]
+    assert required == ["name", "budget"]
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("fops", ["flops", "params"]) == " – did you mean flops?"
+    assert did_you_mean("zzz", ["flops", "params"]) == ""

@@ -1,89 +1,123 @@
+"""What a candidate is worth: counted directly, and never judged twice."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from secateur.envs import STATIC_FEATURES, CandidateEvaluator, layer_statistics
-from secateur.envs.evaluator import accuracy
-from secateur.networks import digits_resnet
-from secateur.pruners.coupling import find_layers
+import zoo
+from secateur.envs import CandidateEvaluator, Evaluation, RewardWeights
+from secateur.envs.evaluator import accuracy, logits
 from secateur.pruners.pruner import ChannelPruner
 
 
-def batches(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(20, 1, 8, 8, generator=generator), torch.randint(0, 10, (20,), generator=generator))
-        for _ in range(count)
-    ]
+def labelled(model: nn.Module, name: str, count: int = 40) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Search images of which the dense network gets about two thirds right."""
+    x = zoo.images(name, count, seed=50)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    labels[::3] = (labels[::3] + 1) % zoo.CLASSES
+    return [(x[:15], labels[:15]), (x[15:], labels[15:])]
 
 
 @pytest.fixture
 def pruner() -> ChannelPruner:
-    torch.manual_seed(0)
-    model = digits_resnet().eval()
-    return ChannelPruner(model, find_layers(model, (1, 8, 8)), "l1", batches(3, 0))
+    return ChannelPruner(zoo.make("digits"), zoo.structure("digits"), "l1", zoo.batches("digits"))
 
 
-def test_the_dense_network_loses_nothing(pruner):
-    evaluator = CandidateEvaluator(pruner, batches(2, 1))
+def test_dense_figures_are_a_direct_count(pruner: ChannelPruner) -> None:
+    search = labelled(pruner.dense, "digits")
+    evaluator = CandidateEvaluator(pruner, search)
+    with torch.no_grad():
+        right = sum(int((pruner.dense(x).argmax(1) == y).sum()) for x, y in search)
+    assert right == 40 - 14
+    assert evaluator.dense == Evaluation(100.0 * right / 40, 0.0, 1.0, 1.0)
+    assert accuracy(pruner.dense, search) == 100.0 * right / 40
+    assert logits(pruner.dense, search).shape == (40, zoo.CLASSES)
     whole = evaluator.evaluate(pruner.structure.widths)
-    images, labels = (torch.cat(part) for part in zip(*batches(2, 1), strict=True))
-    with torch.inference_mode():
-        right = (pruner.dense(images).argmax(1) == labels).float().mean()
-    assert evaluator.dense.accuracy == pytest.approx(100 * float(right), abs=1e-4)
-    assert whole.accuracy == evaluator.dense.accuracy == pytest.approx(accuracy(pruner.dense, batches(2, 1)))
-    assert whole.reconstruction_loss == pytest.approx(0.0, abs=1e-9)
-    assert (whole.flops, whole.params) == (1.0, 1.0)
+    assert whole.as_dict() == pytest.approx(evaluator.dense.as_dict(), abs=1e-9)
 
 
-def test_the_loss_is_the_logit_distance_over_the_logits_variance(pruner):
-    evaluator = CandidateEvaluator(pruner, batches(2, 1), repair="none")
+@pytest.mark.parametrize("repair", ["none", "gram", "sequential"])
+def test_a_candidates_figures(pruner: ChannelPruner, repair: str) -> None:
+    search = labelled(pruner.dense, "digits")
+    evaluator = CandidateEvaluator(pruner, search, repair=repair)  # type: ignore[arg-type]
     widths = pruner.structure.widths // 2
-    images = torch.cat([x for x, _ in batches(2, 1)])
-    with torch.inference_mode():
-        dense, pruned = pruner.dense(images).double(), pruner.prune(widths)(images).double()
+    found = evaluator.evaluate(widths)
+    candidate = pruner.prune(widths, repair)  # type: ignore[arg-type]
+    x, y = (torch.cat(parts) for parts in zip(*search, strict=True))
+    with torch.no_grad():
+        dense, pruned = pruner.dense(x), candidate(x)
+    assert found.accuracy == pytest.approx(100 * (pruned.argmax(1) == y).double().mean().item())
     expected = (pruned - dense).square().sum(1).mean() / dense.var(0).sum()
-    assert evaluator.evaluate(widths).reconstruction_loss == pytest.approx(float(expected), rel=1e-4)
+    assert found.reconstruction_loss == pytest.approx(expected.item(), rel=1e-5)
+    assert found.flops == pruner.structure.fraction("flops", widths)
+    assert found.params == pruner.structure.fraction("params", widths)
+    assert evaluator.judge(candidate, widths).as_dict() == pytest.approx(found.as_dict(), rel=1e-5)
+    assert found.as_dict() == {
+        name: getattr(found, name) for name in ("accuracy", "reconstruction_loss", "flops", "params")
+    }
 
 
-def test_repair_brings_the_logits_nearer_where_it_was_fitted(pruner):
-    widths = pruner.structure.widths * 3 // 4
+def test_repair_pays() -> None:
+    pruner = ChannelPruner(zoo.make("vgg"), zoo.structure("vgg"), "l1", zoo.batches("vgg", (150, 150)))
+    search = labelled(pruner.dense, "vgg")
+    widths = pruner.structure.widths // 2
     none, sequential = (
-        CandidateEvaluator(pruner, pruner.calibration, repair=repair, refit=True).evaluate(widths)
+        CandidateEvaluator(pruner, search, repair=repair).evaluate(widths)  # type: ignore[arg-type]
         for repair in ("none", "sequential")
     )
-    assert sequential.reconstruction_loss < 0.5 * none.reconstruction_loss
+    assert sequential.reconstruction_loss < none.reconstruction_loss
 
 
-def test_no_candidate_is_judged_twice(pruner, monkeypatch):
-    evaluator = CandidateEvaluator(pruner, batches(1, 1), repair="none")
+def test_nothing_is_judged_twice(pruner: ChannelPruner, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    judge = evaluator._judge
-    monkeypatch.setattr(evaluator, "_judge", lambda *args: calls.append(args) or judge(*args))
-    for widths in ([8, 8, 16, 16, 32, 32], [8, 8, 16, 16, 32, 31], [8, 8, 16, 16, 32, 32]):
-        evaluator.evaluate(np.array(widths))
+    original = ChannelPruner.prune
+
+    def counted(self: ChannelPruner, widths: np.ndarray, *args, **kwargs) -> nn.Module:
+        calls.append(tuple(widths))
+        return original(self, widths, *args, **kwargs)
+
+    monkeypatch.setattr(ChannelPruner, "prune", counted)
+    evaluator = CandidateEvaluator(pruner, labelled(pruner.dense, "digits"))
+    half, quarter = pruner.structure.widths // 2, pruner.structure.widths // 4
+    results = [evaluator.evaluate(widths) for widths in (half, quarter, half, half.copy(), quarter)]
+    assert calls == [tuple(half), tuple(quarter)]
+    assert results[0] is results[2] is results[3]
+    assert set(evaluator.known) == set(calls)
+
+    resumed = CandidateEvaluator(pruner, labelled(pruner.dense, "digits"))
+    resumed.known |= evaluator.known
+    assert resumed.evaluate(half) == results[0]
     assert len(calls) == 2
-    assert evaluator.seconds["evaluate"] > 0
 
 
-@pytest.mark.parametrize(("value", "what"), [(0.0, "constant"), (float("inf"), "not finite")])
-def test_logits_that_say_nothing_are_refused(pruner, value, what):
-    pruner.dense.linear.weight.data.fill_(0.0)
-    pruner.dense.linear.bias.data.fill_(value)
-    with pytest.raises(ValueError, match=f"{what}: check its weights"):
-        CandidateEvaluator(pruner, batches(1, 1))
+def test_time_is_accounted_for(pruner: ChannelPruner) -> None:
+    evaluator = CandidateEvaluator(pruner, labelled(pruner.dense, "digits"))
+    assert evaluator.seconds["evaluate"] == 0.0
+    evaluator.evaluate(pruner.structure.widths // 2)
+    assert set(evaluator.seconds) == {"prune", "repair", "evaluate"}
+    assert all(seconds > 0.0 for seconds in evaluator.seconds.values())
 
 
-def test_statistics_are_named_scaled_and_tell_layers_apart(pruner):
-    statistics = layer_statistics(pruner)
-    assert statistics.shape == (6, len(STATIC_FEATURES))
-    assert statistics.min() >= 0.0
-    assert statistics.max() <= 1.0
-    columns = dict(zip(STATIC_FEATURES, statistics.T, strict=True))
-    assert columns["index"].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert columns["stride"].tolist() == [0.25, 0.25, 0.5, 0.25, 0.5, 0.25]
-    assert np.all(columns["error_25"] < columns["error_50"])
-    assert np.all(columns["error_50"] < columns["error_75"])
-    assert columns["flops"].max() == 1.0
+@pytest.mark.parametrize(("value", "message"), [(0.0, "constant"), (float("nan"), "not finite"), (1e30, "not finite")])
+def test_a_dense_network_that_says_nothing(pruner: ChannelPruner, value: float, message: str) -> None:
+    with torch.no_grad():
+        pruner.dense.linear.weight.fill_(value)
+    with pytest.raises(ValueError, match=rf"logits on the search images are {message}: check its weights and the data"):
+        CandidateEvaluator(pruner, zoo.batches("digits"))
+
+
+def test_a_candidate_that_diverges_is_worth_little_but_a_number(
+    pruner: ChannelPruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = CandidateEvaluator(pruner, labelled(pruner.dense, "digits"))
+    broken = pruner.prune(pruner.structure.widths // 2)
+    with torch.no_grad():
+        broken.linear.weight.fill_(float("nan"))
+    found = evaluator.judge(broken, pruner.structure.widths // 2)
+    assert np.isfinite(found.reconstruction_loss)
+    assert found.reconstruction_loss > 1e30
+    assert np.isfinite(RewardWeights().reward(found))

@@ -1,146 +1,325 @@
+"""The environment on a toy whose optimum is known: the checkers, the walk, the budget, the reward."""
+
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.utils.env_checker import check_env as gymnasium_check
-from hypothesis import given, settings
+from gymnasium.utils.env_checker import check_env
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from stable_baselines3.common.env_checker import check_env as sb3_check
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from secateur.envs import ENV_ID, WALK_FEATURES, LayerSparsityEnv, RewardWeights
+import zoo
+from secateur.envs import (
+    ENV_ID,
+    STATIC_FEATURES,
+    WALK_FEATURES,
+    Evaluation,
+    LayerSparsityEnv,
+    RewardWeights,
+    layer_statistics,
+)
+from secateur.pruners.budget import Budget
+from secateur.pruners.layers import PlanError
+from secateur.pruners.pruner import ChannelPruner
 
-from ..toys import toy_env
+CASES = st.sampled_from(zoo.cases())
+ACTIONS = st.lists(st.floats(-1, 1, width=32), min_size=12, max_size=12)
 
 
-@pytest.fixture
-def env() -> LayerSparsityEnv:
-    return toy_env()
+def make(
+    name: str = "digits",
+    cut: str = "inner",
+    kind: str = "flops",
+    fraction: float = 0.5,
+    weights: RewardWeights | None = None,
+) -> LayerSparsityEnv:
+    """Statistics are a layer's position and nothing else, so that an observation tells whose it is."""
+    structure = zoo.structure(name, cut)
+    budget = Budget(structure, kind, fraction)  # type: ignore[arg-type]
+    layers = len(structure.layers)
+    statistics = np.linspace(0.0, 1.0, layers, dtype=np.float32)[:, None]
+    return LayerSparsityEnv(budget, zoo.Target(structure, budget.least), statistics, weights)
 
 
-def walk(env, actions):
-    observations = [env.reset(seed=0)[0]]
-    info, total = {}, 0.0
+def roll(env: gym.Env, actions: list[float]) -> tuple[list[np.ndarray], list[float], dict]:
+    """Observations, rewards and the last info of one episode."""
+    observation, _ = env.reset()
+    observations, rewards, terminated, info = [observation], [], False, {}
     for action in actions:
         observation, reward, terminated, truncated, info = env.step(np.array([action], dtype=np.float32))
         observations.append(observation)
-        total += reward
+        rewards.append(reward)
         assert not truncated
+        if terminated:
+            break
     assert terminated
-    return observations, total, info
+    return observations, rewards, info
 
 
-def test_both_checkers_pass_without_a_warning(env):
+@pytest.mark.parametrize("check", [check_env, check_env_sb3])
+@pytest.mark.parametrize(("name", "cut"), [("digits", "inner"), ("digits", "all"), ("depthwise_first", "inner")])
+def test_checkers_have_nothing_to_say(check, name: str, cut: str) -> None:
+    raw = make(name, cut)
+    env = gym.make(ENV_ID, budget=raw.budget, evaluator=raw.evaluator, statistics=raw.statistics)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gymnasium_check(env, skip_render_check=True)
-        sb3_check(env)
+        check(env.unwrapped)
 
 
-def test_it_is_registered(env):
-    made = gym.make(ENV_ID, budget=env.budget, evaluator=env.evaluator, statistics=env.statistics)
-    assert ENV_ID == "secateur/LayerSparsity-v0"
-    assert made.observation_space == env.observation_space
+def test_made_by_gymnasium() -> None:
+    raw = make()
+    env = gym.make(ENV_ID, budget=raw.budget, evaluator=raw.evaluator, statistics=raw.statistics)
+    assert isinstance(env.unwrapped, LayerSparsityEnv)
+    assert env.spec is not None
+    assert env.spec.id == "secateur/LayerSparsity-v0"
+    assert roll(env, [0.0] * 6)[1] == roll(raw, [0.0] * 6)[1]
 
 
-SECTIONS = (
-    "Description",
-    "Action Space",
-    "Observation Space",
-    "Starting State",
-    "Reward",
-    "Episode End",
-    "Arguments",
-    "Version History",
-)
+def test_docstring_is_the_environments_page() -> None:
+    text = inspect.getdoc(LayerSparsityEnv) or ""
+    sections = [line.removeprefix("## ") for line in text.splitlines() if line.startswith("## ")]
+    assert sections == [
+        "Description",
+        "Action Space",
+        "Observation Space",
+        "Starting State",
+        "Reward",
+        "Episode End",
+        "Arguments",
+        "Version History",
+    ]
+    for argument in list(inspect.signature(LayerSparsityEnv.__init__).parameters)[1:]:
+        assert f"* `{argument}`" in text
+    for term in make().rewards(Evaluation(50.0, 0.5, 0.5, 0.5)):
+        assert f"| {term} |" in text
+    assert "* v0:" in text
 
 
-@pytest.mark.parametrize("section", SECTIONS)
-def test_the_page_has_every_section(section):
-    assert f"## {section}\n" in (LayerSparsityEnv.__doc__ or "")
-
-
-def test_twin_walks_are_identical():
-    actions = np.random.default_rng(0).uniform(-1, 1, 6)
-    first, second = (walk(toy_env(), actions) for _ in range(2))
+def test_twin_roll_outs_are_identical() -> None:
+    actions = np.random.default_rng(0).uniform(-1, 1, 9).tolist()
+    twins = [make("resnet20"), make("resnet20")]
+    for env in twins:
+        env.action_space.seed(5)
+        env.reset(seed=5)
+    first, second = (roll(env, actions) for env in twins)
+    for a, b in zip(first[0], second[0], strict=True):
+        assert np.array_equal(a, b)
     assert first[1] == second[1]
-    assert all(np.array_equal(a, b) for a, b in zip(first[0], second[0], strict=True))
+    assert np.array_equal(first[2]["widths"], second[2]["widths"])
+    again = roll(twins[0], actions)  # nothing of an episode stays behind
+    assert all(np.array_equal(a, b) for a, b in zip(first[0], again[0], strict=True))
 
 
-def test_doing_nothing_is_uniform(env):
-    _, _, info = walk(env, [0.0] * 6)
-    sparsities = 1 - info["widths"] / env.budget.structure.widths
-    assert np.ptp(sparsities) < 1.5 / 16
+@settings(max_examples=100, deadline=None)
+@given(case=CASES, kind=st.sampled_from(["flops", "params"]), fraction=st.floats(0.05, 1.0), actions=ACTIONS)
+def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
+    try:
+        env = make(*case, kind, fraction)
+    except PlanError:
+        assume(False)
+    observations, rewards, info = roll(env, actions)
+    widths, dense = info["widths"].tolist(), env.budget.structure.widths
+    assert env.budget.cost(widths) <= env.budget.limit
+    assert env.budget.structure.fraction(kind, widths) <= fraction + 1e-9
+    cut = [i for i, width in enumerate(widths) if width < dense[i]]
+    if cut:
+        widths[cut[-1]] += 1
+        assert env.budget.cost(widths) > env.budget.limit
+    assert all(env.observation_space.contains(o) for o in observations)
+    assert all(o.dtype == np.float32 for o in observations)
+    assert len(rewards) == len(dense)
+    assert rewards[:-1] == [0.0] * (len(dense) - 1)
 
 
-@settings(deadline=None, max_examples=40)
-@given(actions=st.lists(st.floats(-1, 1), min_size=6, max_size=6), fraction=st.floats(0.15, 1.0))
-def test_no_actions_exceed_the_budget_and_all_spend_it(actions, fraction):
-    env = toy_env(fraction)
-    observations, _, info = walk(env, actions)
-    assert env.budget.cost(info["widths"]) <= env.budget.limit
-    wider = info["widths"] + np.array([0] * 5 + [1])
-    assert wider[-1] > env.budget.structure.widths[-1] or env.budget.cost(wider) > env.budget.limit
-    assert all(env.observation_space.contains(observation) for observation in observations)
-
-
-def test_actions_reach_from_the_least_to_the_most(env):
-    widths = [walk(env, [action, *[0.0] * 5])[2]["widths"][0] for action in (-1.0, -0.5, 0.0, 0.5, 1.0)]
-    low, high = env.budget.bounds([])
-    assert widths[0] == high
-    assert widths[-1] == low
-    assert widths == sorted(widths, reverse=True)
-
-
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 10_000))
-def test_action_for_is_the_inverse(seed):
-    env = toy_env()
-    _, _, info = walk(env, np.random.default_rng(seed).uniform(-1, 1, 6))
+@settings(max_examples=60, deadline=None)
+@given(case=CASES, fraction=st.floats(0.1, 1.0), actions=ACTIONS)
+def test_a_larger_action_removes_no_less(case, fraction, actions):
+    try:
+        env = make(*case, "flops", fraction)
+    except PlanError:
+        assume(False)
     env.reset()
-    for width in info["widths"]:
-        *_, again = env.step(np.array([env.action_for(int(width))], dtype=np.float32))
-    assert again["widths"].tolist() == info["widths"].tolist()
+    for t, action in enumerate(actions[: len(env.statistics)]):
+        widths = []
+        for a in (-1.0, -0.5, 0.0, 0.5, 1.0):
+            probe = make(*case, "flops", fraction)
+            probe.widths = list(env.widths)
+            probe.step(np.array([a], dtype=np.float32))
+            widths.append(probe.widths[t])
+        assert widths == sorted(widths, reverse=True)
+        low, high = env.budget.bounds(env.widths)
+        assert (widths[0], widths[-1]) == (high, low)
+        env.step(np.array([action], dtype=np.float32))
 
 
-def test_the_observation_describes_the_layer_the_next_action_is_for(env):
-    observations, _, info = walk(env, [0.3] * 6)
-    statistics = env.statistics.shape[1]
-    for t in range(6):
-        np.testing.assert_array_equal(observations[t][:statistics], env.statistics[t])
-    walked = list(WALK_FEATURES)
-    for t in range(1, 6):
-        values = dict(zip(walked, observations[t][statistics:], strict=True))
-        dense = env.budget.structure.widths
-        assert values["last_action"] == pytest.approx(1 - info["widths"][t - 1] / dense[t - 1])
-        now = np.concatenate([info["widths"][:t], dense[t:]])
-        assert values["reduced"] == pytest.approx(1 - env.budget.structure.fraction("flops", now), abs=1e-6)
-        low, high = env.budget.bounds(info["widths"][:t].tolist())
-        assert (values["least"], values["most"]) == pytest.approx((1 - high / dense[t], 1 - low / dense[t]))
+@settings(max_examples=60, deadline=None)
+@given(case=CASES, fraction=st.floats(0.1, 1.0), choices=st.lists(st.floats(0, 1), min_size=12, max_size=12))
+def test_every_width_has_an_action(case, fraction, choices):
+    try:
+        env = make(*case, "flops", fraction)
+    except PlanError:
+        assume(False)
+    env.reset()
+    for choice in choices[: len(env.statistics)]:
+        low, high = env.budget.bounds(env.widths)
+        wished = round(low + choice * (high - low))
+        action = env.action_for(wished)
+        assert -1.0 <= action <= 1.0
+        assert env.action_for(0) == env.action_for(low)
+        assert env.action_for(10_000) == env.action_for(high)
+        env.step(np.array([action], dtype=np.float32))
+        assert env.widths[-1] == wished
 
 
-def test_the_reward_comes_last_and_is_the_sum_of_its_terms(env):
-    env.weights = RewardWeights(accuracy=2.0, reconstruction=0.5, flops=0.25)
-    _, total, info = walk(env, [0.1] * 6)
-    evaluation = info["evaluation"]
-    expected = {
-        "accuracy": 2.0 * evaluation.accuracy / 100,
-        "reconstruction": -0.5 * evaluation.reconstruction_loss,
-        "flops": -0.25 * evaluation.flops,
-    }
-    assert info["reward_terms"] == pytest.approx(expected)
-    assert total == pytest.approx(sum(expected.values()))
-    assert env.evaluator.asked == 1
+@pytest.mark.parametrize(("name", "cut"), [("resnet20", "inner"), ("resnet20", "all"), ("digits", "inner")])
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
+def test_zero_actions_give_the_uniform_plan(name: str, cut: str, fraction: float) -> None:
+    env = make(name, cut, fraction=fraction)
+    even = env.budget.even([])
+    _, _, info = roll(env, [0.0] * len(env.statistics))
+    dense = env.budget.structure.widths
+    off = np.abs(info["widths"] - (1.0 - even) * dense)
+    assert np.all(off[:-1] <= 1.0)
+    assert off[-1] <= 3.0  # the last layer takes what the others' rounding left
 
 
-def test_stepping_on_after_the_end_is_refused(env):
-    walk(env, [0.0] * 6)
-    with pytest.raises(RuntimeError, match="call reset"):
-        env.step(np.zeros(1, dtype=np.float32))
+@pytest.mark.parametrize("action", [3.0, -7.0])
+def test_actions_outside_the_space_are_clipped(action: float) -> None:
+    env, clipped = make(), make()
+    assert np.array_equal(
+        roll(env, [action] * 6)[2]["widths"], roll(clipped, [float(np.sign(action))] * 6)[2]["widths"]
+    )
 
 
-def test_statistics_need_a_row_a_layer(env):
-    with pytest.raises(ValueError, match="one row a layer"):
-        LayerSparsityEnv(env.budget, env.evaluator, env.statistics[:5])
+def test_an_observation_describes_the_next_layer() -> None:
+    env = make()
+    observations, _, info = roll(env, [0.3, -0.2, 0.9, 0.0, -1.0, 0.5])
+    index = [round(5 * float(o[0])) for o in observations]
+    assert index == [0, 1, 2, 3, 4, 5, 5]
+    names = list(WALK_FEATURES)
+    structure, dense, budget = env.budget.structure, env.budget.structure.widths, env.budget
+    whole = budget.cost(dense)
+    for t, observation in enumerate(observations[:-1]):
+        chosen = info["widths"][:t].tolist()
+        seen = dict(zip(names, observation[1:].tolist(), strict=True))
+        low, high = budget.bounds(chosen)
+        now = budget.cost(np.concatenate([chosen, dense[t:]]).astype(int))
+        least = budget.cost(np.concatenate([chosen, budget.least[t:]]).astype(int))
+        expected = {
+            "reduced": 1 - now / whole,
+            "rest": (now - least) / whole,
+            "budget": 0.5,
+            "even": budget.even(chosen),
+            "least": 1 - high / dense[t],
+            "most": 1 - low / dense[t],
+            "last_action": 1 - chosen[-1] / dense[t - 1] if t else 0.0,
+        }
+        assert seen == pytest.approx(expected, abs=1e-6)
+    assert structure.fraction("flops", info["widths"]) == pytest.approx(1 - observations[-1][1], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "weights", [None, RewardWeights(0.5, 2.0, 0.25), RewardWeights(1.0, 0.0, 0.0), RewardWeights(0.0, 0.0, 3.0)]
+)
+def test_terms_sum_to_the_reward(weights: RewardWeights | None) -> None:
+    env = make(weights=weights)
+    _, rewards, info = roll(env, [0.1, -0.4, 0.5, 0.9, -0.9, 0.2])
+    terms, evaluation, used = info["reward_terms"], info["evaluation"], weights or RewardWeights()
+    assert rewards[-1] == pytest.approx(sum(terms.values()))
+    assert used.reward(evaluation) == pytest.approx(rewards[-1])
+    assert terms == pytest.approx(
+        {
+            "accuracy": used.accuracy * evaluation.accuracy / 100,
+            "reconstruction": -used.reconstruction * evaluation.reconstruction_loss,
+            "flops": -used.flops * evaluation.flops,
+        }
+    )
+    assert info["widths"].tolist() == env.widths
+    assert evaluation == env.evaluator.evaluate(info["widths"])
+
+
+def test_only_the_finished_plan_is_evaluated() -> None:
+    env = make()
+    roll(env, [0.0] * 6)
+    assert env.evaluator.calls == 1
+    assert not env.reset()[1]
+    *_, info = env.step(np.zeros(1, np.float32))
+    assert "evaluation" not in info
+    assert "reward_terms" not in info
+    assert env.evaluator.calls == 1
+
+
+def test_the_optimum_pays_best() -> None:
+    structure = zoo.structure("digits")
+    budget = Budget(structure, "flops", 0.5)
+    optimum = budget.fill(np.array([1.0, 9.0, 2.0, 20.0, 5.0, 60.0]))
+    env = LayerSparsityEnv(budget, zoo.Target(structure, optimum), np.zeros((6, 1), np.float32))
+    env.reset()
+    for width in optimum:
+        _, best, *_ = env.step(np.array([env.action_for(int(width))], np.float32))
+    assert np.array_equal(env.widths, optimum)
+    assert best == 1.0
+    rng = np.random.default_rng(0)
+    assert all(roll(env, rng.uniform(-1, 1, 6).tolist())[1][-1] < best for _ in range(20))
+
+
+def test_a_finished_walk_takes_no_step() -> None:
+    env = make()
+    roll(env, [0.0] * 6)
+    with pytest.raises(RuntimeError, match=r"the walk is over: call reset\(\)"):
+        env.step(np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (6,), (7, 1)])
+def test_statistics_of_another_network(shape: tuple[int, ...]) -> None:
+    budget = Budget(zoo.structure("digits"), "flops", 0.5)
+    with pytest.raises(ValueError, match=r"statistics of shape .* for 6 layers: expected one row a layer"):
+        LayerSparsityEnv(budget, zoo.Target(budget.structure, budget.least), np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+def test_layer_statistics_of_every_network(name: str, cut: str) -> None:
+    pruner = ChannelPruner(zoo.make(name), zoo.structure(name, cut), "l1", zoo.batches(name, (8, 4)))
+    statistics = layer_statistics(pruner)
+    assert statistics.shape == (len(pruner.structure.layers), len(STATIC_FEATURES))
+    assert statistics.dtype == np.float32
+    assert np.isfinite(statistics).all()
+    assert statistics.min() >= 0.0
+    assert statistics.max() <= 1.0
+    columns = dict(zip(STATIC_FEATURES, statistics.T, strict=True))
+    layers = pruner.structure.layers
+    assert columns["index"].tolist() == pytest.approx(np.linspace(0, 1, len(layers)).tolist())
+    assert columns["trunk"].tolist() == [float(layer.trunk) for layer in layers]
+    np.testing.assert_allclose(2 ** (12 * columns["width"]), [layer.width for layer in layers], rtol=1e-4)
+    assert columns["flops"].max() == columns["params"].max() == columns["weight_norm"].max() == 1.0
+    assert np.all(columns["error_25"] <= columns["error_50"] + 0.02)
+    assert np.all(columns["error_50"] <= columns["error_75"] + 0.02)
+
+
+def test_features_of_a_real_network_are_all_named() -> None:
+    pruner = ChannelPruner(zoo.make("digits"), zoo.structure("digits"), "l1", zoo.batches("digits"))
+    budget = Budget(pruner.structure, "flops", 0.5)
+    env = LayerSparsityEnv(budget, zoo.Target(budget.structure, budget.least), layer_statistics(pruner))
+    assert env.observation_space.shape == (len(env.feature_names),)
+    assert len(set(env.feature_names)) == len(env.feature_names)
+    first = dict(zip(env.feature_names, env.reset()[0], strict=True))
+    assert first["kernel"] == pytest.approx(3 / 7)
+    assert first["inputs"] == pytest.approx(np.log2(16) / 12)
+    assert first["consumers"] == pytest.approx(np.log2(16) / 12)
+    assert first["resolution"] == pytest.approx(np.log2(64) / 16)
+    assert first["stride"] == pytest.approx(1 / 4)
+    assert first["linear"] == 0.0
+    assert (4 * env.statistics[:, env.feature_names.index("stride")]).tolist() == [1, 1, 2, 1, 2, 1]
+    assert first["budget"] == 0.5
+    norms = [pruner.dense.get_submodule(layer.name).weight.abs().mean().item() for layer in pruner.structure.layers]
+    assert first["weight_norm"] == pytest.approx(norms[0] / max(norms), rel=1e-5)
+    gammas = [pruner.dense.get_submodule(layer.name.replace("conv", "bn")).weight for layer in pruner.structure.layers]
+    assert first["bn_scale"] == pytest.approx(
+        gammas[0].abs().mean().item() / max(g.abs().mean().item() for g in gammas), rel=1e-5
+    )
+    check_env_sb3(env)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import zoo
 from secateur.pruners import reconstruction
 from secateur.pruners.coupling import find_layers
-from secateur.pruners.criteria import rank
+from secateur.pruners.criteria import Context, rank
 from secateur.pruners.layers import Selection, Structure
 from secateur.pruners.reconstruction import (
     RIDGE,
@@ -302,8 +302,7 @@ def test_nothing_cut_nothing_changed(name: str, cut: str) -> None:
     batches = zoo.batches(name, (8,))
     pruned = shrink(model, structure, zoo.whole(structure))
     repair_from_moments(pruned, model, structure, zoo.whole(structure), collect_moments(model, structure, batches))
-    with torch.no_grad():
-        assert torch.equal(pruned(batches[0][0]), model(batches[0][0]))
+    zoo.assert_same_network(pruned, model, batches[0][0])
 
 
 @CASES
@@ -331,7 +330,7 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (5, 3))
     moments = collect_moments(model, structure, batches)
-    ranking = rank(model, structure, "l1")
+    ranking = rank(Context(model, structure, batches), "l1")
     module_inputs = Watch(model, torch.cat([images for images, _ in batches])).inputs
     compared = 0
     for index, layer in enumerate(structure.layers[:4]):
@@ -366,8 +365,9 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
 @CASES
 def test_repair_error_grows_with_sparsity(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
-    moments = collect_moments(model, structure, zoo.batches(name, (24,)))
-    for index, order in enumerate(rank(model, structure, "l1")):
+    batches = zoo.batches(name, (24,))
+    moments = collect_moments(model, structure, batches)
+    for index, order in enumerate(rank(Context(model, structure, batches), "l1")):
         errors = [repair_error(model, structure, index, order, s, moments) for s in (0.0, 0.25, 0.5, 0.75, 0.99)]
         assert errors[0] == pytest.approx(0.0, abs=1e-9)
         assert all(less <= more + 1e-4 for less, more in itertools.pairwise(errors))

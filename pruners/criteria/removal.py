@@ -1,0 +1,170 @@
+"""Criteria that remove a unit and look what becomes of the network (Abbasi-Asl & Yu, 2017, "CAR").
+
+Greedy: the unit whose removal, on top of those already gone, hurts least goes next; then all are judged anew. Nothing
+is repaired in between. Judging costs a forward pass of `IMAGES` images for every unit that is left, so a layer of
+width w costs up to w²/2 passes if all are judged anew after every removal. Wider layers than `ROUNDS` therefore lose
+the ⌈w / ROUNDS⌉ least important ones a round. Only what comes behind the layer's consumers is computed again, where
+torch.fx can follow the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ...networks.channel_pad import ChannelPad
+from ..layers import Layer
+from ..sequential import UntraceableError, _apply, trace
+from .activations import consumer_channels
+from .registry import Context, Order, register_criterion
+
+IMAGES = 100  # calibration images that judge a removal
+ROUNDS = 16  # how often the units of a layer are judged anew
+
+Harm = Callable[[float, float], tuple[float, ...]]
+
+
+@register_criterion("car")
+def car(context: Context, layer: Layer) -> Order:
+    """By the drop of classification accuracy when a unit is removed; ties by the rise of the loss."""
+    return greedy(context, layer, lambda accuracy, loss: (-accuracy, loss), images=IMAGES, rounds=ROUNDS)
+
+
+@register_criterion("rar")
+def rar(context: Context, layer: Layer) -> Order:
+    """By the rise of the loss (the paper's index for regression; here cross-entropy) when a unit is removed."""
+    return greedy(context, layer, lambda _accuracy, loss: (loss,), images=IMAGES, rounds=ROUNDS)
+
+
+def greedy(context: Context, layer: Layer, harm: Harm, *, images: int, rounds: int | None) -> Order:
+    """Units from the last to the first removed.
+
+    Args:
+        context: the network, and images that judge.
+        layer: whose units are removed; the others stay whole.
+        harm: of a network without a unit, from its (accuracy, loss): the least goes first; ties by number.
+        images: how many calibration images judge.
+        rounds: how often the units are judged anew, at most; none for after every removal.
+    """
+    at_once = 1 if rounds is None else -(-layer.width // rounds)
+    judge = Judge.of(context, layer, images)
+    alive, gone = list(range(layer.width)), list[int]()
+    while len(alive) > 1:
+        harms = {unit: harm(*judge([*gone, unit])) for unit in alive}
+        worst = sorted(alive, key=harms.__getitem__)[: min(at_once, len(alive) - 1)]
+        gone += worst
+        alive = [unit for unit in alive if unit not in worst]
+    return np.array([*alive, *gone[::-1]], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Accuracy and loss of the dense network with units of one layer zeroed where they are looked at.
+
+    Attributes:
+        model: the dense network.
+        channels: module → (width, k) channels of its input that are the units'.
+        labels: (N,) of the images.
+        forward: the logits, (N, classes).
+    """
+
+    model: nn.Module
+    channels: dict[str, NDArray[np.int64]]
+    labels: Tensor
+    forward: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, context: Context, layer: Layer, count: int) -> Judge:
+        """For a layer, on the first `count` calibration images."""
+        images = _front([images for images, _ in context.calibration], count)
+        labels = _front([labels for _, labels in context.calibration], count)
+        channels = consumer_channels(context, layer)
+        for part in layer.slices:  # a shortcut would carry a removed unit on to the next trunk
+            if part.dim == 1 and isinstance(context.model.get_submodule(part.module), ChannelPad):
+                channels[part.module] = part.positions
+        return cls(context.model, channels, labels, _forward(context.model, images, set(channels)))
+
+    def __call__(self, gone: Sequence[int]) -> tuple[float, float]:
+        """Fraction of correct answers, and mean cross-entropy, without these units."""
+        with torch.inference_mode(), self._zeroed(gone):
+            logits = self.forward().double()
+            labels = self.labels.to(logits.device)
+            correct = (logits.argmax(1) == labels).double().mean()
+            return float(correct), float(F.cross_entropy(logits, labels))
+
+    @contextmanager
+    def _zeroed(self, gone: Sequence[int]) -> Iterator[None]:
+        hooks = []
+        for name, channels in self.channels.items():
+            module = self.model.get_submodule(name)
+            dim = -1 if isinstance(module, nn.Linear) else 1
+            places = torch.from_numpy(channels[np.asarray(gone, dtype=np.int64)].ravel())
+            hooks.append(module.register_forward_pre_hook(lambda _m, args, d=dim, p=places: _without(args, d, p)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _without(args: tuple[Any, ...], dim: int, places: Tensor) -> tuple[Any, ...]:
+    return (args[0].index_fill(dim, places.to(args[0].device), 0.0), *args[1:])
+
+
+def _front(batches: list[Tensor], count: int) -> Tensor:
+    return torch.cat(batches)[:count]
+
+
+def _forward(model: nn.Module, images: Tensor, late: set[str]) -> Callable[[], Tensor]:
+    """A forward pass that computes again only what may change when the inputs of the `late` modules do."""
+    with torch.inference_mode():
+        whole: Tensor = model(images)
+        try:
+            rest = _Rest(model, trace(model), images, late)
+            if torch.allclose(rest(), whole, rtol=1e-3, atol=1e-4):
+                return rest
+        except UntraceableError:
+            pass
+    return lambda: model(images)
+
+
+class _Rest:
+    """Walks a graph once, and afterwards only what comes behind some modules."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, images: Tensor, late: set[str]) -> None:
+        self.model = model
+        behind: dict[fx.Node, None] = {}
+        for node in graph.nodes:
+            if str(node.target) in late or any(before in behind for before in node.all_input_nodes):
+                behind[node] = None
+        self.output = next(node for node in graph.nodes if node.op == "output")
+        self.behind = [node for node in behind if node is not self.output]
+        early = [node for node in graph.nodes if node not in behind and node is not self.output]
+        given = {node: images for node in early if node.op == "placeholder"}
+        self.early = self._walk([node for node in early if node not in given], given, {*self.behind, self.output})
+
+    def __call__(self) -> Tensor:
+        """The logits."""
+        values = self._walk(self.behind, self.early, {self.output})
+        logits: Tensor = fx.map_arg(self.output.args[0], values.__getitem__)
+        return logits
+
+    def _walk(self, nodes: list[fx.Node], given: dict[fx.Node, Any], users: set[fx.Node]) -> dict[fx.Node, Any]:
+        """Compute nodes; what is returned is only what `users` look at."""
+        values = dict(given)
+        last = {before: node for node in nodes for before in node.all_input_nodes}
+        for node in nodes:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = _apply(self.model, node, args, kwargs)
+            for before in {*node.all_input_nodes, node}:
+                if last.get(before, node) is node and users.isdisjoint(before.users):
+                    del values[before]
+        return {node: value for node, value in values.items() if not users.isdisjoint(node.users)}

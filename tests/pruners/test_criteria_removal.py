@@ -1,0 +1,123 @@
+"""Removing units one by one, against networks that were really cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import zoo
+from secateur.pruners.criteria import Context, removal
+from secateur.pruners.criteria.removal import Judge, car, greedy, rar
+from secateur.pruners.shrink import shrink
+
+
+def context(name: str, cut: str = "inner") -> Context:
+    return Context(zoo.make(name), zoo.structure(name, cut), zoo.batches(name))
+
+
+def cut_and_judged(seen: Context, index: int, gone: list[int]) -> tuple[float, float]:
+    """Accuracy and loss of the network that lacks some units of a layer."""
+    selection = zoo.whole(seen.structure)
+    selection[index] = np.setdiff1d(selection[index], gone)
+    small = shrink(seen.model, seen.structure, selection)
+    with torch.no_grad():
+        logits = small(torch.cat([x for x, _ in seen.calibration])).double()
+    labels = torch.cat([y for _, y in seen.calibration])
+    return float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+def test_a_unit_zeroed_is_a_unit_cut(name: str, cut: str) -> None:
+    seen = context(name, cut)
+    rng = np.random.default_rng(0)
+    for index, layer in enumerate(seen.structure.layers):
+        gone = rng.choice(layer.width, rng.integers(1, layer.width), replace=False).tolist()
+        accuracy, loss = Judge.of(seen, layer, 1000)(gone)
+        expected = cut_and_judged(seen, index, gone)
+        assert loss == pytest.approx(expected[1], rel=1e-4)
+        assert accuracy == pytest.approx(expected[0], abs=1.5 / 64)  # a tie of logits may fall to either side
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "index"), [("vgg", "inner", 0), ("residual", "all", 0), ("strict", "inner", 0)]
+)
+def test_greedy_removes_what_hurts_least_and_judges_anew(name: str, cut: str, index: int) -> None:
+    seen = context(name, cut)
+    alive, gone = list(range(seen.structure.layers[index].width)), []
+    while len(alive) > 1:
+        worst = min(alive, key=lambda unit: cut_and_judged(seen, index, [*gone, unit])[1])
+        alive.remove(worst)
+        gone.append(worst)
+    assert rar(seen, seen.structure.layers[index]).tolist() == [*alive, *gone[::-1]]
+
+
+def test_car_looks_at_accuracy_first() -> None:
+    seen = context("vgg")
+    layer = seen.structure.layers[0]
+    order = car(seen, layer).tolist()
+    for kept in range(2, layer.width + 1):
+        gone, last = order[kept:], order[kept - 1]
+        judged = {unit: cut_and_judged(seen, 0, [*gone, unit]) for unit in order[:kept]}
+        best = max(accuracy for accuracy, _ in judged.values())
+        assert judged[last][0] == best
+        assert judged[last][1] <= min(loss for accuracy, loss in judged.values() if accuracy == best) + 1e-5
+
+
+def test_wide_layers_lose_several_units_a_round() -> None:
+    seen = context("vgg")
+    layer = seen.structure.layers[0]
+    judge = Judge.of(seen, layer, 64)
+    once = greedy(seen, layer, lambda _accuracy, loss: (loss,), images=64, rounds=1)
+    losses = [judge([unit])[1] for unit in range(layer.width)]
+    assert once.tolist()[1:] == np.argsort(losses, kind="stable")[: layer.width - 1][::-1].tolist()
+    twice = greedy(seen, layer, lambda _accuracy, loss: (loss,), images=64, rounds=2)
+    first = np.argsort(losses, kind="stable")[: layer.width // 2].tolist()
+    assert twice.tolist()[layer.width // 2 :] == first[::-1]
+    assert sorted(twice.tolist()) == list(range(layer.width))
+
+
+def test_as_many_images_judge_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = context("vgg")
+    assert len(Judge.of(seen, seen.structure.layers[0], 30).labels) == 30
+    shapes = []
+    hook = seen.model.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
+    monkeypatch.setattr(removal, "_forward", lambda model, images, _late: lambda: model(images))
+    greedy(seen, seen.structure.layers[0], lambda _accuracy, loss: (loss,), images=10, rounds=None)
+    hook.remove()
+    assert shapes == [10] * (8 * 9 // 2 - 1)
+
+
+def test_only_what_comes_behind_is_computed_again() -> None:
+    seen = context("vgg")
+    judge = Judge.of(seen, seen.structure.layers[1], 64)
+    calls = []
+    hooks = [m.register_forward_hook(lambda m, _i, _o: calls.append(m)) for m in seen.model if not list(m.children())]
+    judge([0])
+    for hook in hooks:
+        hook.remove()
+    assert calls == [seen.model[5], seen.model[6], seen.model[7]]
+
+
+class Forgetful(nn.Module):
+    """Changes a tensor in place that is used again: a walk of its graph computes something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.last = nn.Conv2d(6, 5, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x.mul_(x)
+        return self.last(x).mean((2, 3))
+
+
+def test_where_the_graph_computes_something_else_the_whole_network_runs() -> None:
+    model = Forgetful().eval()
+    structure = zoo.find_layers(model, zoo.RGB)
+    seen = Context(model, structure, zoo.batches("vgg"))
+    judge = Judge.of(seen, structure.layers[0], 64)
+    assert judge([2]) == pytest.approx(cut_and_judged(seen, 0, [2]), rel=1e-4)
