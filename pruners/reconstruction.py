@@ -211,28 +211,34 @@ def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
     in front of the batch norm), or where either of the two is called more than once.
     """
     uses = _Uses()
-    taken: list[tuple[str, int]] = []
+    calls: Counter[str] = Counter()
+    taken: dict[int, str] = {}
+
+    def make(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        uses.watch(name, output)
+
+    def take(name: str, source: Tensor) -> None:
+        calls[name] += 1
+        if id(source) in uses.count:
+            taken[id(source)] = name
+
     hooks = []
     for name, module in model.named_modules():
         if repairable(module):
-            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: uses.watch(name, out)))
+            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: make(name, out)))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            hooks.append(
-                module.register_forward_pre_hook(lambda _m, inputs, name=name: taken.append((name, id(inputs[0]))))
-            )
+            hooks.append(module.register_forward_pre_hook(lambda _m, inputs, name=name: take(name, inputs[0])))
     try:
         with torch.inference_mode(), uses:
             model(example)
     finally:
         for hook in hooks:
             hook.remove()
-    calls = Counter([name for name, _ in uses.made] + [name for name, _ in taken])
-    producers = {id(out): name for name, out in uses.made if uses.count[id(out)] == 1}
-    return {
-        producers[source]: norm
-        for norm, source in taken
-        if source in producers and calls[norm] == calls[producers[source]] == 1
-    }
+    pairs = [
+        (name, taken[id(output)]) for name, output in uses.made if id(output) in taken and uses.count[id(output)] == 1
+    ]
+    return {name: norm for name, norm in pairs if calls[name] == calls[norm] == 1}
 
 
 def shift_output(model: nn.Module, name: str, norm: str | None, shift: Tensor) -> None:

@@ -19,12 +19,14 @@ class Regression:
     """One consumer: its output Y = X Wᵀ as a sum over the columns of X.
 
     Attributes:
+        name: of the consumer.
         weight: (groups, q, p) dense, double.
         gram: (groups, p, p) XᵀX a sample, centred where an intercept absorbs the mean; over `total`.
         columns: (width, m) which columns belong to each unit, the same in every group.
         total: variance of the dense output, summed over groups and channels; consumers become comparable by it.
     """
 
+    name: str
     weight: Tensor
     gram: Tensor
     columns: Tensor
@@ -46,7 +48,7 @@ def regressions(context: Context, layer: Layer) -> list[Regression]:
         channels = parameter.shape[1]
         kernel = np.arange(weight.shape[2] // channels) * channels  # kernel position outside, input channel inside
         columns = (kernel[:, None] + positions[:, None, :]).reshape(len(positions), -1)
-        found.append(Regression(weight, gram / total, torch.from_numpy(columns).to(weight.device), total))
+        found.append(Regression(name, weight, gram / total, torch.from_numpy(columns).to(weight.device), total))
     return found
 
 

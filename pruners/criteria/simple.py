@@ -15,7 +15,7 @@ from .registry import Context, Order, Scores, register_criterion, register_score
 
 @register_score("max_response")
 def max_response(context: Context, layer: Layer) -> Scores:
-    """Σ|W| of the consumers' weights on a unit (He, Zhang, Sun, ICCV 2017, sec. 4.1.1), summed over consumers."""
+    """Σ|W| of the consumers' weights on a unit (He, Zhang, Sun, ICCV 2017), summed over consumers."""
     scores = np.zeros(layer.width)
     for part in layer.weights("in"):
         weight = context.model.get_parameter(part.parameter).detach().double()
@@ -26,7 +26,7 @@ def max_response(context: Context, layer: Layer) -> Scores:
 
 @register_criterion("first_k")
 def first_k(context: Context, layer: Layer) -> Order:
-    """The first units stay (He, Zhang, Sun, ICCV 2017, sec. 4.1.1: a baseline)."""
+    """The first units stay (He, Zhang, Sun, ICCV 2017: a baseline)."""
     return np.arange(layer.width)
 
 
@@ -51,7 +51,7 @@ def bn_scale(context: Context, layer: Layer) -> Scores:
 
 @register_score("fpgm")
 def fpgm(context: Context, layer: Layer) -> Scores:
-    """Distance of a unit's filters to all the others' (He et al., CVPR 2019, eq. 5), summed over the coupled producers.
+    """Distance of a unit's filters to all the others', summed over producers (He et al., CVPR 2019, "FPGM").
 
     What lies nearest to the geometric median, and so is most nearly said by the others, goes first.
     """

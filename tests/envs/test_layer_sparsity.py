@@ -115,7 +115,7 @@ def test_twin_roll_outs_are_identical() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(first[0], again[0], strict=True))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(case=CASES, kind=st.sampled_from(["flops", "params"]), fraction=st.floats(0.05, 1.0), actions=ACTIONS)
 def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
     try:
@@ -136,7 +136,7 @@ def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
     assert rewards[:-1] == [0.0] * (len(dense) - 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(case=CASES, fraction=st.floats(0.1, 1.0), actions=ACTIONS)
 def test_a_larger_action_removes_no_less(case, fraction, actions):
     try:
@@ -157,7 +157,7 @@ def test_a_larger_action_removes_no_less(case, fraction, actions):
         env.step(np.array([action], dtype=np.float32))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(case=CASES, fraction=st.floats(0.1, 1.0), choices=st.lists(st.floats(0, 1), min_size=12, max_size=12))
 def test_every_width_has_an_action(case, fraction, choices):
     try:

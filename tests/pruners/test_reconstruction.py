@@ -9,6 +9,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -458,6 +459,17 @@ def test_following_norms_are_those_that_alone_take_an_output() -> None:
     assert norms("shared_two_norms") == {"stem.0": "stem.1", "last.0": "last.1"}
     assert norms("grouped") == {f"{i}.0": f"{i}.1" for i in range(4)}
     assert len(norms("resnet20")) == 19
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_following_norms_of_many_short_lived_tensors(size: int) -> None:
+    # a freed tensor's id comes back as another's: pairs must be those of objects that lived at the same time
+    model = torchvision.models.DenseNet(4, (6, 12, 8), num_init_features=8, bn_size=2, num_classes=5).eval()
+    blocks = [
+        name for name, module in model.named_modules() if isinstance(module, torchvision.models.densenet._DenseLayer)
+    ]
+    expected = {f"{block}.conv1": f"{block}.norm2" for block in blocks} | {"features.conv0": "features.norm0"}
+    assert following_norms(model, torch.randn(1, 3, size, size)) == expected
 
 
 @EVERY
