@@ -27,6 +27,8 @@ RIDGE = 1e-4  # of the mean squared input; towards the old weights, so it bounds
 
 PLACES = 128  # output positions an image that a fit looks at
 
+MOST_INPUTS = 8192  # kernel positions · inputs a group that a fit can hold
+
 Batches = Sequence[tuple[Tensor, Tensor]]
 
 
@@ -102,8 +104,11 @@ class Sampler:
 
 
 def repairable(module: nn.Module) -> bool:
-    """Whether least squares can re-fit it: linear layers and convolutions of one or two dimensions."""
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear))
+    """Whether least squares can re-fit it: linear layers and convolutions of one or two dimensions.
+
+    Not where it has more than `MOST_INPUTS` (the first linear layer of a VGG: 25,088, whose Gram matrix alone is 5 GB).
+    """
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) and module.weight[0].numel() <= MOST_INPUTS
 
 
 class Moments:

@@ -509,6 +509,15 @@ def conv1d() -> nn.Module:
     )
 
 
+@toy({"2": 8, "4": 7}, whole={"0": "it runs in a circle", "7": "output"}, shape=(4, 20))
+def circular() -> nn.Module:
+    """Padded in a circle: Torch-Pruning would follow it for ever."""
+    return nn.Sequential(
+        *(nn.Conv1d(4, 6, 3, padding=1), nn.ReLU(), nn.Conv1d(6, 8, 3, padding=1, padding_mode="circular"), nn.ReLU()),
+        *(nn.Conv1d(8, 7, 3), nn.AdaptiveAvgPool1d(2), nn.Flatten(), nn.Linear(14, CLASSES)),
+    )
+
+
 @toy({"0": 6, "2": 4}, whole={"6": "output"}, shape=(2, 4, 6, 6))
 def conv3d() -> nn.Module:
     """Cut as any other; there is no least squares for it."""

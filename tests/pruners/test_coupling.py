@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import zoo
@@ -188,11 +189,16 @@ class Two(nn.Module):
             "nothing in this network can be cut .*it is the network's o",
         ),
         (nn.Flatten(), {}, "nothing in this network can be cut"),
+        (
+            torchvision.models.shufflenet_v2_x0_5(num_classes=5),
+            {},
+            r"Torch-Pruning cannot trace this network \(ZeroDivisionError: .*\): nothing can be cut",
+        ),
     ],
 )
 def test_plan_errors(model: nn.Module, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        find_layers(model, zoo.RGB, **arguments)
+        find_layers(model, (3, 32, 32) if isinstance(model, torchvision.models.ShuffleNetV2) else zoo.RGB, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -448,6 +448,22 @@ def test_a_mean_far_from_zero_does_not_drown_the_variance() -> None:
     torch.testing.assert_close(far.centered()[2][0], expected, rtol=1e-2, atol=1e-2)
 
 
+def test_a_layer_too_wide_for_a_gram_matrix_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repairable(nn.Linear(8192, 2))
+    assert not repairable(nn.Linear(8193, 2))
+    assert not repairable(nn.Conv2d(1000, 2, 3))
+    monkeypatch.setattr(reconstruction, "MOST_INPUTS", 23)
+    model, structure = zoo.make("vgg"), zoo.structure("vgg")
+    batches = zoo.batches("vgg")
+    moments = collect_moments(model, structure, batches)
+    assert set(moments.inputs) == {"7"}  # 10 inputs; the others have 72 and 24
+    selection = zoo.draw(structure, 0)
+    pruned, before = (shrink(model, structure, selection) for _ in range(2))
+    repair_from_moments(pruned, model, structure, selection, moments)
+    assert torch.equal(pruned[5].weight, before[5].weight)
+    assert not torch.equal(pruned[7].weight, before[7].weight)
+
+
 def test_following_norms_are_those_that_alone_take_an_output() -> None:
     def norms(name: str) -> dict[str, str]:
         return following_norms(zoo.make(name), zoo.images(name, 1))
