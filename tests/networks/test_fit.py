@@ -92,8 +92,12 @@ def test_no_epochs_change_nothing() -> None:
     assert not model.training
 
 
-def test_without_momentum() -> None:
-    fit(small(), halves(1), FitConfig(epochs=1, momentum=0.0), seed=0)
+def test_without_momentum_it_still_trains() -> None:
+    model = small()
+    before = weights(model)
+    fit(model, halves(1), FitConfig(epochs=1, momentum=0.0), seed=0)
+    assert not torch.equal(weights(model), before)
+    assert bool(torch.isfinite(weights(model)).all())
 
 
 def test_learning_rate_falls_as_a_cosine() -> None:
