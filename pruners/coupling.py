@@ -134,15 +134,20 @@ class _PadPruner(tp.BasePruningFunc):  # type: ignore[misc]
 
 
 def _trace(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[list[Layer], dict[str, str]]:
-    with _gradients(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph()
-        graph.build_dependency(model, example, customized_pruners={ChannelPad: _PadPruner()}, verbose=False)
-        groups = list(graph.get_all_groups(root_module_types=[*CONVOLUTIONS, nn.Linear]))
     names = {module: name for name, module in model.named_modules()}
     parameters = {id(p): name for name, p in model.named_parameters()}
     layers: list[Layer] = []
     uncut: dict[str, str] = {}
+    with _gradients(model), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = tp.DependencyGraph()
+        try:
+            graph.build_dependency(model, example, customized_pruners={ChannelPad: _PadPruner()}, verbose=False)
+        except Exception as error:  # a reshaping it cannot follow makes it fail in any way there is
+            raise PlanError(
+                f"Torch-Pruning cannot trace this network ({type(error).__name__}: {error}): nothing can be cut"
+            ) from error
+        groups = list(_groups(graph, names, uncut))
     for group in groups:
         producers = _producers(graph, group, names)
         name = min(producers, key=order.index) if producers else names[group[0].dep.target.module]
@@ -152,6 +157,44 @@ def _trace(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[lis
             uncut[name] = str(reason)
     layers.sort(key=lambda layer: order.index(layer.name))
     return layers, uncut
+
+
+def _groups(graph: Any, names: dict[nn.Module, str], uncut: dict[str, str]) -> Iterator[Any]:
+    """Every coupling group once; what cannot be followed goes to `uncut`."""
+    seen: set[nn.Module] = set()
+    most = 200 + 4 * sum(len(node.dependencies) for node in graph.module2node.values())
+    widest = 4 * max((max(p.shape, default=1) for p in graph.model.parameters()), default=1)
+    for module in list(graph.module2node):
+        if module in seen or not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            continue
+        pruner = graph.get_pruner_of_module(module)
+        try:
+            with _bounded(most, widest):
+                group = graph.get_pruning_group(
+                    module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module)))
+                )
+        except _CannotCutError as reason:
+            uncut[names[module]] = str(reason)
+            continue
+        seen |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
+        yield group
+
+
+@contextlib.contextmanager
+def _bounded(most: int, widest: int) -> Iterator[None]:
+    """Ends the walk of Torch-Pruning that would go on for ever, and take all memory (rolled, or padded in a circle)."""
+    original = tp.dependency.Group.add_dep
+
+    def add_dep(group: Any, dep: Any, idxs: Any) -> None:
+        if len(group) > most or len(idxs) > widest:
+            raise _CannotCutError("its coupling could not be traced: it runs in a circle")
+        original(group, dep, idxs)
+
+    tp.dependency.Group.add_dep = add_dep
+    try:
+        yield
+    finally:
+        tp.dependency.Group.add_dep = original
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def test_without_updates_it_does_not_learn() -> None:
 @EVERY
 def test_a_replayed_run_goes_on_as_the_uninterrupted_one(algorithm: str) -> None:
     whole = list(learner(3, algorithm=algorithm).run())
-    for stop in (1, 4, 6):  # in warm-up, at its end, while learning
+    for stop in (2, 6):  # in warm-up, while learning
         past = [episode.actions.tolist() for episode in whole[:stop]]
         resumed = learner(3, algorithm=algorithm)
         assert_same(list(resumed.run(past)), whole)

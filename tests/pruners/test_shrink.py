@@ -43,7 +43,7 @@ def assert_agree(model: nn.Module, structure: Structure, selection: Selection, x
 
 
 @CASES
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=SEEDS)
 def test_masked_and_shrunk_networks_agree(name: str, cut: str, seed: int) -> None:
     model, structure = zoo.make(name, seed % 7), zoo.structure(name, cut)
@@ -51,7 +51,7 @@ def test_masked_and_shrunk_networks_agree(name: str, cut: str, seed: int) -> Non
 
 
 @CASES
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=SEEDS)
 def test_cost_is_that_of_the_shrunk_network(name: str, cut: str, seed: int) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
