@@ -11,6 +11,7 @@ Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
+Cut = Literal["inner", "sampled", "all"]
 
 
 class Section(BaseModel):
@@ -74,7 +75,11 @@ class DataConfig(Section):
 class LayersConfig(Section):
     """Which coupling groups may be cut, and how far."""
 
-    cut: Literal["inner", "all"] = Field(default="inner", description="inner: residual trunks stay whole")
+    cut: Cut = Field(
+        default="inner",
+        description="inner: residual trunks stay whole; sampled: they do, but the branches take only some of their "
+        "channels; all: trunks are cut too",
+    )
     exclude: list[str] = Field(default_factory=list, description="layers that are left whole, by name")
     max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.9, description="of any one layer")
 

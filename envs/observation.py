@@ -69,7 +69,7 @@ def layer_statistics(pruner: ChannelPruner) -> NDArray[np.float32]:
 
 
 def _shape_features(structure: Structure, layer: Layer) -> dict[str, float]:
-    operation = next(op for op in structure.operations if op.module == layer.name)
+    operation = next(op for op in structure.operations if op.module == layer.module)
     outputs = sum(structure.shapes[part.parameter][0] for part in layer.weights("in"))
     widths = structure.widths
     widths[structure.index(layer.name)] = 0

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,9 @@ import torch_pruning as tp
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..configs import did_you_mean
+from ..configs import Cut, did_you_mean
 from ..networks.channel_pad import ChannelPad
-from .layers import CONVOLUTIONS, Layer, Operation, PlanError, Role, Slice, Structure
+from .layers import CONVOLUTIONS, SOURCE, Layer, Operation, PlanError, Role, Slice, Structure
 from .shrink import mask, shrink
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -32,7 +33,7 @@ def find_layers(
     model: nn.Module,
     input_shape: Sequence[int],
     *,
-    cut: Literal["inner", "all"] = "inner",
+    cut: Cut = "inner",
     exclude: Sequence[str] = (),
 ) -> Structure:
     """The layers of a network, in the order of execution.
@@ -40,7 +41,8 @@ def find_layers(
     Args:
         model: any network of convolutions and linear layers; left as it was.
         input_shape: (C, H, W) of one image.
-        cut: `inner` leaves residual trunks whole, `all` cuts them too.
+        cut: `inner` leaves residual trunks whole; `sampled` does, too, but lets every convolution that opens a
+            residual branch take only some of the trunk's channels (He, Zhang, Sun, ICCV 2017); `all` cuts trunks.
         exclude: layers to leave whole, by name.
 
     Raises:
@@ -53,6 +55,9 @@ def find_layers(
         example = _example(model, input_shape)
         operations = count_operations(model, example)
         layers, uncut = _trace(model, example, [op.module for op in operations])
+        if cut == "sampled":
+            layers += _sampled(model, layers)
+        layers.sort(key=lambda layer: ([op.module for op in operations].index(layer.module), not layer.sampled))
         layers, uncut = _choose(layers, uncut, cut, exclude)
         structure = Structure(
             layers=tuple(layers),
@@ -155,8 +160,22 @@ def _trace(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[lis
             layers.append(_layer(graph, group, name, names, parameters))
         except _CannotCutError as reason:
             uncut[name] = str(reason)
-    layers.sort(key=lambda layer: order.index(layer.name))
     return layers, uncut
+
+
+def _sampled(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+    """A layer for every convolution that takes a trunk's channels and does not lead back into a trunk: a shortcut's
+    own projection is left alone."""
+    back = {part.module for layer in layers if layer.trunk for part in layer.weights("out")}
+    uses = Counter(part.module for layer in layers for part in layer.weights("in"))
+    found = []
+    for layer in layers:
+        for part in layer.weights("in") if layer.trunk else ():
+            module = model.get_submodule(part.module)
+            if type(module) is nn.Conv2d and module.groups == 1 and uses[part.module] == 1 and part.module not in back:
+                source = Slice(part.module, SOURCE, 0, "through", part.positions, part.size)
+                found.append(Layer(f"{part.module}.input", layer.width, (part, source), sampled=True))
+    return found
 
 
 def _groups(graph: Any, names: dict[nn.Module, str], uncut: dict[str, str]) -> Iterator[Any]:
@@ -278,7 +297,7 @@ def _slices(module: Any, name: str, parameter: str, positions: NDArray[np.int64]
         role, tensors = "through", [("weight", 0)] if module.num_parameters > 1 else []
     elif isinstance(module, ChannelPad):
         size = module.out_channels if is_out else module.in_channels
-        return [Slice(name, "source", 0 if is_out else 1, "through", positions, size)]
+        return [Slice(name, SOURCE, 0 if is_out else 1, "through", positions, size)]
     elif isinstance(module, nn.Parameter):
         owner, _, tensor = parameter.rpartition(".")
         dims = [dim for dim, size in enumerate(module.shape) if size > 1]
@@ -319,7 +338,7 @@ def _choose(
     for layer in layers:
         if layer.name in exclude:
             uncut[layer.name] = "excluded by the config"
-        elif layer.trunk and cut == "inner":
+        elif layer.trunk and cut != "all":
             uncut[layer.name] = "it is a residual trunk (layers.cut=all cuts it too)"
         elif layer.width < 2:
             uncut[layer.name] = "it is one unit wide"

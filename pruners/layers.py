@@ -15,6 +15,8 @@ from torch import nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
+SOURCE = "source"  # of a module without a weight to narrow: which of its input's channels it takes
+
 Role = Literal["out", "in", "through"]
 Selection = Sequence[NDArray[np.int64]]  # for every layer the units that stay, ascending
 
@@ -55,17 +57,24 @@ class Layer:
     """One step of the walk: a prunable dimension and everything coupled to it.
 
     Attributes:
-        name: the first producer's name.
+        name: the first producer's name; `NAME.input` where the convolution NAME samples its input.
         width: units that can be removed one by one; a unit is one channel, or one channel in every group of a
             grouped convolution.
         slices: every tensor dimension that shrinks with it.
         trunk: whether it carries a residual sum, so that several producers share one choice of channels.
+        sampled: whether a single consumer only takes less of what is there: the producers stay whole.
     """
 
     name: str
     width: int
     slices: tuple[Slice, ...]
     trunk: bool = False
+    sampled: bool = False
+
+    @property
+    def module(self) -> str:
+        """The convolution or linear layer that stands for it: its first producer, or the one that samples."""
+        return self.slices[0].module if self.sampled else self.name
 
     def weights(self, role: Role) -> list[Slice]:
         """The weight tensors of its producers (`out`) or consumers (`in`)."""

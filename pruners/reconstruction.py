@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..networks import SampledConv2d
 from .layers import Selection, Structure
 
 RIDGE = 1e-4  # of the mean squared input; towards the old weights, so it bounds how far a fit can run away
@@ -55,6 +56,8 @@ class Sampler:
         if isinstance(module, nn.Linear):
             return x.reshape(-1, x.shape[-1]).unsqueeze(0)
         assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+        if isinstance(module, SampledConv2d):
+            x = x.index_select(1, module.source)
         padding = module._reversed_padding_repeated_twice  # last dimension first, as F.pad wants it
         if any(padding):
             x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
@@ -133,11 +136,11 @@ class Moments:
             self._origin_t = self._origin_t if t is None else t.mean(1, keepdim=True)
         self.count += x.shape[1]
         x = x - self._origin_x
-        self._x = self._x + x.sum(1, dtype=torch.float64)
+        self._x = self._x + x.sum(1).double()
         self._xx = self._xx + (x.transpose(1, 2) @ x).double()
         if t is not None:
             t = t - self._origin_t
-            self._t = self._t + t.sum(1, dtype=torch.float64)
+            self._t = self._t + t.sum(1).double()
             self._xt = self._xt + (x.transpose(1, 2) @ t).double()
 
     @property

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..networks.channel_pad import ChannelPad
-from .layers import CONVOLUTIONS, Selection, Structure
+from ..networks import ChannelPad, SampledConv2d
+from .layers import CONVOLUTIONS, SOURCE, Selection, Structure
 
 
 def shrink(model: nn.Module, structure: Structure, selection: Selection) -> nn.Module:
@@ -44,16 +44,17 @@ def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) 
                 tensor = tensor.index_select(dim, torch.from_numpy(kept[name, dim]).to(tensor.device))
         return tensor
 
-    pads = {f"{name}.source": name for name, module in model.named_modules() if isinstance(module, ChannelPad)}
+    pads = {f"{name}.{SOURCE}" for name, module in model.named_modules() if isinstance(module, ChannelPad)}
     small = _rebuilt(model, lambda name, tensor: tensor if name in pads else cut(name, tensor))
     for owner in {name.rpartition(".")[0] for name in names}:
-        _refresh(small.get_submodule(owner))
-    for source, name in pads.items():
-        if source in names:
-            pad = small.get_submodule(name)
-            assert isinstance(pad, ChannelPad)
-            keep_out, keep_in = (_tensor(kept.get((source, dim))) for dim in (0, 1))
-            pad.select(keep_in, keep_out)
+        module = small.get_submodule(owner)
+        _refresh(module)
+        keep_out, keep_in = (_tensor(kept.get((f"{owner}.{SOURCE}", dim))) for dim in (0, 1))
+        if isinstance(module, ChannelPad):
+            module.select(keep_in, keep_out)
+        elif keep_out is not None:
+            assert isinstance(module, nn.Conv2d)
+            small.set_submodule(owner, SampledConv2d.of(module, keep_out.to(module.weight.device)))
     return small
 
 
@@ -69,7 +70,7 @@ def mask(model: nn.Module, structure: Structure, selection: Selection) -> nn.Mod
         for part in layer.slices:
             if len(gone) and part.tensor not in ("running_mean", "running_var"):
                 zeroed.setdefault(part.parameter, []).append((part.dim, torch.from_numpy(part.positions[gone].ravel())))
-    pads = {f"{name}.source": name for name, module in model.named_modules() if isinstance(module, ChannelPad)}
+    pads = {f"{name}.{SOURCE}": name for name, module in model.named_modules() if isinstance(module, ChannelPad)}
 
     def zero(name: str, tensor: Tensor) -> Tensor:
         if name not in zeroed or name in pads:

@@ -36,6 +36,7 @@ class Toy:
         build: makes it, with torch's random weights.
         inner: layer → width, with `cut="inner"`.
         trunk: the layers that `cut="all"` has on top.
+        sampled: the layers that `cut="sampled"` has on top.
         whole: left whole in any case, with a part of the reason.
         shape: of one image.
         traceable: whether torch.fx can follow its forward.
@@ -44,12 +45,13 @@ class Toy:
     build: Callable[[], nn.Module]
     inner: Mapping[str, int]
     trunk: Mapping[str, int] = field(default_factory=dict)
+    sampled: Mapping[str, int] = field(default_factory=dict)
     whole: Mapping[str, str] = field(default_factory=dict)
     shape: tuple[int, ...] = RGB
     traceable: bool = True
 
     def layers(self, cut: str) -> dict[str, int]:
-        return {**self.inner, **(self.trunk if cut == "all" else {})}
+        return {**self.inner, **{"inner": {}, "sampled": self.sampled, "all": self.trunk}[cut]}
 
 
 ZOO: dict[str, Toy] = {}
@@ -61,17 +63,19 @@ def toy(
     whole: Mapping[str, str] | None = None,
     shape: tuple[int, ...] = RGB,
     traceable: bool = True,
+    sampled: Mapping[str, int] | None = None,
 ) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
     def register(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        ZOO[build.__name__.lower()] = Toy(build, inner, trunk or {}, whole or {}, shape, traceable)
+        ZOO[build.__name__.lower()] = Toy(build, inner, trunk or {}, sampled or {}, whole or {}, shape, traceable)
         return build
 
     return register
 
 
 def cases() -> list[tuple[str, str]]:
-    """Every network with cut="inner"; those that have a trunk with cut="all", too."""
-    return [(name, cut) for name, toy in ZOO.items() for cut in (["inner", "all"] if toy.trunk else ["inner"])]
+    """Every network with cut="inner"; those that have a trunk with cut="all", too, some with cut="sampled"."""
+    there = {name: {"inner": True, "all": bool(toy.trunk), "sampled": bool(toy.sampled)} for name, toy in ZOO.items()}
+    return [(name, cut) for name, cuts in there.items() for cut, there_is in cuts.items() if there_is]
 
 
 def small_cases() -> list[tuple[str, str]]:
@@ -232,6 +236,7 @@ def bias_and_norm() -> nn.Module:
     {"layer1.0.conv1": 4, "layer2.0.conv1": 6, "layer3.0.conv1": 8},
     {"conv1": 4, "layer2.0.conv2": 6, "layer3.0.conv2": 8},
     {"linear": "output"},
+    sampled={"layer1.0.conv1.input": 4, "layer2.0.conv1.input": 4, "layer3.0.conv1.input": 6},
 )
 def residual() -> nn.Module:
     """Option-A shortcuts: a ChannelPad where shapes change."""
@@ -274,7 +279,12 @@ class Downsampled(nn.Module):
         return self.head(self.block2(self.block1(self.stem(x))))
 
 
-@toy({"block1.conv1": 6, "block2.conv1": 8}, {"stem.0": 6, "block2.conv2": 8}, {"head.2": "output"})
+@toy(
+    {"block1.conv1": 6, "block2.conv1": 8},
+    {"stem.0": 6, "block2.conv2": 8},
+    {"head.2": "output"},
+    sampled={"block1.conv1.input": 6, "block2.conv1.input": 6},
+)
 def downsample() -> nn.Module:
     return Downsampled()
 

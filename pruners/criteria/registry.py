@@ -47,10 +47,13 @@ class Context:
         return {}
 
     def filters(self, layer: Layer) -> list[Tensor]:
-        """For every coupled producer the (width, weights) filters of the layer's units, double."""
+        """For every coupled producer the (width, weights) filters of the layer's units, double.
+
+        A layer that only samples what is there has none of its own: its consumer's weights on them instead.
+        """
         found = []
-        for part in layer.weights("out"):
-            weight = self.model.get_parameter(part.parameter).detach().double()
+        for part in layer.weights("in" if layer.sampled else "out"):
+            weight = self.model.get_parameter(part.parameter).detach().double().transpose(0, part.dim)
             found.append(weight[torch.from_numpy(part.positions).to(weight.device)].flatten(1))
         return found
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from secateur.networks import ChannelPad
 from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.shrink import mask, shrink
+from secateur.pruners.shrink import mask, narrow, shrink
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
@@ -155,3 +155,23 @@ def test_a_removed_channel_does_not_pass_from_trunk_to_trunk() -> None:
     assert small.layer3[0].shortcut.source.tolist() == [-1, 0, 1, -1, 2, 3, 4, -1]
     with torch.no_grad():
         assert not torch.allclose(small(x), model(x), atol=1e-3)
+
+
+@CASES
+def test_a_shrunk_network_is_rebuilt_from_its_positions_and_its_state(name: str, cut: str) -> None:
+    structure = zoo.structure(name, cut)
+    selection = zoo.draw(structure, 5)
+    small = shrink(zoo.make(name), structure, selection)
+    rebuilt = narrow(zoo.make(name, seed=1), structure.kept_positions(selection))
+    rebuilt.load_state_dict(small.state_dict())
+    zoo.assert_same_network(rebuilt, small, zoo.images(name, 2))
+
+
+def test_sampling_leaves_the_trunk_whole() -> None:
+    model, structure = zoo.make("residual"), zoo.structure("residual", "sampled")
+    selection = [np.arange(1) if layer.sampled else np.arange(layer.width) for layer in structure.layers]
+    small = shrink(model, structure, selection)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    changed = {name for name, p in small.named_parameters() if tuple(p.shape) != shapes[name]}
+    assert changed == {f"layer{stage}.0.conv1.weight" for stage in (1, 2, 3)}
+    assert small.get_parameter("layer3.0.conv1.weight").shape == (8, 1, 3, 3)
