@@ -28,18 +28,6 @@ def test_a_command_from_start_to_end(run, tmp_path):
     assert str(tmp_path / "small" / "weights.safetensors") in done.stdout.replace("\n", "")
 
 
-def test_weights_from_start_to_end(run, tmp_path):
-    out = tmp_path / "sparse"
-    done = secateur("magnitude", str(run.folder / "config.yaml"), "--sparsity", "0.8", "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    assert "80 % of the weights removed" in done.stdout
-    assert str(out / "weights.safetensors") in done.stdout.replace("\n", "")
-    again = secateur("magnitude", "--plan", str(out), "--set", "finetune.epochs=1")
-    assert again.returncode == 0, again.stderr
-    assert "pruned while trained, 1 epochs" in again.stdout
-    assert (out / "magnitude" / "plan.json").read_bytes() == (out / "plan.json").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -54,11 +42,6 @@ def test_weights_from_start_to_end(run, tmp_path):
         (["compare"], "give a plan, or --config"),
         (["compare", "--config", "digits", "--against", "shalow"], "did you mean shallow?"),
         (["magnitude", "digits"], "give a sparsity (--sparsity 0.8) or a plan (--plan FILE)"),
-        (["magnitude", "--sparsity", "1.2"], "sparsity = 1.2: give the fraction to remove"),
-        (["magnitude", "--sparsity", "0.5", "--scope", "globl"], "did you mean global?"),
-        (["magnitude", "--sparsity", "0.5", "--set", "magnitude.ramp=0"], "greater than 0"),
-        (["magnitude", "--sparsity", "0.5", "--set", "magnitude.evry=1"], "did you mean every?"),
-        (["magnitude", "--plan", "nowhere"], "no plan at nowhere"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(arguments, message, tmp_path):

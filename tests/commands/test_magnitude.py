@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 import secateur
+from secateur.commands.cli import app
 from secateur.networks import digits_resnet
 from secateur.pruners.layers import PlanError
 
@@ -172,6 +174,8 @@ def test_a_plan_for_another_network_or_method_is_refused(run, sparse, tmp_path):
         ({"sparsity": 0.5, "finetune": -1}, "finetune = -1"),
         ({"sparsity": {"linear": 0.5}}, "'linear', which is no weight to prune here"),
         ({"sparsity": 0.5, "overrides": ["layers.exclude=[liner]"]}, "did you mean linear"),
+        ({"sparsity": 0.5, "overrides": ["magnitude.ramp=0"]}, "magnitude.ramp = 0: input should be greater than 0"),
+        ({"sparsity": 0.5, "overrides": ["magnitude.evry=1"]}, "did you mean every"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, message, run, tmp_path, monkeypatch):
@@ -179,3 +183,19 @@ def test_what_cannot_be_is_refused(arguments, message, run, tmp_path, monkeypatc
     with pytest.raises(ValueError, match=message):
         secateur.magnitude(run.folder / "config.yaml", **arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_hands_on_what_it_is_told(run, tmp_path):
+    def command(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["magnitude", *arguments])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    out = tmp_path / "sparse"
+    shown = command(str(run.folder / "config.yaml"), "--sparsity", "0.8", "--scope", "global", "--out", str(out))
+    assert "80 % of the weights removed" in shown
+    assert str(out / "weights.safetensors") in shown.replace("\n", "")
+    assert sum(zeros(out).values()) == round(0.8 * sum(sizes().values()))
+    assert "pruned while trained, 1 epochs" in command("--plan", str(out), "--set", "finetune.epochs=1")
+    assert (out / "magnitude" / "plan.json").read_bytes() == (out / "plan.json").read_bytes()
+    assert zeros(out / "magnitude") == zeros(out)
