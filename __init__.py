@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .commands.apply import Applied, apply, load
     from .commands.compare import Comparison, compare
+    from .commands.magnitude import magnitude
     from .commands.task import Images
     from .commands.train import Training, train
     from .configs import Config
@@ -29,6 +30,7 @@ _HOMES = {
     "apply": ".commands.apply",
     "compare": ".commands.compare",
     "load": ".commands.apply",
+    "magnitude": ".commands.magnitude",
     "train": ".commands.train",
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "apply",
     "compare",
     "load",
+    "magnitude",
     "train",
 ]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
@@ -22,7 +23,6 @@ from ..configs.schema import NetworkConfig
 from ..envs.evaluator import accuracy, logits
 from ..networks import build_network
 from ..pruners.latency import BATCH, measure_latency
-from ..pruners.layers import Structure
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
 from ..pruners.pruner import first_images
 from ..pruners.shrink import narrow
@@ -35,6 +35,7 @@ from .train import SUMMARY_NAME
 NETWORK_NAME = "network.json"
 WEIGHTS_NAME = "weights.safetensors"
 TOLERANCE = 1e-4
+WHOLE = {"flops": 1.0, "params": 1.0}  # what the dense network costs
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def apply(
     models = {"dense": task.model, "masked": masked, "pruned": pruned}
     if repaired is not None:
         models["repaired"] = repaired
-    rows = _measure(task, plan, models, reporter)
+    reached = {kind: task.structure.fraction(kind, plan.widths) for kind in WHOLE}
+    costs = {name: WHOLE if name in ("dense", "masked") else reached for name in models}
+    rows = measure(task, models, costs, reporter)
     summary = {
         **rows,
         "finetune_epochs": epochs,
@@ -109,12 +112,18 @@ def apply(
         "masked_difference": difference,
         "plan": plan.provenance.model_dump(),
     }
-    save_network(pruned, folder, task.structure, plan, task)
+    save_network(pruned, folder, task, task.structure.kept_positions(task.pruner.selection(plan.widths)))
     write_json(folder / SUMMARY_NAME, summary)
     plan.save(folder / PLAN_NAME)
     task.save(folder)
     plan_figure(plan, folder / "plan.png")
-    reporter.show(apply_table(rows, epochs))
+    titles = {
+        "dense": "dense",
+        "masked": "masked, nothing repaired",
+        "repaired": "pruned and repaired",
+        "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
+    }
+    reporter.show(figures_table("The plan, applied", rows, titles))
     return Applied(pruned, folder, summary)
 
 
@@ -132,10 +141,9 @@ def task_for_plans(
     Raises:
         PlanError: a plan is for another network.
     """
-    if model is not None and config is None and (beside is None or not (beside / CONFIG_NAME).is_file()):
-        budget = plans[0].budget if plans else None
-        values = {} if budget is None else {budget.kind: budget.fraction}
-        config = Config.model_validate({"name": type(model).__name__, "budget": values or {"flops": 1.0}})
+    for plan in plans:
+        plan.check_method("channel")
+    config = config_for(model, config, beside, plans[0] if plans else None)
     resolved = resolve_config(config, overrides, folder=beside)
     if plans:
         asked = plans[0]
@@ -148,16 +156,32 @@ def task_for_plans(
     return task
 
 
-def save_network(model: nn.Module, folder: Path, structure: Structure, plan: RatioPlan, task: Task) -> None:
-    """Write the weights, and what is needed to rebuild the smaller network round them."""
+def config_for(
+    model: nn.Module | None, config: Config | str | Path | None, beside: Path | None, plan: RatioPlan | None
+) -> Config | str | Path | None:
+    """The config given, or a minimal one for the caller's own network where there is none beside the plan."""
+    if model is None or config is not None or (beside is not None and (beside / CONFIG_NAME).is_file()):
+        return config
+    budget = {"flops": 1.0} if plan is None else {plan.budget.kind: plan.budget.fraction}
+    return Config.model_validate({"name": type(model).__name__, "budget": budget})
+
+
+def save_network(model: nn.Module, folder: Path, task: Task, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> None:
+    """Write the weights, and what is needed to rebuild the smaller network round them.
+
+    Args:
+        model: the pruned network.
+        folder: to write to.
+        task: that names the dense network.
+        kept: as `narrow` takes it; empty where only single weights were pruned, and the network kept its shape.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = structure.kept_positions(task.pruner.selection(plan.widths))
     network = task.config.network
     tree = {
         "schema_version": 1,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
         "kwargs": {} if network is None else network.kwargs,
-        "input_shape": list(structure.input_shape),
+        "input_shape": list(task.input_shape),
         "kept": [{"tensor": name, "dim": dim, "positions": [int(p) for p in at]} for (name, dim), at in kept.items()],
     }
     write_json(folder / NETWORK_NAME, tree)
@@ -166,10 +190,10 @@ def save_network(model: nn.Module, folder: Path, structure: Structure, plan: Rat
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The smaller network that `apply` saved, in eval mode, on the CPU.
+    """The pruned network that `apply` or `magnitude` saved, in eval mode, on the CPU.
 
     Args:
-        folder: that `apply` wrote.
+        folder: that one of them wrote.
         model: the dense architecture, where it was the caller's own module (its weights do not matter).
 
     Raises:
@@ -219,45 +243,40 @@ def _largest_difference(task: Task, masked: nn.Module, shrunk: nn.Module) -> flo
     return float(difference)
 
 
-def _measure(
-    task: Task, plan: RatioPlan, models: Mapping[str, nn.Module], reporter: Reporter
+def measure(
+    task: Task, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]], reporter: Reporter
 ) -> dict[str, dict[str, float | None]]:
-    cost = {"dense": {"flops": 1.0, "params": 1.0}, "masked": {"flops": 1.0, "params": 1.0}}
-    reached = {kind: task.structure.fraction(kind, plan.widths) for kind in ("flops", "params")}
+    """Test accuracy, the costs as given, and latency of every network; they are timed in turn."""
     with reporter.bar("measure", len(models)) as advance:
-        latency = measure_latency(models, task.structure.input_shape)
+        latency = measure_latency(models, task.input_shape)
         rows: dict[str, dict[str, float | None]] = {}
         for name, model in models.items():
             rows[name] = {
                 "test_accuracy": None if task.test is None else accuracy(model, task.test),
-                **cost.get(name, reached),
+                **costs[name],
                 "latency_ms": latency[name],
             }
             advance(name)
     return rows
 
 
-def apply_table(rows: Mapping[str, Mapping[str, float | None]], epochs: int) -> Table:
-    """Dense, masked, repaired and fine-tuned, side by side."""
-    titles = {
-        "dense": "dense",
-        "masked": "masked, nothing repaired",
-        "repaired": "pruned and repaired",
-        "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
-    }
+def figures_table(
+    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str = ""
+) -> Table:
+    """What `measure` found, side by side: a row for every title there are figures for."""
     table = Table(
-        title="The plan, applied",
+        title=title,
         box=box.SIMPLE_HEAD,
-        caption=f"test accuracy, FLOPs and parameters kept in per cent; ms: one pass of {BATCH} images",
+        caption=f"test accuracy, FLOPs and parameters kept in per cent; ms: one pass of {BATCH} images{note}",
     )
     for column in ("network", "test", "FLOPs", "params", "ms"):
         table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
-    for name, title in titles.items():
+    for name, label in titles.items():
         if name in rows:
             row = rows[name]
             shown = row["test_accuracy"]
             table.add_row(
-                title,
+                label,
                 "–" if shown is None else f"{shown:.2f}",
                 f"{100 * (row['flops'] or 0):.1f}",
                 f"{100 * (row['params'] or 0):.1f}",

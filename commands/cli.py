@@ -17,7 +17,8 @@ from ..reports.progress import RichReporter
 app = typer.Typer(
     name="secateur",
     help="Learn how much of each layer of a neural network to prune. [bold]train[/bold] an agent and get a ratio plan, "
-    "[bold]apply[/bold] the plan, [bold]compare[/bold] it with hand-set ratios.",
+    "[bold]apply[/bold] the plan, [bold]compare[/bold] it with hand-set ratios. [bold]magnitude[/bold] prunes single "
+    "weights.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -127,6 +128,47 @@ def compare_command(
         reporter=reporter,
     )
     _wrote(reporter, done.folder, "compare.json", "compare.png")
+
+
+@app.command("magnitude")
+def magnitude_command(
+    config: Annotated[
+        str | None, typer.Argument(help=CONFIG_HELP + " [default: the one beside the plan, else digits]")
+    ] = None,
+    sparsity: Annotated[float | None, typer.Option("--sparsity", help="The fraction of the weights to remove.")] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option("--scope", help="layer: every tensor alike; global: one threshold. [default: layer]"),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A plan of this method, or its folder, instead of --sparsity.")
+    ] = None,
+    finetune: Annotated[
+        int | None, typer.Option("--finetune", min=0, help="Epochs. [default: the config's finetune.epochs]")
+    ] = None,
+    out: Out = None,
+    overrides: Overrides = None,
+) -> None:
+    """Prune single weights by magnitude, gradually while fine-tuning: fewer numbers, but no faster on dense kernels.
+
+    Example: secateur magnitude digits --sparsity 0.9 --scope global --out sparse
+
+    With --finetune 0 all go at once. secateur.load("sparse") gives the network back in Python.
+    """
+    from .magnitude import magnitude
+
+    reporter = RichReporter()
+    done = magnitude(
+        config,
+        sparsity=sparsity,
+        scope=scope,
+        plan=plan,
+        finetune=finetune,
+        out=out,
+        overrides=overrides or (),
+        reporter=reporter,
+    )
+    _wrote(reporter, done.folder, "plan.json", "weights.safetensors", "network.json", "summary.json")
 
 
 def _version(show: bool) -> None:

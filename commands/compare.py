@@ -148,11 +148,10 @@ def _allocate(task: Task, name: str, seed: int, candidates: int, reporter: Repor
         widths = get_allocator(name).allocate(allocation)
         if not candidates:
             advance("")
-    network = task.config.network
     return RatioPlan.make(
         task.structure,
         widths,
-        architecture=network.name if network else type(task.model).__name__,
+        architecture=task.architecture,
         criterion=task.config.pruning.criterion,
         budget=(task.budget.kind, task.budget.fraction),
         figures={},

@@ -19,7 +19,7 @@ from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
 from ..envs import CandidateEvaluator, RewardWeights
 from ..networks import Batches as Loader
-from ..networks import build_network, find_weights, fit, load_weights
+from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
 from ..pruners.criteria import get_criterion
@@ -75,12 +75,21 @@ class Task:
     source: str
     trained_here: bool = False
 
+    @property
+    def architecture(self) -> str:
+        """The network's name in the config, else its class."""
+        return self.config.network.name if self.config.network else type(self.model).__name__
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        return tuple(self.search[0][0].shape[1:])
+
     @cached_property
     def structure(self) -> Structure:
         """The network's layers."""
         layers = self.config.layers
-        shape = tuple(self.search[0][0].shape[1:])
-        return find_layers(self.model, shape, cut=layers.cut, exclude=layers.exclude)
+        return find_layers(self.model, self.input_shape, cut=layers.cut, exclude=layers.exclude)
 
     @cached_property
     def budget(self) -> Budget:
@@ -121,8 +130,8 @@ class Task:
             parameter.data = parameter.data.clone()
         return pruned
 
-    def finetune(self, model: nn.Module, epochs: int, reporter: Reporter) -> None:
-        """Train a pruned network in place: SGD, cosine.
+    def finetune(self, model: nn.Module, epochs: int, reporter: Reporter, on_step: OnStep | None = None) -> None:
+        """Train a pruned network in place: SGD, cosine; `on_step` as in `fit`.
 
         Raises:
             ValueError: there are no training images.
@@ -132,7 +141,7 @@ class Task:
         if self.train is None:
             raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
         config = self.config.finetune.model_copy(update={"epochs": epochs})
-        run_fit(model, self.train(config.batch_size), config, self.config.seed, reporter, "fine-tune")
+        run_fit(model, self.train(config.batch_size), config, self.config.seed, reporter, "fine-tune", on_step)
 
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
@@ -209,10 +218,24 @@ def make_task(
     return task
 
 
-def run_fit(model: nn.Module, batches: Loader, config: FitConfig, seed: int, reporter: Reporter, title: str) -> None:
+def run_fit(
+    model: nn.Module,
+    batches: Loader,
+    config: FitConfig,
+    seed: int,
+    reporter: Reporter,
+    title: str,
+    on_step: OnStep | None = None,
+) -> None:
     """`fit` with a progress bar."""
     with reporter.bar(title, config.epochs * len(batches)) as advance:
-        fit(model, batches, config, seed=seed, on_step=lambda _step, _total, loss: advance(f"loss {loss:.3f}"))
+
+        def after(step: int, total: int, loss: float) -> None:
+            if on_step is not None:
+                on_step(step, total, loss)
+            advance(f"loss {loss:.3f}")
+
+        fit(model, batches, config, seed=seed, on_step=after)
 
 
 def _prepare_torch(config: Config) -> None:

@@ -188,7 +188,7 @@ def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[_Finalist
     return RatioPlan.make(
         task.structure,
         best.widths,
-        architecture=task.config.network.name if task.config.network else type(task.model).__name__,
+        architecture=task.architecture,
         criterion=task.config.pruning.criterion,
         budget=(task.budget.kind, task.budget.fraction),
         figures={

@@ -154,6 +154,13 @@ class AgentConfig(Section):
     updates: Annotated[int, Field(ge=0)] = Field(default=4, description="gradient steps for every layer walked")
 
 
+class MagnitudeConfig(Section):
+    """Gradual weight pruning while fine-tuning, by the cubic schedule of Zhu & Gupta (2018)."""
+
+    ramp: Fraction = Field(default=2 / 3, description="part of the training in which the sparsity rises, then constant")
+    every: Count = Field(default=10, description="steps between two renewals of the masks")
+
+
 class CompareConfig(Section):
     """What the comparison judges by."""
 
@@ -179,4 +186,5 @@ class Config(Section):
     reward: RewardConfig = RewardConfig()
     agent: AgentConfig = AgentConfig()
     finetune: FitConfig = FitConfig()
+    magnitude: MagnitudeConfig = MagnitudeConfig()
     compare: CompareConfig = CompareConfig()

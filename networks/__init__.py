@@ -3,7 +3,7 @@
 from .build import build_network
 from .channel_pad import ChannelPad
 from .cifar_resnet import BasicBlock, CifarResNet, cifar_resnet, digits_resnet
-from .fit import Batches, fit
+from .fit import Batches, OnStep, fit
 from .registry import register_network, registered_networks
 from .sampled_conv import SampledConv2d
 from .weights import find_weights, load_weights
@@ -13,6 +13,7 @@ __all__ = [
     "Batches",
     "ChannelPad",
     "CifarResNet",
+    "OnStep",
     "SampledConv2d",
     "build_network",
     "cifar_resnet",

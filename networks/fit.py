@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..configs.schema import FitConfig
 
+OnStep = Callable[[int, int, float], None]
+
 
 class Batches(Protocol):
     """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised."""
@@ -26,7 +28,7 @@ def fit(
     config: FitConfig,
     *,
     seed: int,
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> None:
     """Train in place with cross-entropy, and leave the network in eval mode.
 
@@ -37,7 +39,7 @@ def fit(
             is for who makes the batches.
         seed: of everything random on the way (dropout, a loader that shuffles with torch's own state); torch's
             random state outside is left as it was.
-        on_step: called after every step with (step from 1, steps in all, the step's loss).
+        on_step: called after every step with (step from 1, steps in all, the step's loss); it may change the weights.
 
     Raises:
         ValueError: no batches, or nothing to train.

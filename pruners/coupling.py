@@ -52,7 +52,7 @@ def find_layers(
     training = {name: module.training for name, module in model.named_modules()}
     model.eval()
     try:
-        example = _example(model, input_shape)
+        example = example_images(model, input_shape)
         operations = count_operations(model, example)
         layers, uncut = _trace(model, example, [op.module for op in operations])
         if cut == "sampled":
@@ -105,7 +105,12 @@ def count_operations(model: nn.Module, example: Tensor) -> list[Operation]:
     return list(found.values())
 
 
-def _example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
+def example_images(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
+    """Two random images (2, C, H, W) on the network's device, that it has been seen to run on.
+
+    Raises:
+        ValueError: the network does not run on such an image, or returns no single tensor.
+    """
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SOURCE = "source"  # of a module without a weight to narrow: which of its input's channels it takes
 
 Role = Literal["out", "in", "through"]
+Method = Literal["channel", "magnitude"]
 Selection = Sequence[NDArray[np.int64]]  # for every layer the units that stay, ascending
 
 
@@ -120,7 +121,10 @@ class Structure:
         operations: every convolution and linear layer, in the order of execution.
         shapes: every parameter's dense shape, by name.
         input_shape: (C, H, W) of one image.
+        method: of the plans that fit it.
     """
+
+    method: ClassVar[Method] = "channel"
 
     layers: tuple[Layer, ...]
     uncut: Mapping[str, str]
@@ -155,7 +159,7 @@ class Structure:
         return self.cost(kind, widths) / self.cost(kind, self.widths)
 
     @cached_property
-    def _terms(self) -> dict[str, _Cost]:
+    def _terms(self) -> Mapping[str, _Total]:
         operations = {f"{op.module}.weight": op.positions for op in self.operations}
         elsewhere = sum(op.flops for op in self.operations if f"{op.module}.weight" not in self.shapes)  # tied weights
         return {
@@ -196,6 +200,42 @@ class Structure:
                 removed.setdefault((part.parameter, part.dim), []).append(part.positions[gone].ravel())
                 sizes[part.parameter, part.dim] = part.size
         return {key: np.setdiff1d(np.arange(sizes[key]), np.concatenate(gone)) for key, gone in removed.items()}
+
+
+@dataclass(frozen=True)
+class WeightStructure(Structure):
+    """A network's weight tensors as layers whose units are single weights: no slice shrinks, zeros are counted.
+
+    A layer bears the parameter's name; an operation the name of the first module that uses it, with the positions of
+    all that share it.
+    """
+
+    method: ClassVar[Method] = "magnitude"
+
+    @cached_property
+    def _terms(self) -> Mapping[str, _Total]:
+        positions = {f"{op.module}.weight".removeprefix("."): op.positions for op in self.operations}
+        flops = np.array([positions.get(layer.name, 0) for layer in self.layers], dtype=np.int64)
+        params = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
+        return {
+            "flops": _WeightCost(flops, sum(op.flops for op in self.operations) - int(flops @ self.widths)),
+            "params": _WeightCost(np.ones_like(flops), params - int(self.widths.sum())),
+        }
+
+
+class _Total(Protocol):
+    def total(self, widths: NDArray[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class _WeightCost:
+    """Fixed + Σ over tensors of factor · weights kept."""
+
+    factor: NDArray[np.int64]
+    fixed: int
+
+    def total(self, widths: NDArray[Any]) -> Any:
+        return self.fixed + self.factor @ widths
 
 
 class _Cost:

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import did_you_mean
-from .layers import PlanError, Structure
+from .layers import Method, PlanError, Structure
 
 SCHEMA_VERSION = 1
 PLAN_NAME = "plan.json"
+_UNITS: dict[Method, str] = {"channel": "channels", "magnitude": "weights"}
+_COMMANDS: dict[Method, str] = {"channel": "secateur apply", "magnitude": "secateur magnitude --plan"}
 
 
 class _Model(BaseModel):
@@ -71,8 +73,8 @@ class RatioPlan(_Model):
     Attributes:
         architecture: the network's name in the config.
         fingerprint: of its layers' names, widths, coupling and shapes.
-        method: `channel`.
-        criterion: ranks the channels inside a layer.
+        method: `channel` (layers are coupling groups, widths count channels) or `magnitude` (weight tensors, weights).
+        criterion: ranks the channels, or weights, inside a layer.
         budget: asked.
         cost: reached, fractions kept, by kind.
         layers: in the order of the walk.
@@ -83,7 +85,7 @@ class RatioPlan(_Model):
     schema_version: Literal[1] = 1
     architecture: str
     fingerprint: str
-    method: Literal["channel"] = "channel"
+    method: Method = "channel"
     criterion: str
     budget: PlanBudget
     cost: dict[str, float]
@@ -110,6 +112,7 @@ class RatioPlan(_Model):
         return cls(
             architecture=architecture,
             fingerprint=structure.fingerprint,
+            method=structure.method,
             criterion=criterion,
             budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1]}),
             cost={kind: structure.fraction(kind, widths) for kind in ("flops", "params")},
@@ -168,6 +171,7 @@ class RatioPlan(_Model):
         Raises:
             PlanError: it was not; the first layer that differs is named.
         """
+        self.check_method(structure.method)
         theirs = {layer.name: layer for layer in structure.layers}
         for layer in self.layers:
             if layer.name not in theirs:
@@ -179,8 +183,8 @@ class RatioPlan(_Model):
             mine = theirs[layer.name]
             if mine.width != layer.dense_width:
                 raise PlanError(
-                    f"the plan is for another network: layer {layer.name} has {layer.dense_width} channels in the plan "
-                    f"({self.architecture}), {mine.width} here"
+                    f"the plan is for another network: layer {layer.name} has {layer.dense_width} "
+                    f"{_UNITS[self.method]} in the plan ({self.architecture}), {mine.width} here"
                 )
             if mine.members != layer.members:
                 odd = sorted(set(mine.members) ^ set(layer.members))[0]
@@ -193,9 +197,22 @@ class RatioPlan(_Model):
             what = f"layer {missing[0]} is not in the plan" if missing else "its layers come in another order"
             raise PlanError(f"the plan ({self.architecture}) is for another network: {what}")
         if structure.fingerprint != self.fingerprint:
+            which = "a tensor outside them" if self.method == "channel" else "a tensor"
             raise PlanError(
-                f"the plan ({self.architecture}) is for another network: its layers agree, but a tensor outside them "
-                "differs in shape (another number of classes?)"
+                f"the plan ({self.architecture}) is for another network: its layers agree, but {which} differs in "
+                "shape (another number of classes?)"
+            )
+
+    def check_method(self, method: Method) -> None:
+        """Make sure that the plan is of this method.
+
+        Raises:
+            PlanError: it is of another; the message names the command for it.
+        """
+        if self.method != method:
+            raise PlanError(
+                f"the plan ({self.architecture}) prunes {_UNITS[self.method]}, not {_UNITS[method]}: apply it with "
+                f"`{_COMMANDS[self.method]}`"
             )
 
 

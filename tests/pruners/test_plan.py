@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import nn
 import zoo
 from secateur.networks import CifarResNet
 from secateur.pruners.coupling import find_layers
-from secateur.pruners.layers import PlanError, Structure
+from secateur.pruners.layers import PlanError, Structure, WeightStructure
+from secateur.pruners.magnitude import find_weights, kept_weights, prune_weights, weight_widths
 from secateur.pruners.plan import RatioPlan, plan_path, write_json
 
 
@@ -246,3 +248,74 @@ def test_a_plan_fits_its_own_network_only(name: str, cut: str) -> None:
         if stranger != name and zoo.structure(stranger).fingerprint != plan.fingerprint:
             with pytest.raises(PlanError):
                 plan.check(zoo.structure(stranger))
+
+
+def weight_plan(name: str, **changes: Any) -> RatioPlan:
+    model = zoo.make(name)
+    structure = find_weights(model, zoo.ZOO[name].shape)
+    widths = weight_widths(model, structure, 0.8, "global")
+    return make(structure, widths.tolist(), criterion="magnitude", **changes)
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_a_weight_plan_is_read_back_and_gives_the_same_masks(name: str, tmp_path: Path) -> None:
+    model = zoo.make(name)
+    structure = find_weights(model, zoo.ZOO[name].shape)
+    weight_plan(name).save(tmp_path / "plan.json")
+    again = RatioPlan.load(tmp_path)
+    again.check(structure)
+    assert again.method == "magnitude"
+    assert [layer.dense_width for layer in again.layers] == structure.widths.tolist()
+    asked = prune_weights(zoo.make(name), structure, 0.8, "global")
+    planned = prune_weights(model, structure, again.sparsities)
+    assert all(torch.equal(asked[key], planned[key]) for key in asked)
+    assert again.cost["flops"] == structure.fraction("flops", kept_weights(structure, planned))
+
+
+def linear(*sizes: int) -> WeightStructure:
+    layers = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
+    return find_weights(nn.Sequential(*layers), sizes[:1])
+
+
+@pytest.mark.parametrize(
+    ("structure", "message"),
+    [
+        (linear(4, 6, 5), r"layer 1.weight has 18 weights in the plan \(toy\), 30 here"),
+        (linear(4, 6), r"\(toy\) cuts layer '1.weight'; this network has no such layer – did you mean 0.weight\?"),
+        (linear(4, 6, 3, 2), r"is for another network: layer 2.weight is not in the plan"),
+        (linear(6, 4), r"cuts layer '1.weight'"),
+        (linear(2, 12), r"cuts layer '1.weight'"),
+        (
+            find_weights(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), (4,)),
+            r"its layers agree, but a tensor differs in shape",
+        ),
+        (
+            find_weights(nn.Sequential(nn.Conv1d(1, 6, 4), nn.Conv1d(6, 3, 1)), (1, 9)),
+            r"its layers agree, but a tensor differs in shape",
+        ),
+        (
+            find_weights(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), (4,), exclude=["1"]),
+            r"cuts layer '1.weight'; here it is left whole: excluded by the config",
+        ),
+    ],
+)
+def test_a_weight_plan_for_another_network_is_refused(structure: WeightStructure, message: str) -> None:
+    plan = make(linear(4, 6, 3), [12, 2])
+    plan.check(linear(4, 6, 3))
+    with pytest.raises(PlanError, match=message) as caught:
+        plan.check(structure)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_of_the_other_method_names_its_command() -> None:
+    with pytest.raises(PlanError, match=r"prunes weights, not channels: apply it with `secateur magnitude --plan`"):
+        weight_plan("vgg").check(zoo.structure("vgg"))
+    with pytest.raises(PlanError, match=r"prunes channels, not weights: apply it with `secateur apply`"):
+        make(zoo.structure("vgg")).check(find_weights(zoo.make("vgg"), zoo.RGB))
+
+
+def test_a_channel_plan_without_a_method_is_still_one(tmp_path: Path) -> None:
+    tree = make(zoo.structure("vgg")).model_dump(mode="json")
+    del tree["method"]
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    RatioPlan.load(tmp_path).check(zoo.structure("vgg"))
