@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .batchnorm import adapt_batchnorm
 from .criteria import Context, rank, select
@@ -38,8 +38,8 @@ class ChannelPruner:
         self.dense = dense
         self.structure = structure
         self.criterion = criterion
-        self.calibration = calibration
-        self.context = Context(dense, structure, calibration)
+        self.calibration = [(channels_last(images), labels) for images, labels in calibration]
+        self.context = Context(dense, structure, self.calibration)
         self.ranking = rank(self.context, criterion)
         self.seconds = {"prune": 0.0, "repair": 0.0}
 
@@ -94,6 +94,11 @@ class ChannelPruner:
     def masked(self, widths: NDArray[np.int64]) -> nn.Module:
         """The dense-shaped network with the same channels zeroed, nothing repaired."""
         return mask(self.dense, self.structure, self.selection(widths)).eval()
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The memory format that convolutions on a CPU like best: up to half as fast again, the same numbers."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def first_images(batches: Batches, count: int) -> Batches:

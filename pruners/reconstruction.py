@@ -73,10 +73,9 @@ class Sampler:
         """(groups, samples, outputs a group) of an output; samples in the order of `inputs`."""
         if isinstance(self.module, nn.Linear):
             return y.reshape(-1, y.shape[-1]).unsqueeze(0)
-        y = y.flatten(2)
-        places = self._choice(y.shape[2]).to(y.device)
-        rows = y.index_select(2, places).transpose(1, 2).reshape(-1, self.groups, y.shape[1] // self.groups)
-        return rows.transpose(0, 1)
+        y = y.movedim(1, -1).flatten(1, -2)
+        rows = y.index_select(1, self._choice(y.shape[1]).to(y.device))
+        return rows.reshape(-1, self.groups, y.shape[2] // self.groups).transpose(0, 1)
 
     def weight(self, weight: Tensor) -> Tensor:
         """(groups, outputs a group, kernel positions · inputs a group), double, of a weight of the module's kind."""
