@@ -1,4 +1,4 @@
-"""Who chooses the ratios: the learner, hand-set rules, random search."""
+"""Who chooses the ratios: the learner, rules, rankings, searches."""
 
 from .allocators import Allocation, Allocator, allocators, get_allocator, register_allocator
 from .learner import ALGORITHMS, Episode, Learner

@@ -94,27 +94,34 @@ def apply_command(
 def compare_command(
     plans: Annotated[list[Path] | None, typer.Argument(help="Plans or run folders.")] = None,
     against: Annotated[
-        str | None, typer.Option("--against", help="Allocators, comma-separated: uniform,shallow,deep,threshold,random")
+        str | None, typer.Option("--against", help="Allocators, comma-separated; a wrong name lists all.")
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option("--candidates", min=1, help="For random search. [default: as many as the plan's own]")
+        int | None, typer.Option("--candidates", min=1, help="For every search. [default: as many as the plan's own]")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Rows of every allocator that draws.")] = 1,
     finetune: Annotated[int, typer.Option("--finetune", min=0, help="Epochs, the same for every row.")] = 0,
     out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the interrupted comparison in this folder.")
+    ] = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
 ) -> None:
-    """Compare plans with hand-set ratios and random search: same cost, same repair, same images.
+    """Compare plans with other allocators, rules and searches: same cost, same repair, same images.
 
-    Example: secateur compare runs/r20/plan.json --against uniform,shallow,deep,random
+    Example: secateur compare runs/r20/plan.json --against uniform,threshold,lamp,random,hill_climb
 
     Without a plan: secateur compare --config cifar10-resnet20 --set data.root=DIR --against uniform,deep
     """
     from .compare import compare
 
-    if not plans and config is None:
+    if not plans and config is None and resume is None:
         raise ValueError("nothing to compare: give a plan, or --config")
+    if resume is not None and (config is not None or overrides or out is not None):
+        raise ValueError(
+            "--resume takes config and folder from the comparison itself: leave --config, --set, --out out"
+        )
     reporter = RichReporter()
     done = compare(
         plans or (),
@@ -125,9 +132,10 @@ def compare_command(
         overrides=overrides or (),
         finetune=finetune,
         out=out,
+        resume=resume,
         reporter=reporter,
     )
-    _wrote(reporter, done.folder, "compare.json", "compare.png")
+    _wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
 
 
 @app.command("magnitude")

@@ -14,7 +14,8 @@ from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..agents import Allocation, get_allocator
+from ..agents import Allocation, Allocator, get_allocator
+from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..configs import Config
 from ..envs.evaluator import logits
 from ..pruners.layers import PlanError
@@ -22,8 +23,8 @@ from ..pruners.plan import RatioPlan, plan_path, write_json
 from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
-from .folders import check_free, new_folder
-from .task import Images, Task, describe
+from .folders import check_free, existing_run, new_folder
+from .task import CONFIG_NAME, Images, Task, describe
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -56,9 +57,13 @@ def compare(
     overrides: Sequence[str] = (),
     finetune: int = 0,
     out: str | Path | None = None,
+    resume: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Comparison:
     """Judge plans and other allocators alike: same cost, same repair, same search and test images.
+
+    Every candidate that an allocator judges is on disk before the next; an interrupted comparison goes on with
+    `resume` and the same arguments, and judges none of them again.
 
     Args:
         plans: plans, their files or run folders; may be none if a config is given.
@@ -71,16 +76,21 @@ def compare(
         overrides: `section.key=value` on top of the config.
         finetune: epochs every row is fine-tuned for, alike.
         out: an empty or new folder; none takes `compare` beside the first plan, else `runs/NAME-compare`.
+        resume: the folder of an interrupted comparison; config and overrides are its own.
         reporter: shows progress.
 
     Raises:
         PlanError: a plan is for another network, or the plans have different budgets or criteria.
         ValueError, FileNotFoundError: other bad input, in one line.
+        ImportError: an allocator is made with an extra that is not installed.
     """
     reporter = reporter or Reporter()
     if finetune < 0:
         raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
     check_free(out)
+    previous = _interrupted(resume) if resume is not None else None
+    if previous:
+        config, overrides = previous / CONFIG_NAME, ()
     paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
     beside = plan_path(paths[0]).parent if paths else None
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
@@ -94,10 +104,14 @@ def compare(
         candidates = task.config.compare.candidates or max(
             (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
         )
+    default = beside / "compare" if beside else Path("runs") / f"{task.config.name}-compare"
+    folder = previous or new_folder(out, default)
+    task.save(folder)
+    log = CandidateLog(folder / CANDIDATES_NAME, len(task.structure.layers))
+    task.evaluator.known.update(log.known)
     for allocator in chosen:
         for seed in seeds if allocator.searches else seeds[:1]:
-            loaded.append(_allocate(task, allocator.name, seed, candidates if allocator.searches else 0, reporter))
-    folder = new_folder(out, beside / "compare" if beside else Path("runs") / f"{task.config.name}-compare")
+            loaded.append(_allocate(task, allocator, seed, candidates, log, reporter))
 
     rows: list[dict[str, Any]] = []
     correct: list[Tensor | None] = []
@@ -121,10 +135,16 @@ def compare(
             "rows": rows,
         },
     )
-    task.save(folder)
     comparison_figure(rows, loaded, folder / "compare.png")
     reporter.show(compare_table(rows))
     return Comparison(rows, loaded, folder)
+
+
+def _interrupted(resume: str | Path) -> Path:
+    folder = existing_run(resume, "compare")
+    if (folder / COMPARE_NAME).exists():
+        raise ValueError(f"--resume {folder}: that comparison is finished; start another one in a new folder")
+    return folder
 
 
 def _check_alike(plans: Sequence[RatioPlan]) -> None:
@@ -134,19 +154,22 @@ def _check_alike(plans: Sequence[RatioPlan]) -> None:
             raise PlanError(f"plans can only be compared at the same budget and criterion: {mine} against {theirs}")
 
 
-def _allocate(task: Task, name: str, seed: int, candidates: int, reporter: Reporter) -> RatioPlan:
-    with reporter.bar(name, max(1, candidates)) as advance:
+def _allocate(
+    task: Task, allocator: Allocator, seed: int, candidates: int, log: CandidateLog, reporter: Reporter
+) -> RatioPlan:
+    rewards: list[float] = []
+    with reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
 
         def reward(widths: NDArray[np.int64]) -> float:
-            value = task.reward.reward(task.evaluator.evaluate(widths))
-            advance(f"reward {value:+.3f}")
-            return value
+            evaluation = task.evaluator.evaluate(widths)
+            rewards.append(task.reward.reward(evaluation))
+            log.append(allocator.name, seed, widths, evaluation, rewards[-1])
+            advance(f"reward {rewards[-1]:+.3f} best {max(rewards):+.3f}")
+            return rewards[-1]
 
-        allocation = Allocation(
-            task.budget, reward, task.pruner.error_curves, max(1, candidates), np.random.default_rng(seed)
-        )
-        widths = get_allocator(name).allocate(allocation)
-        if not candidates:
+        rng = np.random.default_rng(seed)
+        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, reward, candidates, rng))
+        if not allocator.searches:
             advance("")
     return RatioPlan.make(
         task.structure,
@@ -155,9 +178,9 @@ def _allocate(task: Task, name: str, seed: int, candidates: int, reporter: Repor
         criterion=task.config.pruning.criterion,
         budget=(task.budget.kind, task.budget.fraction),
         figures={},
-        allocator=name,
+        allocator=allocator.name,
         seed=seed,
-        candidates=candidates,
+        candidates=len(rewards),
     )
 
 

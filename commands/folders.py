@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .task import CONFIG_NAME
+
 
 def check_free(out: str | Path | None) -> None:
     """Refuse a folder that is taken before any work is done for it.
@@ -35,3 +37,17 @@ def new_folder(out: str | Path | None, default: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             return folder
         number += 1
+
+
+def existing_run(folder: str | Path, command: str) -> Path:
+    """The folder of a run that a command goes on with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder)
+    if not (path / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"--resume {path}: no run there (no {CONFIG_NAME}); start one with secateur {command} --out {path}"
+        )
+    return path

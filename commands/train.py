@@ -22,8 +22,8 @@ from ..envs import Evaluation, LayerSparsityEnv, layer_statistics
 from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
-from .folders import check_free, new_folder
-from .task import CONFIG_NAME, Images, Task, describe, make_task, resolve_config
+from .folders import check_free, existing_run, new_folder
+from .task import Images, Task, describe, make_task, resolve_config
 
 SUMMARY_NAME = "summary.json"
 POLICY_NAME = "policy.safetensors"
@@ -81,7 +81,7 @@ def train(
     reporter = reporter or Reporter()
     start = time.perf_counter()
     check_free(out)
-    previous = _existing_run(resume) if resume is not None else None
+    previous = existing_run(resume, "train") if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
     task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)
     reporter.say(describe(task))
@@ -133,25 +133,13 @@ def train(
     return Training(plan, folder, summary, finished)
 
 
-def _existing_run(folder: str | Path) -> Path:
-    path = Path(folder)
-    if not (path / CONFIG_NAME).is_file():
-        raise ValueError(
-            f"--resume {path}: no run there (no {CONFIG_NAME}); start one with secateur train --out {path}"
-        )
-    return path
-
-
 def _demonstrations(task: Task) -> list[NDArray[np.int64]]:
     """Widths of the hand-set plans that the agent is shown."""
     chosen = [get_allocator(name) for name in task.config.agent.demonstrations]
     for allocator in chosen:
         if allocator.searches:
             raise ValueError(f"agent.demonstrations names {allocator.name}, which searches: hand-set rules only")
-    return [
-        allocator.allocate(Allocation(task.budget, lambda _widths: 0.0, task.pruner.error_curves))
-        for allocator in chosen
-    ]
+    return [allocator.allocate(Allocation(task.budget, task.pruner.context)) for allocator in chosen]
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ class CompareConfig(Section):
     """What the comparison judges by."""
 
     against: list[str] = ["uniform", "shallow", "deep", "random"]
-    candidates: Count | None = Field(default=None, description="of random search; none: as many as the plan's search")
+    candidates: Count | None = Field(default=None, description="of every search; none: as many as the plan's search")
 
 
 class Config(Section):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from .batchnorm import adapt_batchnorm
 from .criteria import Context, rank, select
-from .criteria.obs import elimination
 from .layers import Selection, Structure
 from .reconstruction import Batches, DenseMoments, repair_from_moments
 from .sequential import repair_sequentially
@@ -47,10 +46,6 @@ class ChannelPruner:
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
         return self.context.moments
-
-    def error_curves(self) -> list[NDArray[np.float64]]:
-        """For every layer its repair error by units kept, (width + 1,), eliminated one after another."""
-        return [elimination(self.context, layer).errors for layer in self.structure.layers]
 
     def selection(self, widths: NDArray[np.int64]) -> Selection:
         """The units that stay at these widths (layers,)."""

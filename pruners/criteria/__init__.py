@@ -2,7 +2,7 @@
 
 from . import activations, discrimination, lasso, norms, obs, removal, simple  # noqa: F401 – registers its criteria
 from .obs import Elimination, elimination
-from .registry import Context, criteria, get_criterion, rank, register_criterion, register_score, select
+from .registry import Context, criteria, get_criterion, rank, register_criterion, register_score, scores, select
 
 __all__ = [
     "Context",
@@ -13,5 +13,6 @@ __all__ = [
     "rank",
     "register_criterion",
     "register_score",
+    "scores",
     "select",
 ]

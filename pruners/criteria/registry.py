@@ -73,11 +73,22 @@ def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
     return register
 
 
+@dataclass(frozen=True)
+class ByScore:
+    """A criterion that scores every unit by itself, (width,): the highest stay, ties keep their order."""
+
+    score: Score
+
+    def __call__(self, context: Context, layer: Layer) -> Order:
+        """The order of the scores."""
+        return np.argsort(-self.score(context, layer), kind="stable")
+
+
 def register_score(name: str) -> Callable[[Score], Score]:
-    """Make a criterion known that scores every unit by itself, (width,): the highest stay, ties keep their order."""
+    """Make a criterion known that scores every unit by itself; see `ByScore`."""
 
     def register(score: Score) -> Score:
-        _CRITERIA[name] = lambda context, layer: np.argsort(-score(context, layer), kind="stable")
+        _CRITERIA[name] = ByScore(score)
         return score
 
     return register
@@ -103,6 +114,19 @@ def rank(context: Context, criterion: str) -> list[Order]:
     """For every layer its units from the most to the least important."""
     order = get_criterion(criterion)
     return [order(context, layer) for layer in context.structure.layers]
+
+
+def scores(context: Context, criterion: str) -> list[Scores]:
+    """For every layer the scores of its units, (width,), the highest the most important.
+
+    Raises:
+        ValueError: there is no such criterion, or it orders the units without scores.
+    """
+    found = get_criterion(criterion)
+    if not isinstance(found, ByScore):
+        scoring = [name for name in criteria() if isinstance(_CRITERIA[name], ByScore)]
+        raise ValueError(f"criterion {criterion!r} orders units, it does not score them: use {', '.join(scoring)}")
+    return [found.score(context, layer) for layer in context.structure.layers]
 
 
 def select(ranking: list[Order], widths: NDArray[np.int64]) -> Selection:

@@ -1,66 +1,156 @@
+"""Every allocator, and the rules against what they say."""
+
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from torch import nn
 
+import zoo
 from secateur.agents import Allocation, allocators, get_allocator
-from secateur.networks import digits_resnet
+from secateur.agents.allocators import registry, rules
 from secateur.pruners.budget import Budget
 from secateur.pruners.coupling import find_layers
+from secateur.pruners.criteria import Context, Elimination
+
+CASES = [("digits", "inner", kind, share) for kind, share in (("flops", 0.2), ("flops", 0.9), ("params", 0.3))] + [
+    (name, cut, "flops", None)
+    for name, cut in dict(zoo.small_cases()).items()  # with the trunk, if there is one
+]
 
 
-@pytest.fixture(scope="module")
-def structure():
-    return find_layers(digits_resnet(), (1, 8, 8))
+class Reward:
+    """Falls with the distance from a plan that was drawn; remembers what it was asked."""
+
+    def __init__(self, seed=0):
+        self.seed = seed
+        self.asked = []
+
+    def __call__(self, widths):
+        self.asked.append(tuple(widths.tolist()))
+        return -float(np.abs(widths - np.random.default_rng(self.seed).integers(1, 30, len(widths))).sum())
 
 
-def straight(structure):
-    return lambda: [np.linspace(1.0, 0.0, width + 1) for width in structure.widths]
+def spent(budget, widths):
+    """Not one more channel fits anywhere."""
+    for layer, unit in enumerate(np.eye(len(widths), dtype=np.int64)):
+        if widths[layer] < budget.structure.widths[layer] and budget.cost(widths + unit) <= budget.limit:
+            return False
+    return True
 
 
 @pytest.mark.parametrize("name", allocators())
-@pytest.mark.parametrize(("kind", "fraction"), [("flops", 0.2), ("flops", 0.5), ("flops", 0.9), ("params", 0.3)])
-def test_every_allocator_spends_the_budget_and_no_more(structure, name, kind, fraction):
-    budget = Budget(structure, kind, fraction, 0.9)
-    allocation = Allocation(budget, lambda widths: -float(widths[0]), straight(structure), 5)
-    widths = get_allocator(name).allocate(allocation)
+@pytest.mark.parametrize(("network", "cut", "kind", "fraction"), CASES)
+def test_every_allocator_spends_the_budget_and_no_more(allocation, name, network, cut, kind, fraction):
+    given = allocation(network, fraction, kind, cut, reward=Reward(), candidates=5)
+    widths = get_allocator(name).allocate(given)
+    budget = given.budget
+    assert widths.dtype == np.int64
     assert budget.cost(widths) <= budget.limit
-    assert structure.fraction(kind, widths) == pytest.approx(fraction, rel=0.015)
     assert np.all(widths >= budget.least)
+    assert np.all(widths <= budget.structure.widths)
+    assert spent(budget, widths)
 
 
 @pytest.mark.parametrize("name", allocators())
-def test_a_whole_budget_leaves_the_network_whole(structure, name):
-    budget = Budget(structure, "flops", 1.0, 0.9)
-    widths = get_allocator(name).allocate(Allocation(budget, lambda widths: 0.0, straight(structure)))
-    assert widths.tolist() == structure.widths.tolist()
+def test_a_whole_budget_leaves_the_network_whole(allocation, name):
+    given = allocation(fraction=1.0, candidates=3)
+    assert get_allocator(name).allocate(given).tolist() == given.budget.structure.widths.tolist()
 
 
-def test_random_search_keeps_the_best_of_its_candidates(structure):
-    judged = []
+@pytest.mark.parametrize("name", allocators())
+def test_an_allocator_repeats_itself_under_a_seed(allocation, name):
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    rewards = [Reward(), Reward()]
+    rngs = [np.random.default_rng(7), np.random.default_rng(7)]
+    widths = [
+        get_allocator(name).allocate(allocation(reward=reward, candidates=25, rng=rng))
+        for reward, rng in zip(rewards, rngs, strict=True)
+    ]
+    assert widths[0].tolist() == widths[1].tolist()
+    assert rewards[0].asked == rewards[1].asked
+    assert np.array_equal(np.random.get_state()[1], before)
 
-    def reward(widths):
-        judged.append(widths)
-        return float(widths[2])
 
-    allocation = Allocation(Budget(structure, "flops", 0.4), reward, straight(structure), 20)
-    best = get_allocator("random").allocate(allocation)
-    assert len(judged) == 20
-    assert best[2] == max(widths[2] for widths in judged)
-    assert len({tuple(widths) for widths in judged}) > 15
+@pytest.mark.parametrize("name", allocators())
+@pytest.mark.parametrize("candidates", [1, 2, 37])
+def test_candidates_are_counted_exactly_and_none_is_judged_twice(allocation, name, candidates):
+    reward = Reward()
+    best = get_allocator(name).allocate(allocation(reward=reward, candidates=candidates))
+    assert len(reward.asked) == (candidates if get_allocator(name).searches else 0)
+    assert len(set(reward.asked)) == len(reward.asked)
+    if reward.asked:
+        assert reward(best) == max(Reward()(np.array(widths)) for widths in reward.asked)
 
 
-def test_the_threshold_is_the_same_for_every_layer(structure):
+@pytest.mark.parametrize("name", [name for name in allocators() if get_allocator(name).searches])
+def test_a_search_ends_where_there_is_nothing_new(allocation, name):
+    reward = Reward()
+    given = allocation("own_shortcut", reward=reward, candidates=50)
+    assert len(given.dense) == 1  # one layer: one plan on the budget
+    get_allocator(name).allocate(given)
+    assert len(reward.asked) == 1
+
+
+def test_the_threshold_is_the_same_for_every_layer(allocation):
     rng = np.random.default_rng(0)
-    curves = [np.append(np.sort(rng.uniform(size=width))[::-1], 0.0) for width in structure.widths]
-    budget = Budget(structure, "flops", 0.5)
-    widths = get_allocator("threshold").allocate(Allocation(budget, lambda widths: 0.0, lambda: curves))
+    given = allocation()
+    layers = given.budget.structure.layers
+    curves = [np.append(np.sort(rng.uniform(size=layer.width))[::-1], 0.0) for layer in layers]
+    context = replace(given.context)  # with a memo of its own
+    for layer, curve in zip(layers, curves, strict=True):
+        context.memo["obs", layer.name] = Elimination(np.arange(layer.width), curve)
+    widths = get_allocator("threshold").allocate(replace(given, context=context))
     errors = [curve[width] for curve, width in zip(curves, widths, strict=True)]
     before = [curve[width - 1] for curve, width in zip(curves, widths, strict=True)]
     level = max(errors)  # one channel less anywhere is above it, but where the rest of the budget was spent
     assert sum(error <= level <= previous for error, previous in zip(errors, before, strict=True)) >= 5
 
 
+def test_erk_by_hand():
+    """Densities (3+20+3+3)/(3·20·9) = 29/540 and (20+40+1+1)/(20·40) = 62/800: they differ by the factor 1.4431."""
+    model = nn.Sequential(nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 40, 1), nn.ReLU(), zoo.Head(40))
+    structure = find_layers(model.eval(), (3, 8, 8))
+    assert [rules.density(structure, layer) for layer in structure.layers] == [29 / 540, 62 / 800]
+
+    # half the multiply-accumulates: 64·(27·a + a·b) + 5·b with a = 20·s, b = 40·1.4431·s; at 0.5 of 86 · 1000 …
+    budget = Budget(structure, "flops", 0.5)
+    widths = get_allocator("erk").allocate(Allocation(budget, Context(model, structure, [])))
+    share = next(
+        s for s in np.linspace(1, 0, 100001) if 64 * (540 * s + 800 * 1.44313 * s * s) + 288.6 * s <= 0.5 * 86_000
+    )
+    np.testing.assert_allclose(widths, [20 * share, 40 * 1.44313 * share], atol=1.0)
+
+
+def test_erk_keeps_at_most_all_of_a_layer_and_gives_the_rest_to_others(allocation):
+    given = allocation("resnet20", 0.8)
+    widths = get_allocator("erk").allocate(given)
+    structure = given.budget.structure
+    wishes = structure.widths * np.array([rules.density(structure, layer) for layer in structure.layers])
+    whole = widths == structure.widths
+    assert whole[:3].all()  # the smallest kernels are the densest
+    assert not whole[-2:].any()
+    factor = np.mean(widths[~whole] / wishes[~whole])
+    np.testing.assert_allclose(widths[~whole], factor * wishes[~whole], atol=2.0)
+    assert np.all(factor * wishes[whole] > structure.widths[whole] - 2.0)
+
+
+def test_erk_pools_the_densities_of_coupled_producers():
+    structure = zoo.structure("downsample", "all")
+    trunk = structure.layers[structure.index("block2.conv2")]  # 8 → 8, 3×3; and 6 → 8, 1×1
+    assert rules.density(structure, trunk) == pytest.approx((8 + 8 + 3 + 3 + 6 + 8 + 1 + 1) / (8 * 8 * 9 + 6 * 8))
+
+
 def test_an_unknown_name_gets_the_near_miss():
     with pytest.raises(ValueError, match="did you mean uniform"):
         get_allocator("uniforms")
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setattr(registry, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"evolution needs cma: pip install 'secateur\[search\]'"):
+        get_allocator("evolution")
+    assert get_allocator("hill_climb").searches

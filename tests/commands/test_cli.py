@@ -40,6 +40,8 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["train", "--set", "pruning.criterion=l11"], "did you mean l1?"),
         (["apply", "nowhere"], "no plan at nowhere"),
         (["compare"], "give a plan, or --config"),
+        (["compare", "--resume", "nowhere"], "no run there"),
+        (["compare", "--resume", "nowhere", "--out", "here"], "leave --config, --set, --out out"),
         (["compare", "--config", "digits", "--against", "shalow"], "did you mean shallow?"),
         (["magnitude", "digits"], "give a sparsity (--sparsity 0.8) or a plan (--plan FILE)"),
     ],

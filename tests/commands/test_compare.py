@@ -5,6 +5,7 @@ import json
 import pytest
 
 import secateur
+from secateur.envs import CandidateEvaluator
 from secateur.pruners.layers import PlanError
 
 KEYS = {"allocator", "seed", "flops", "params", "search_accuracy", "test_accuracy", "plan"}
@@ -22,6 +23,45 @@ def test_one_row_an_allocator_and_seed(comparison):
     written = json.loads((comparison.folder / "compare.json").read_text())
     assert written["rows"] == comparison.rows
     assert (comparison.folder / "compare.png").stat().st_size > 10_000
+
+
+def candidates(folder):
+    return [json.loads(line) for line in (folder / "candidates.jsonl").read_text().splitlines()]
+
+
+def test_every_candidate_of_a_search_is_logged_and_counted(comparison):
+    for plan, row in list(zip(comparison.plans, comparison.rows, strict=True))[4:]:
+        logged = [line for line in candidates(comparison.folder) if line["seed"] == row["seed"]]
+        assert len(logged) == row["candidates"] == plan.provenance.candidates == 5
+        assert {line["allocator"] for line in logged} == {"random"}
+        assert max(logged, key=lambda line: line["reward"])["widths"] == plan.widths.tolist()
+    assert [row["candidates"] for row in comparison.rows[1:4]] == [0, 0, 0]
+
+
+def test_an_interrupted_comparison_goes_on_and_judges_nothing_again(run, comparison, tmp_path, monkeypatch):
+    folder, evaluate, judged = tmp_path / "compare", CandidateEvaluator.evaluate, []
+
+    def counted(self, widths):
+        if tuple(widths.tolist()) not in self.known:
+            if len(judged) == 7:
+                judged.append("interrupt")
+                raise KeyboardInterrupt
+            judged.append(widths)
+        return evaluate(self, widths)
+
+    monkeypatch.setattr(CandidateEvaluator, "evaluate", counted)
+    arguments = {"candidates": 5, "seeds": [0, 1]}
+    with pytest.raises(KeyboardInterrupt):
+        secateur.compare([run.folder], **arguments, out=folder)
+    assert len(candidates(folder)) == 7
+    with (folder / "candidates.jsonl").open("a") as file:
+        file.write('{"allocator": "rand')  # torn
+    resumed = secateur.compare([run.folder], **arguments, resume=folder)
+    assert len(judged) == 1 + 10
+    assert candidates(folder) == candidates(comparison.folder)
+    assert resumed.rows == comparison.rows
+    with pytest.raises(ValueError, match="is finished"):
+        secateur.compare([run.folder], **arguments, resume=folder)
 
 
 def test_every_plan_costs_the_same(comparison):

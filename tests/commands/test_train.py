@@ -75,6 +75,15 @@ def test_the_search_begins_with_the_base_plan_and_the_demonstrations(run):
     assert deep[0] < deep[-1]
 
 
+def test_rankings_are_demonstrations_too(quick, tmp_path):
+    names = ["erk", "lamp", "global_taylor"]
+    overrides = [*quick, f"agent.demonstrations=[{','.join(names)}]", "agent.episodes=4"]
+    done = secateur.train("digits", overrides=overrides, out=tmp_path / "run")
+    compared = secateur.compare([done.folder], against=names)
+    shown = [record["widths"] for record in episodes(done.folder)[1:]]
+    assert shown == [plan.widths.tolist() for plan in compared.plans[1:]]
+
+
 def test_a_demonstration_that_searches_is_refused(quick, tmp_path):
     with pytest.raises(ValueError, match=r"agent\.demonstrations names random, which searches"):
         secateur.train("digits", overrides=[*quick, "agent.demonstrations=[random]"], out=tmp_path / "run")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from secateur.pruners.criteria import Context, criteria, get_criterion, rank, register_score, registry, select
+from secateur.pruners.criteria import Context, criteria, get_criterion, rank, register_score, registry, scores, select
 from secateur.pruners.criteria.norms import l1, l2
 from secateur.pruners.criteria.registry import Score
 
@@ -102,6 +102,14 @@ def test_selections_are_nested() -> None:
 def test_unknown_criterion() -> None:
     with pytest.raises(ValueError, match=r"no criterion 'l11', only .*l1, l2.* – did you mean l1\?"):
         get_criterion("l11")
+
+
+def test_scores_are_what_the_order_is_by() -> None:
+    seen = context("vgg")
+    for order, found in zip(rank(seen, "taylor"), scores(seen, "taylor"), strict=True):
+        assert np.all(np.diff(found[order]) <= 0.0)
+    with pytest.raises(ValueError, match=r"criterion 'obs' orders units, it does not score them: use .*l1, l2, .*"):
+        scores(seen, "obs")
 
 
 def test_a_new_criterion_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,92 @@
+"""The registry of allocators, and what an allocator may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...configs import did_you_mean
+from ...pruners.budget import Budget
+from ...pruners.criteria import Context
+
+Widths = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What an allocator may use.
+
+    Attributes:
+        budget: the layers and what the plan may cost; its `fill` spends it.
+        context: the dense network and the calibration images, as criteria see them.
+        reward: judges widths on the search images, the higher the better; rules never call it.
+        candidates: how many different plans a search allocator may judge.
+        rng: its randomness.
+    """
+
+    budget: Budget
+    context: Context
+    reward: Callable[[Widths], float] = lambda _widths: 0.0
+    candidates: int = 1
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        """(layers,) widths of the dense network, real."""
+        return self.budget.structure.widths.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Allocator:
+    """A way to choose the sparsity of every layer.
+
+    Attributes:
+        name: in commands and files.
+        allocate: (layers,) widths for an allocation.
+        searches: whether it judges candidates (and so costs what a search costs).
+        needs: the package it is made with, where that is an extra.
+    """
+
+    name: str
+    allocate: Callable[[Allocation], Widths]
+    searches: bool
+    needs: str | None = None
+
+
+_ALLOCATORS: dict[str, Allocator] = {}
+
+
+def register_allocator(
+    name: str, *, searches: bool = False, needs: str | None = None
+) -> Callable[[Callable[[Allocation], Widths]], Callable[[Allocation], Widths]]:
+    """Make an allocator known under a name."""
+
+    def register(allocate: Callable[[Allocation], Widths]) -> Callable[[Allocation], Widths]:
+        _ALLOCATORS[name] = Allocator(name, allocate, searches, needs)
+        return allocate
+
+    return register
+
+
+def allocators() -> list[str]:
+    """The names there are."""
+    return sorted(_ALLOCATORS)
+
+
+def get_allocator(name: str) -> Allocator:
+    """The allocator of that name.
+
+    Raises:
+        ValueError: there is none; the near miss is named.
+        ImportError: it is made with a package that is not installed; the extra is named.
+    """
+    if name not in _ALLOCATORS:
+        raise ValueError(f"no allocator {name!r}, only {', '.join(allocators())}{did_you_mean(name, allocators())}")
+    found = _ALLOCATORS[name]
+    if found.needs is not None and find_spec(found.needs) is None:
+        raise ImportError(f"allocator {name} needs {found.needs}: pip install 'secateur[search]'")
+    return found

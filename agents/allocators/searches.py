@@ -1,0 +1,130 @@
+"""Searches: judge candidates on the search images and keep the best, each at the same number of judged plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...pruners.budget import Budget
+from .registry import Allocation, Widths, register_allocator
+from .rules import threshold
+
+PATIENCE = 200  # plans known already that a search may propose in a row; then there is nothing new where it looks
+FIRST_SHARE, LAST_SHARE = 0.5, 0.05  # of a layer's channels that a hill climb moves at most, first and last
+SPREAD = 0.2  # first standard deviation of the evolved sparsities
+
+
+@dataclass
+class Judged:
+    """The plans of one search. A plan that comes again costs nothing and is not judged again.
+
+    Attributes:
+        allocation: whose reward is asked, for so many different plans.
+        rewards: of the plans judged so far, by widths.
+        repeats: how many plans in a row were known already.
+    """
+
+    allocation: Allocation
+    rewards: dict[tuple[int, ...], float] = field(default_factory=dict)
+    repeats: int = 0
+
+    def __call__(self, widths: Widths) -> float:
+        """The reward of a plan; not to be asked once the search is over."""
+        key = tuple(widths.tolist())
+        if key in self.rewards:
+            self.repeats += 1
+        else:
+            self.rewards[key] = self.allocation.reward(widths)
+            self.repeats = 0
+        return self.rewards[key]
+
+    @property
+    def over(self) -> bool:
+        """Whether all candidates were judged, or nothing new has been proposed for long."""
+        return len(self.rewards) >= self.allocation.candidates or self.repeats >= PATIENCE
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the candidates that was judged."""
+        return len(self.rewards) / self.allocation.candidates
+
+    @property
+    def best(self) -> Widths:
+        """The plan with the highest reward, the first of equals."""
+        return np.array(max(self.rewards, key=self.rewards.__getitem__), dtype=np.int64)
+
+
+@register_allocator("random", searches=True)
+def random_search(allocation: Allocation) -> Widths:
+    """The best of so many random plans on the budget (EagleEye, Li et al., ECCV 2020)."""
+    judged = Judged(allocation)
+    while not judged.over:
+        judged(random_plan(allocation))
+    return judged.best
+
+
+def random_plan(allocation: Allocation) -> Widths:
+    """One plan with sparsities drawn uniformly in [0, max_sparsity], scaled onto the budget."""
+    budget, dense = allocation.budget, allocation.dense
+    return budget.fill(dense * (1.0 - allocation.rng.uniform(0.0, budget.max_sparsity, len(dense))))
+
+
+@register_allocator("hill_climb", searches=True)
+def hill_climb(allocation: Allocation) -> Widths:
+    """From the `threshold` plan: move channels between two layers on the budget, keep what raises the reward.
+
+    A move takes a random number of channels from one layer; the most it may take shrinks, over the search, from half
+    of the layer to a twentieth.
+    """
+    budget, rng = allocation.budget, allocation.rng
+    judged = Judged(allocation)
+    best = threshold(allocation)
+    reward = judged(best)
+    while not judged.over:
+        giver, taker = rng.integers(len(best), size=2)  # the same twice is a plan that is known
+        share = FIRST_SHARE * (LAST_SHARE / FIRST_SHARE) ** judged.progress
+        count = int(rng.integers(1, max(1, round(share * allocation.dense[giver])) + 1))
+        moved = move(budget, best, int(giver), int(taker), count)
+        if (found := judged(moved)) > reward:
+            best, reward = moved, found
+    return best
+
+
+def move(budget: Budget, widths: Widths, giver: int, taker: int, count: int) -> Widths:
+    """Take channels from one layer, give another what they paid for; what is left over goes back where it fits."""
+    moved = widths.copy()
+    moved[giver] = max(moved[giver] - count, budget.least[giver])
+    wish = widths.astype(np.float64)
+    wish[taker] = np.inf
+    return budget.spend(moved, wish)
+
+
+@register_allocator("evolution", searches=True, needs="cma")
+def evolution(allocation: Allocation) -> Widths:
+    """CMA-ES (Hansen, 2016) over real sparsities in [0, max_sparsity], each decoded onto the budget.
+
+    The first mean is the `threshold` plan, which is judged first.
+    """
+    import cma  # an extra, and seconds to import
+
+    budget, dense = allocation.budget, allocation.dense
+    judged = Judged(allocation)
+    start = threshold(allocation)
+    judged(start)
+    strategy = cma.CMAEvolutionStrategy(
+        1.0 - start / dense,
+        SPREAD * budget.max_sparsity,
+        {
+            "bounds": [0.0, budget.max_sparsity],
+            "randn": lambda *shape: allocation.rng.standard_normal(shape),
+            "seed": np.nan,  # leaves numpy's global generator alone
+            "verbose": -9,
+        },
+    )
+    while not judged.over:
+        points = strategy.ask()
+        losses = [-judged(budget.fill(dense * (1.0 - point))) for point in points if not judged.over]
+        if len(losses) == len(points):
+            strategy.tell(points, losses)
+    return judged.best

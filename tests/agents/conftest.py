@@ -1,0 +1,33 @@
+"""Toy networks as allocators see them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import zoo
+from secateur.agents import Allocation
+from secateur.pruners.budget import Budget
+from secateur.pruners.criteria import Context
+
+
+@pytest.fixture(scope="session")
+def allocation():
+    """Makes the allocation of a network in the zoo; networks and what criteria found on them are made once.
+
+    Without a fraction the budget is halfway between the least that can be reached and all.
+    """
+    contexts = {}
+
+    def make(name="digits", fraction=None, kind="flops", cut="inner", **given):
+        if (name, cut) not in contexts:
+            layers = zoo.structure(name, cut)
+            images = torch.randn(16, *layers.input_shape, generator=torch.Generator().manual_seed(1))
+            contexts[name, cut] = Context(zoo.make(name), layers, [(images, torch.arange(16) % zoo.CLASSES)])
+        context = contexts[name, cut]
+        if fraction is None:
+            least = Budget(context.structure, kind, 1.0, 0.9).least
+            fraction = (1.0 + context.structure.fraction(kind, least)) / 2
+        return Allocation(Budget(context.structure, kind, fraction, 0.9), context, **given)
+
+    return make

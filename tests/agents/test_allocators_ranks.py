@@ -1,0 +1,98 @@
+"""Global rankings against sorting by brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import zoo
+from secateur.agents import get_allocator
+from secateur.agents.allocators.ranks import best_units, lamp_scores
+from secateur.pruners.budget import Budget
+from secateur.pruners.criteria import scores
+
+
+@given(seed=st.integers(0, 10**6), width=st.integers(1, 30))
+def test_lamp_scores_by_brute_force(seed, width):
+    squares = np.random.default_rng(seed).lognormal(0.0, 3.0, width)
+    expected = [square / sum(other for other in squares if other >= square) for square in squares]
+    np.testing.assert_allclose(lamp_scores(squares), expected, rtol=1e-9)
+
+
+def test_lamp_scores_of_equal_and_of_empty_units():
+    np.testing.assert_allclose(lamp_scores(np.array([2.0, 2.0, 4.0])), [1 / 3, 1 / 4, 1.0])
+    assert lamp_scores(np.zeros(3)).tolist() == [0.0, 0.0, 0.0]
+
+
+@given(seed=st.integers(0, 10**6), fraction=st.floats(0.25, 1.0), kind=st.sampled_from(["flops", "params"]))
+def test_the_best_units_by_sorting(seed, fraction, kind):
+    structure = zoo.structure("residual", "all")
+    budget = Budget(structure, kind, fraction, 0.8)
+    rng = np.random.default_rng(seed)
+    ranked = [rng.uniform(size=width) * rng.uniform(0.5, 2.0) for width in structure.widths]
+    widths = best_units(budget, ranked)
+
+    free = [(score, layer) for layer, s in enumerate(ranked) for score in sorted(s)[: len(s) - budget.least[layer]]]
+    free.sort(reverse=True)
+    sizes = [budget.least + np.bincount([layer for _, layer in free[:k]], minlength=len(widths)) for k in range(99)]
+    fitting = max(k for k in range(len(free) + 1) if budget.cost(sizes[k]) <= budget.limit)
+    assert np.all(widths >= sizes[fitting])
+    if fitting < len(free):
+        unaffordable = free[fitting][1]  # the first that does not fit ends its layer
+        assert widths[unaffordable] == sizes[fitting][unaffordable]
+    for layer in range(len(widths)):
+        one_more = widths + np.eye(len(widths), dtype=np.int64)[layer]
+        assert widths[layer] == structure.widths[layer] or budget.cost(one_more) > budget.limit
+
+
+def units(allocation, *scored):
+    """Widths by sorting everything, where the ranking's own end is the budget's."""
+    best = None
+    for level in sorted(itertools.chain(*scored)):
+        widths = np.maximum([int((s >= level).sum()) for s in scored], allocation.budget.least)
+        if allocation.budget.cost(widths) <= allocation.budget.limit:
+            best = widths
+            break
+    return best
+
+
+def filters(model, layer):
+    return model.get_parameter(layer.weights("out")[0].parameter).detach().double().flatten(1)
+
+
+@pytest.mark.parametrize("name", ["lamp", "global_l1", "global_taylor"])
+def test_the_rule_ranks_by_its_scores(allocation, name):
+    given = allocation("resnet20", 0.6)
+    model, layers = given.context.model, given.budget.structure.layers
+    if name == "lamp":
+        squares = [filters(model, layer).square().sum(1).numpy() for layer in layers]
+        scored = [np.array([v / s[s >= v].sum() for v in s]) for s in squares]
+    elif name == "global_l1":
+        sums = [filters(model, layer).abs().sum(1) for layer in layers]
+        scored = [(s / s.mean()).numpy() for s in sums]
+    else:
+        scored = [s / np.sqrt(np.square(s).sum()) for s in scores(given.context, "taylor")]
+    sorted_widths = units(given, *scored)
+    widths = get_allocator(name).allocate(given)
+    assert np.all(widths >= sorted_widths)
+    assert np.sum(widths - sorted_widths) <= 3  # what was left for cheaper units further down
+    assert len(set(np.round(widths / given.dense, 1))) > 1  # and it is not the uniform plan
+
+
+def test_a_layers_scale_means_nothing_to_any_ranking(allocation):
+    """With batch norm behind it, a layer times ten computes the same."""
+    given = allocation("digits", 0.5)
+    rules = [get_allocator(name) for name in ("lamp", "global_l1")]
+    before = [rule.allocate(given).tolist() for rule in rules]
+    weight = given.context.model.get_parameter(given.budget.structure.layers[2].weights("out")[0].parameter)
+    with torch.no_grad():
+        weight *= 10.0
+        try:
+            assert [rule.allocate(given).tolist() for rule in rules] == before
+        finally:
+            weight /= 10.0

@@ -1,0 +1,87 @@
+"""Searches must find: better plans than chance, and better than where they began."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from secateur.agents import get_allocator
+from secateur.agents.allocators.searches import move
+
+
+class Separable:
+    """Every layer has a width it likes; the plan that suits all lies on the budget."""
+
+    def __init__(self, budget, seed):
+        drawn = np.random.default_rng(1000 + seed).uniform(0.2, 1.0, len(budget.structure.widths))
+        self.best = budget.fill(drawn * budget.structure.widths)
+        self.dense = budget.structure.widths
+        self.asked = []
+
+    def __call__(self, widths):
+        self.asked.append(widths)
+        return -float(np.square((widths - self.best) / self.dense).mean())
+
+
+def found(allocation, name, seed, candidates=100):
+    """The reward of what a search finds, of where it began, and all it asked."""
+    reward = Separable(allocation().budget, seed)
+    given = allocation(reward=reward, candidates=candidates, rng=np.random.default_rng(seed))
+    value = reward(get_allocator(name).allocate(given))
+    return value, reward(reward.asked[0])
+
+
+def test_hill_climbing_comes_near_the_optimum_and_beats_chance_every_time(allocation):
+    climbed = [found(allocation, "hill_climb", seed)[0] for seed in range(5)]
+    drawn = [found(allocation, "random", seed)[0] for seed in range(5)]
+    assert all(climb > draw for climb, draw in zip(climbed, drawn, strict=True))
+    assert np.mean(climbed) > 0.25 * np.mean(drawn)  # both are below 0, the optimum
+    assert max(climbed) > -0.003  # off by a twentieth of a layer on average
+
+
+def test_evolution_improves_on_its_start_and_on_chance(allocation):
+    pairs = [found(allocation, "evolution", seed) for seed in range(5)]
+    drawn = [found(allocation, "random", seed)[0] for seed in range(5)]
+    assert all(value > start for value, start in pairs)
+    assert np.mean([value for value, _ in pairs]) > np.mean(drawn)
+
+
+@pytest.mark.parametrize("name", ["hill_climb", "evolution"])
+def test_searches_begin_at_the_threshold(allocation, name):
+    asked = []
+    given = allocation(reward=lambda widths: asked.append(widths.tolist()) or 0.0, candidates=3)
+    start = get_allocator("threshold").allocate(given).tolist()
+    assert get_allocator(name).allocate(given).tolist() == start  # nothing is better: the first of equals stays
+    assert asked[0] == start
+
+
+def test_random_search_keeps_the_best_of_its_candidates(allocation):
+    judged = []
+    given = allocation(reward=lambda widths: judged.append(widths) or float(widths[2]), candidates=20)
+    best = get_allocator("random").allocate(given)
+    assert len({tuple(widths) for widths in judged}) == 20
+    assert best[2] == max(widths[2] for widths in judged)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_move_takes_from_one_and_gives_to_the_other(allocation, seed):
+    budget = allocation().budget
+    dense, rng = budget.structure.widths, np.random.default_rng(seed)
+    widths = budget.fill(dense * rng.uniform(0.2, 1.0, len(dense)))
+    giver, taker = rng.choice(len(widths), 2, replace=False)
+    count = int(rng.integers(1, widths[giver] + 1))
+    moved = move(budget, widths, giver, taker, count)
+    assert budget.cost(moved) <= budget.limit
+    assert max(widths[giver] - count, budget.least[giver]) <= moved[giver] <= widths[giver]
+    assert np.all(np.delete(moved - widths, giver) >= 0)
+    given = widths.copy()
+    given[giver] = max(widths[giver] - count, budget.least[giver])
+    given[taker] = moved[taker] + 1
+    # the taker has all that the giver paid for, before anything else is spent
+    assert moved[taker] == dense[taker] or budget.cost(given) > budget.limit
+
+
+def test_nothing_moves_where_giver_and_taker_are_the_same(allocation):
+    budget = allocation().budget
+    widths = budget.fill(budget.structure.widths.astype(float))
+    assert move(budget, widths, 2, 2, 3).tolist() == widths.tolist()
