@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .commands.apply import Applied, apply, load
     from .commands.compare import Comparison, compare
+    from .commands.filters import Filters, filters
+    from .commands.sensitivity import Sensitivity, sensitivity
     from .commands.task import Images
     from .commands.train import Training, train
     from .configs import Config
@@ -23,12 +25,16 @@ _HOMES = {
     "Applied": ".commands.apply",
     "Comparison": ".commands.compare",
     "Config": ".configs",
+    "Filters": ".commands.filters",
     "Images": ".commands.task",
     "RatioPlan": ".pruners.plan",
+    "Sensitivity": ".commands.sensitivity",
     "Training": ".commands.train",
     "apply": ".commands.apply",
     "compare": ".commands.compare",
+    "filters": ".commands.filters",
     "load": ".commands.apply",
+    "sensitivity": ".commands.sensitivity",
     "train": ".commands.train",
 }
 
@@ -36,12 +42,16 @@ __all__ = [
     "Applied",
     "Comparison",
     "Config",
+    "Filters",
     "Images",
     "RatioPlan",
+    "Sensitivity",
     "Training",
     "apply",
     "compare",
+    "filters",
     "load",
+    "sensitivity",
     "train",
 ]
 

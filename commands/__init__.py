@@ -1,1 +1,1 @@
-"""The three things people do: train, apply, compare; in Python, and on the command line."""
+"""What people do: train, apply, compare, and look closer; in Python, and on the command line."""
