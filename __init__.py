@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .commands.apply import Applied, apply, load
     from .commands.compare import Comparison, compare
+    from .commands.filters import Filters, filters
     from .commands.magnitude import magnitude
+    from .commands.sensitivity import Sensitivity, sensitivity
     from .commands.task import Images
     from .commands.train import Training, train
     from .configs import Config
@@ -24,13 +26,17 @@ _HOMES = {
     "Applied": ".commands.apply",
     "Comparison": ".commands.compare",
     "Config": ".configs",
+    "Filters": ".commands.filters",
     "Images": ".commands.task",
     "RatioPlan": ".pruners.plan",
+    "Sensitivity": ".commands.sensitivity",
     "Training": ".commands.train",
     "apply": ".commands.apply",
     "compare": ".commands.compare",
+    "filters": ".commands.filters",
     "load": ".commands.apply",
     "magnitude": ".commands.magnitude",
+    "sensitivity": ".commands.sensitivity",
     "train": ".commands.train",
 }
 
@@ -38,13 +44,17 @@ __all__ = [
     "Applied",
     "Comparison",
     "Config",
+    "Filters",
     "Images",
     "RatioPlan",
+    "Sensitivity",
     "Training",
     "apply",
     "compare",
+    "filters",
     "load",
     "magnitude",
+    "sensitivity",
     "train",
 ]
 

@@ -1,1 +1,1 @@
-"""What people do: train, apply, compare, and prune weights; in Python, and on the command line."""
+"""What people do: train, apply, compare, prune weights, look closer; in Python, and on the command line."""

@@ -126,7 +126,7 @@ def compare_command(
     done = compare(
         plans or (),
         config=config,
-        against=None if against is None else [name.strip() for name in against.split(",") if name.strip()],
+        against=None if against is None else _names(against),
         candidates=candidates,
         seeds=range(seeds),
         overrides=overrides or (),
@@ -177,6 +177,86 @@ def magnitude_command(
         reporter=reporter,
     )
     _wrote(reporter, done.folder, "plan.json", "weights.safetensors", "network.json", "summary.json")
+
+
+@app.command("sensitivity")
+def sensitivity_command(
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP + " [default: the embedded one, digits]")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Comma-separated. [default: three spread over the depth]")
+    ] = None,
+    criteria: Annotated[
+        str | None, typer.Option("--criteria", help="Comma-separated. [default: the baselines, lasso and obs]")
+    ] = None,
+    sparsities: Annotated[
+        str | None,
+        typer.Option("--sparsities", help="Fractions removed, comma-separated. [default: 0.125 to 0.875 in eighths]"),
+    ] = None,
+    repair: Annotated[str, typer.Option("--repair", help="gram: least squares; none.")] = "gram",
+    out: Out = None,
+    overrides: Overrides = None,
+) -> None:
+    """Cut one layer at a time and draw what is lost by criterion and sparsity, on images the repair has not seen.
+
+    Example: secateur sensitivity cifar10-resnet56 --set data.root=DIR --criteria first_k,max_response,lasso,obs
+    """
+    from .sensitivity import sensitivity
+
+    reporter = RichReporter()
+    done = sensitivity(
+        config,
+        layers=None if layers is None else _names(layers),
+        criteria=None if criteria is None else _names(criteria),
+        sparsities=None if sparsities is None else _fractions(sparsities),
+        repair=repair,  # type: ignore[arg-type]  # checked there, with the near miss
+        out=out,
+        overrides=overrides or (),
+        reporter=reporter,
+    )
+    _wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png")
+
+
+@app.command("filters")
+def filters_command(
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP + " [default: the embedded one, digits]")] = None,
+    layer: Annotated[str | None, typer.Option("--layer", help="[default: the first convolution]")] = None,
+    criterion: Annotated[str, typer.Option("--criterion", help="car or rar.")] = "car",
+    first: Annotated[
+        int | None, typer.Option("--first", min=1, help="Removals that count as the first. [default: half]")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Of colour selectivity.")] = 0.5,
+    out: Out = None,
+    overrides: Overrides = None,
+) -> None:
+    """Draw the filters that look at the image in the order of removal, with the colour selectivity of each.
+
+    Example: secateur filters cifar10-resnet20 --set data.root=DIR --criterion car --out filters
+    """
+    from .filters import filters
+
+    reporter = RichReporter()
+    done = filters(
+        config,
+        layer=layer,
+        criterion=criterion,
+        first=first,
+        threshold=threshold,
+        out=out,
+        overrides=overrides or (),
+        reporter=reporter,
+    )
+    _wrote(reporter, done.folder, "filters.json", "filters.png")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _fractions(text: str) -> list[float]:
+    try:
+        return [float(part) for part in _names(text)]
+    except ValueError:
+        raise ValueError(f"--sparsities {text}: numbers separated by commas, as in 0.25,0.5,0.75") from None
 
 
 def _version(show: bool) -> None:

@@ -188,6 +188,17 @@ class Structure:
                 raise PlanError(f"layer {layer.name}: width {width} is outside 1 … {layer.width}")
         return array
 
+    def cut_alone(self, index: int, order: NDArray[np.int64], sparsity: float) -> Selection:
+        """One layer cut to a sparsity, at least one unit left; the others whole.
+
+        Args:
+            index: of the layer in the walk.
+            order: (width,) its units from the most to the least important.
+            sparsity: fraction removed, in [0, 1).
+        """
+        keep = np.sort(order[: max(1, round((1.0 - sparsity) * self.layers[index].width))])
+        return [keep if i == index else np.arange(layer.width) for i, layer in enumerate(self.layers)]
+
     def kept_positions(self, selection: Selection) -> dict[tuple[str, int], NDArray[np.int64]]:
         """(parameter, dim) → positions that stay, ascending, for every slice that shrinks."""
         removed: dict[tuple[str, int], list[NDArray[np.int64]]] = {}

@@ -127,7 +127,7 @@ class RatioPlan(_Model):
                 for layer, width in zip(structure.layers, widths, strict=True)
             ],
             figures=dict(figures),
-            provenance=Provenance(allocator=allocator, seed=seed, candidates=candidates, versions=_versions()),
+            provenance=Provenance(allocator=allocator, seed=seed, candidates=candidates, versions=package_versions()),
         )
 
     @classmethod
@@ -238,7 +238,8 @@ def write_json(path: str | Path, tree: Any) -> None:
     temporary.replace(path)
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """What a result was made with."""
     names = ("secateur", "torch", "stable-baselines3", "gymnasium", "numpy")
     return {name: metadata.version(name) for name in names}
 

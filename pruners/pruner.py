@@ -33,12 +33,12 @@ class ChannelPruner:
         seconds: time spent in `prune` and `repair` since the start, for the summary.
     """
 
-    def __init__(self, dense: nn.Module, structure: Structure, criterion: str, calibration: Batches):
+    def __init__(self, dense: nn.Module, structure: Structure, criterion: str, calibration: Batches, seed: int = 0):
         self.dense = dense
         self.structure = structure
         self.criterion = criterion
         self.calibration = [(channels_last(images), labels) for images, labels in calibration]
-        self.context = Context(dense, structure, self.calibration)
+        self.context = Context(dense, structure, self.calibration, seed)
         self.ranking = rank(self.context, criterion)
         self.seconds = {"prune": 0.0, "repair": 0.0}
 

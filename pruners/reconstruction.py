@@ -367,9 +367,7 @@ def repair_error(
         moments: of the dense network.
     """
     layer = structure.layers[index]
-    keep = np.sort(order[: max(1, round((1.0 - sparsity) * layer.width))])
-    selection = [keep if i == index else np.arange(other.width) for i, other in enumerate(structure.layers)]
-    kept = structure.kept_positions(selection)
+    kept = structure.kept_positions(structure.cut_alone(index, order, sparsity))
     lost = total = 0.0
     for part in layer.weights("in"):
         inputs = kept.get((part.parameter, 1))

@@ -11,10 +11,21 @@ import numpy as np
 
 mpl.use("Agg", force=False)
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ..pruners.plan import RatioPlan
 
 BLUE, GREY, ORANGE = "#2a6fbb", "#b9c0c8", "#d9822b"
+
+LOOKS: dict[str, dict[str, Any]] = {  # of criteria: the baselines recede, and none looks different in another figure
+    "first_k": {"color": "#7d858d", "linestyle": "--"},
+    "random": {"color": GREY, "linestyle": ":"},
+    "max_response": {"color": "#b23a48"},
+    "l1": {"color": "#6a9a5b"},
+    "lasso": {"color": ORANGE},
+    "obs": {"color": BLUE},
+}
+OTHERS = ["#7b5aa6", "#2a9d8f", "#c77dba", "#8c6d46", "#3d3d3d", "#9db528"]
 
 
 def plan_figure(plan: RatioPlan, path: Path) -> Path:
@@ -76,6 +87,66 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPl
     right.legend(fontsize=7)
     _save(figure, path)
     return path
+
+
+def sensitivity_figure(tree: Mapping[str, Any], path: Path) -> Path:
+    """Error against sparsity: a panel a layer, a curve a criterion. Takes what `sensitivity.json` holds."""
+    layers, criteria = tree["layers"], tree["criteria"]
+    others = iter(OTHERS * len(criteria))
+    looks = {name: LOOKS[name] if name in LOOKS else {"color": next(others)} for name in criteria}
+    figure = Figure(figsize=(3.2 * len(layers) + 1.4, 4.0), layout="constrained")
+    panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
+    for axes, layer in zip(panels, layers, strict=True):
+        for name in criteria:
+            points = [p for p in tree["points"] if (p["layer"], p["criterion"]) == (layer["name"], name)]
+            places = {0.0: 0.0, **{p["sparsity"]: 100.0 * p["error"] for p in points}}  # nothing cut, nothing lost
+            axes.plot(places.keys(), places.values(), marker=".", label=name, **looks[name])
+        axes.set_title(f"{layer['name']} ({layer['width']} channels)", fontsize=9)
+        axes.set_xlabel("sparsity", fontsize=9)
+        axes.set_xlim(0.0, 1.0)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3, linewidth=0.5)
+    panels[0].set_ylim(0.0, 105.0 * max(point["error"] for point in tree["points"]) or 1.0)
+    panels[0].set_ylabel("error of the output, 1 − R², in per cent", fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    repair = "repaired by least squares" if tree["repair"] == "gram" else "nothing repaired"
+    figure.suptitle(f"{tree['config']}: one layer cut, {repair}; {tree['images']['search']} search images", fontsize=9)
+    return _save(figure, path)
+
+
+def filters_figure(tiles: NDArray[np.float64], tree: Mapping[str, Any], path: Path) -> Path:
+    """Filters in the order of removal, under each its colour selectivity and norm. Takes what `filters.json` holds.
+
+    Args:
+        tiles: (filters, height, width, 3) in [0, 1], in that order.
+        tree: the finding.
+        path: of the figure.
+    """
+    count, columns = len(tiles), min(8, len(tiles))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(1.1 * columns + 0.3, 1.45 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.spines[:].set_visible(False)
+    for i, (axes, tile, entry) in enumerate(zip(panels, tiles, tree["filters"], strict=False)):
+        colour = entry["colour_selectivity"] > tree["threshold"]
+        axes.imshow(tile, interpolation="nearest")
+        axes.spines[:].set(visible=True, color=ORANGE if colour else GREY, linewidth=2.5 if colour else 1.0)
+        axes.set_title(f"{i + 1}", fontsize=8, color="#444444", pad=3)
+        label = f"{entry['colour_selectivity']:.2f}\nnorm {entry['norm']:.2f}"  # the colour of a dead one is noise
+        axes.set_xlabel(label, fontsize=8, weight="bold" if colour else "normal")
+    rank = tree["rank_correlation"]
+    lines = [
+        f"{tree['config']}, {tree['layer']}: filters in the order of removal ({tree['criterion']}), below: colour "
+        "selectivity, norm",
+        f"colour-selective (> {tree['threshold']:g}, framed): {tree['colour_selective_first']} of the first "
+        f"{tree['first']}, {tree['colour_selective']} of all {count}"
+        + ("" if rank is None else f"; rank correlation {rank['rho']:+.2f}, p = {rank['p']:.2f}"),
+    ]
+    figure.suptitle("\n".join(lines), fontsize=8)
+    return _save(figure, path)
 
 
 def _label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

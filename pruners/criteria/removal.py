@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from ...networks.channel_pad import ChannelPad
 from ..layers import Layer
+from ..reconstruction import Batches, following_norms
 from ..sequential import UntraceableError, _apply, trace
 from .activations import consumer_channels
 from .registry import Context, Order, register_criterion
@@ -31,17 +32,19 @@ ROUNDS = 16  # how often the units of a layer are judged anew
 
 Harm = Callable[[float, float], tuple[float, ...]]
 
+HARMS: dict[str, Harm] = {"car": lambda accuracy, loss: (-accuracy, loss), "rar": lambda _accuracy, loss: (loss,)}
+
 
 @register_criterion("car")
 def car(context: Context, layer: Layer) -> Order:
     """By the drop of classification accuracy when a unit is removed; ties by the rise of the loss."""
-    return greedy(context, layer, lambda accuracy, loss: (-accuracy, loss), images=IMAGES, rounds=ROUNDS)
+    return greedy(context, layer, HARMS["car"], images=IMAGES, rounds=ROUNDS)
 
 
 @register_criterion("rar")
 def rar(context: Context, layer: Layer) -> Order:
     """By the rise of the loss (the paper's index for regression; here cross-entropy) when a unit is removed."""
-    return greedy(context, layer, lambda _accuracy, loss: (loss,), images=IMAGES, rounds=ROUNDS)
+    return greedy(context, layer, HARMS["rar"], images=IMAGES, rounds=ROUNDS)
 
 
 def greedy(context: Context, layer: Layer, harm: Harm, *, images: int, rounds: int | None) -> Order:
@@ -54,14 +57,21 @@ def greedy(context: Context, layer: Layer, harm: Harm, *, images: int, rounds: i
         images: how many calibration images judge.
         rounds: how often the units are judged anew, at most; none for after every removal.
     """
-    at_once = 1 if rounds is None else -(-layer.width // rounds)
-    judge = Judge.of(context, layer, images)
-    alive, gone = list(range(layer.width)), list[int]()
+    return remove_greedily(Judge.of(context, layer, images), layer.width, harm, rounds)
+
+
+def remove_greedily(
+    judge: Judge, width: int, harm: Harm, rounds: int | None, removed: Callable[[int], None] = lambda _count: None
+) -> Order:
+    """Units from the last to the first removed; see `greedy`. `removed` is told after every round how many are gone."""
+    at_once = 1 if rounds is None else -(-width // rounds)
+    alive, gone = list(range(width)), list[int]()
     while len(alive) > 1:
         harms = {unit: harm(*judge([*gone, unit])) for unit in alive}
         worst = sorted(alive, key=harms.__getitem__)[: min(at_once, len(alive) - 1)]
         gone += worst
         alive = [unit for unit in alive if unit not in worst]
+        removed(len(gone))
     return np.array([*alive, *gone[::-1]], dtype=np.int64)
 
 
@@ -74,12 +84,14 @@ class Judge:
         channels: module → (width, k) channels of its input that are the units'.
         labels: (N,) of the images.
         forward: the logits, (N, classes).
+        behind: whether the channels are those of its output instead.
     """
 
     model: nn.Module
     channels: dict[str, NDArray[np.int64]]
     labels: Tensor
     forward: Callable[[], Tensor]
+    behind: bool = False
 
     @classmethod
     def of(cls, context: Context, layer: Layer, count: int) -> Judge:
@@ -91,6 +103,18 @@ class Judge:
             if part.dim == 1 and isinstance(context.model.get_submodule(part.module), ChannelPad):
                 channels[part.module] = part.positions
         return cls(context.model, channels, labels, _forward(context.model, images, set(channels)))
+
+    @classmethod
+    def of_filters(cls, model: nn.Module, name: str, batches: Batches) -> Judge:
+        """For the filters of one convolution alone, whoever else adds to their channels; on all the images.
+
+        A filter is removed by zeroing its output: behind the batch norm that takes it, or the shift would live on.
+        """
+        last = following_norms(model, batches[0][0][:1]).get(name, name)
+        units = np.arange(model.get_parameter(f"{name}.weight").shape[0])[:, None]
+        parts = [_forward(model, images, {last}) for images, _ in batches]
+        labels = torch.cat([labels for _, labels in batches])
+        return cls(model, {last: units}, labels, lambda: torch.cat([part() for part in parts]), behind=True)
 
     def __call__(self, gone: Sequence[int]) -> tuple[float, float]:
         """Fraction of correct answers, and mean cross-entropy, without these units."""
@@ -107,7 +131,12 @@ class Judge:
             module = self.model.get_submodule(name)
             dim = -1 if isinstance(module, nn.Linear) else 1
             places = torch.from_numpy(channels[np.asarray(gone, dtype=np.int64)].ravel())
-            hooks.append(module.register_forward_pre_hook(lambda _m, args, d=dim, p=places: _without(args, d, p)))
+            if self.behind:
+                hooks.append(module.register_forward_hook(lambda _m, _a, out, d=dim, p=places: _without(out, d, p)))
+            else:
+                hooks.append(
+                    module.register_forward_pre_hook(lambda _m, a, d=dim, p=places: (_without(a[0], d, p), *a[1:]))
+                )
         try:
             yield
         finally:
@@ -115,8 +144,8 @@ class Judge:
                 hook.remove()
 
 
-def _without(args: tuple[Any, ...], dim: int, places: Tensor) -> tuple[Any, ...]:
-    return (args[0].index_fill(dim, places.to(args[0].device), 0.0), *args[1:])
+def _without(x: Tensor, dim: int, places: Tensor) -> Tensor:
+    return x.index_fill(dim, places.to(x.device), 0.0)
 
 
 def _front(batches: list[Tensor], count: int) -> Tensor:

@@ -121,3 +121,51 @@ def test_where_the_graph_computes_something_else_the_whole_network_runs() -> Non
     seen = Context(model, structure, zoo.batches("vgg"))
     judge = Judge.of(seen, structure.layers[0], 64)
     assert judge([2]) == pytest.approx(cut_and_judged(seen, 0, [2]), rel=1e-4)
+
+
+def silenced(name: str, conv: str, norm: str | None, gone: list[int]) -> nn.Module:
+    """The network with some filters' outputs at zero: the last to touch them says nothing."""
+    model = zoo.make(name)
+    last = model.get_submodule(norm or conv)
+    last.weight.data[gone] = 0.0
+    last.bias.data[gone] = 0.0
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "conv", "norm"),
+    [("residual", "conv1", "bn1"), ("vgg", "0.0", "0.1"), ("plain_bias", "0", None), ("bias_and_norm", "0", "1")],
+)
+def test_a_filter_alone_is_removed_by_zeroing_what_it_says(name: str, conv: str, norm: str | None) -> None:
+    judge = Judge.of_filters(zoo.make(name), conv, zoo.batches(name))
+    labels = torch.cat([y for _, y in zoo.batches(name)])
+    for gone in ([], [1], [0, 3, 2]):
+        with torch.no_grad():
+            logits = torch.cat([silenced(name, conv, norm, gone)(x) for x, _ in zoo.batches(name)]).double()
+        accuracy, loss = judge(gone)
+        assert loss == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+        assert accuracy == pytest.approx(float((logits.argmax(1) == labels).double().mean()), abs=1.5 / 64)
+
+
+def test_where_a_layer_has_one_producer_its_filters_are_its_units() -> None:
+    seen = context("vgg")
+    alone = Judge.of_filters(seen.model, "0.0", seen.calibration)
+    layer = Judge.of(seen, seen.structure.layers[0], 64)
+    for gone in ([2], [0, 5, 7]):
+        assert alone(gone) == pytest.approx(layer(gone), rel=1e-4)
+
+
+def test_in_a_trunk_the_others_part_of_a_channel_stays() -> None:
+    seen = context("residual", "all")
+    trunk = seen.structure.layers[seen.structure.index("conv1")]
+    assert Judge.of_filters(seen.model, "conv1", seen.calibration)([1])[1] != pytest.approx(
+        Judge.of(seen, trunk, 64)([1])[1], rel=1e-3
+    )
+
+
+def test_it_is_told_how_many_are_gone() -> None:
+    told: list[int] = []
+    judge = Judge.of_filters(zoo.make("vgg"), "0.0", zoo.batches("vgg"))
+    order = removal.remove_greedily(judge, 8, removal.HARMS["rar"], 3, told.append)
+    assert told == [3, 6, 7]
+    assert sorted(order.tolist()) == list(range(8))
