@@ -5,7 +5,7 @@ from .channel_pad import ChannelPad
 from .cifar_resnet import BasicBlock, CifarResNet, cifar_resnet, digits_resnet
 from .fit import Batches, fit
 from .registry import register_network, registered_networks
-from .weights import find_weights, load_weights
+from .weights import find_weights, load_tensors, load_weights
 
 __all__ = [
     "BasicBlock",
@@ -17,6 +17,7 @@ __all__ = [
     "digits_resnet",
     "find_weights",
     "fit",
+    "load_tensors",
     "load_weights",
     "register_network",
     "registered_networks",
