@@ -21,7 +21,7 @@ from torch import nn
 from ..configs import Config
 from ..configs.schema import NetworkConfig
 from ..envs.evaluator import accuracy, logits
-from ..networks import build_network
+from ..networks import build_network, load_tensors
 from ..pruners.latency import BATCH, measure_latency
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
 from ..pruners.pruner import first_images
@@ -217,7 +217,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
         )
     small = narrow(copy.deepcopy(model).cpu(), kept)
     try:
-        small.load_state_dict(state)
+        load_tensors(small, state)
     except RuntimeError as error:
         raise ValueError(
             f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"

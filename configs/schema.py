@@ -33,7 +33,9 @@ class FitConfig(Section):
 class NetworkConfig(Section):
     """Which network is pruned, and where its weights come from."""
 
-    name: str = Field(description="cifar_resnetN, digits_resnet, torchvision:NAME or package.module:callable")
+    name: str = Field(
+        description="cifar_resnetN, digits_resnet, torchvision:NAME, timm:NAME or package.module:callable"
+    )
     num_classes: Annotated[int, Field(ge=2)]
     kwargs: dict[str, Any] = Field(default_factory=dict, description="handed to the constructor")
     weights: Path | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")

@@ -6,7 +6,7 @@ from .cifar_resnet import BasicBlock, CifarResNet, cifar_resnet, digits_resnet
 from .fit import Batches, OnStep, fit
 from .registry import register_network, registered_networks
 from .sampled_conv import SampledConv2d
-from .weights import find_weights, load_weights
+from .weights import find_weights, load_tensors, load_weights
 
 __all__ = [
     "BasicBlock",
@@ -20,6 +20,7 @@ __all__ = [
     "digits_resnet",
     "find_weights",
     "fit",
+    "load_tensors",
     "load_weights",
     "register_network",
     "registered_networks",

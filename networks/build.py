@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ _TORCHVISION_DEFAULTS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": False, "aux_logits": False},
     "inception_v3": {"init_weights": False, "aux_logits": False},
 }
+
+# Nothing is downloaded behind the user's back, and no checkpoint read that is not a state_dict.
+_WEIGHTS_ARGUMENTS = {"weights", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
 def build_network(config: NetworkConfig, search_folders: Sequence[Path] = (), *, seed: int | None = None) -> nn.Module:
@@ -58,27 +62,47 @@ def _construct(config: NetworkConfig) -> nn.Module:
     prefix, separator, rest = name.partition(":")
     if prefix == "torchvision" and separator:
         return _torchvision(rest, config)
+    if prefix == "timm" and separator:
+        return _timm(rest, config)
     if separator:
         return _imported(prefix, rest, config)
     hint = did_you_mean(name, registered)
     if name in models.list_models(module=models):
         hint = f" – did you mean torchvision:{name}?"
     known = ", ".join(registered)
-    raise ValueError(f"no network {name!r}: known are {known}, torchvision:NAME and package.module:callable{hint}")
+    raise ValueError(
+        f"no network {name!r}: known are {known}, torchvision:NAME, timm:NAME and package.module:callable{hint}"
+    )
 
 
 def _torchvision(name: str, config: NetworkConfig) -> nn.Module:
     known = models.list_models(module=models)
     if name not in known:
         raise ValueError(f"torchvision has no classification network {name!r}{did_you_mean(name, known)}")
-    arguments = {"num_classes": config.num_classes, **_TORCHVISION_DEFAULTS.get(name, {}), **config.kwargs}
-    if "weights" in arguments:
-        raise ValueError("network.kwargs.weights: give the weights as a file in network.weights")
+    return _made(functools.partial(models.get_model, name, weights=None), config, _TORCHVISION_DEFAULTS.get(name, {}))
+
+
+def _timm(name: str, config: NetworkConfig) -> nn.Module:
     try:
-        model: nn.Module = models.get_model(name, weights=None, **arguments)
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        if error.name != "timm":
+            raise  # it is there, and misses one of its own
+        raise ValueError(f"network.name={config.name}: timm is not installed: pip install 'secateur[timm]'") from error
+    known = timm.list_models()
+    if name not in known:  # a tag (NAME.TAG) names pretrained weights, and a hub's address downloads them
+        raise ValueError(f"timm has no network {name!r}{did_you_mean(name, known)}")
+    return _made(functools.partial(timm.create_model, name, pretrained=False), config, {})
+
+
+def _made(builder: Callable[..., nn.Module], config: NetworkConfig, defaults: Mapping[str, Any]) -> nn.Module:
+    """Call a library's builder; weights come from a file only."""
+    for key in _WEIGHTS_ARGUMENTS & config.kwargs.keys():
+        raise ValueError(f"network.kwargs.{key}: give the weights as a file in network.weights")
+    try:
+        return builder(**{"num_classes": config.num_classes, **defaults, **config.kwargs})
     except TypeError as error:
         raise ValueError(f"network.kwargs={config.kwargs} for {config.name}: {error}") from error
-    return model
 
 
 def _imported(module_name: str, attribute: str, config: NetworkConfig) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,18 @@ def load_weights(model: nn.Module, path: str | Path, search_folders: Sequence[Pa
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{file}: {name} holds NaN or infinity: the training that made it diverged")
-    model.load_state_dict(state)
+    load_tensors(model, state)
+
+
+def load_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` for tensors that come without the versions of their modules, which MNASNet insists on.
+
+    Raises:
+        RuntimeError: they do not fit.
+    """
+    versioned = OrderedDict(state)
+    versioned._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(versioned)
 
 
 def find_weights(path: str | Path, search_folders: Sequence[Path] = ()) -> Path:

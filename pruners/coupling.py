@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from .shrink import mask, shrink
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 _FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a forward, where shapes do not fit
+_UNTRACED = "its coupling could not be traced"
 
 
 def find_layers(
@@ -148,7 +149,7 @@ def _trace(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[lis
     parameters = {id(p): name for name, p in model.named_parameters()}
     layers: list[Layer] = []
     uncut: dict[str, str] = {}
-    with _gradients(model), warnings.catch_warnings():
+    with _gradients(model), _forgiving_reshapes(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph()
         try:
@@ -164,7 +165,7 @@ def _trace(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[lis
         try:
             layers.append(_layer(graph, group, name, names, parameters))
         except _CannotCutError as reason:
-            uncut[name] = str(reason)
+            _leave_whole(uncut, name, producers, str(reason))
     return layers, uncut
 
 
@@ -181,6 +182,13 @@ def _sampled(model: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
                 source = Slice(part.module, SOURCE, 0, "through", part.positions, part.size)
                 found.append(Layer(f"{part.module}.input", layer.width, (part, source), sampled=True))
     return found
+
+
+def _leave_whole(uncut: dict[str, str], name: str, producers: Sequence[str], reason: str) -> None:
+    """Name a group that is not cut, and everything that shares its channels."""
+    uncut[name] = reason
+    for other in producers:
+        uncut.setdefault(other, f"it is coupled to {name}, which is left whole")
 
 
 def _groups(graph: Any, names: dict[nn.Module, str], uncut: dict[str, str]) -> Iterator[Any]:
@@ -200,6 +208,9 @@ def _groups(graph: Any, names: dict[nn.Module, str], uncut: dict[str, str]) -> I
         except _CannotCutError as reason:
             uncut[names[module]] = str(reason)
             continue
+        except _FAILURES as error:
+            uncut[names[module]] = f"{_UNTRACED} ({type(error).__name__}: {error})"
+            continue
         seen |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
         yield group
 
@@ -211,14 +222,37 @@ def _bounded(most: int, widest: int) -> Iterator[None]:
 
     def add_dep(group: Any, dep: Any, idxs: Any) -> None:
         if len(group) > most or len(idxs) > widest:
-            raise _CannotCutError("its coupling could not be traced: it runs in a circle")
+            raise _CannotCutError(f"{_UNTRACED}: it runs in a circle")
         original(group, dep, idxs)
 
-    tp.dependency.Group.add_dep = add_dep
+    with _replaced(tp.dependency.Group, "add_dep", add_dep):
+        yield
+
+
+@contextlib.contextmanager
+def _forgiving_reshapes() -> Iterator[None]:
+    """A reshaping that Torch-Pruning fails on (a channel shuffle) is passed as it is, and not the end of the graph.
+
+    What runs through it is traced wrongly, and weeded out by the check; the rest of the network can be cut.
+    """
+    original = tp.dependency.index_mapping.update_reshape_index_mapping
+
+    def update(graph: Any, node: Any) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            original(graph, node)
+
+    with _replaced(tp.dependency.index_mapping, "update_reshape_index_mapping", update):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, function: Callable[..., None]) -> Iterator[None]:
+    original = getattr(owner, name)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        tp.dependency.Group.add_dep = original
+        setattr(owner, name, original)
 
 
 @contextlib.contextmanager
@@ -342,13 +376,15 @@ def _choose(
     chosen = []
     for layer in layers:
         if layer.name in exclude:
-            uncut[layer.name] = "excluded by the config"
+            reason = "excluded by the config"
         elif layer.trunk and cut != "all":
-            uncut[layer.name] = "it is a residual trunk (layers.cut=all cuts it too)"
+            reason = "it is a residual trunk (layers.cut=all cuts it too)"
         elif layer.width < 2:
-            uncut[layer.name] = "it is one unit wide"
+            reason = "it is one unit wide"
         else:
             chosen.append(layer)
+            continue
+        _leave_whole(uncut, layer.name, layer.producers, reason)
     return chosen, uncut
 
 
@@ -362,9 +398,11 @@ def _verified(model: nn.Module, structure: Structure, example: Tensor) -> Struct
         if _agrees(model, replace(structure, layers=(layer,)), example):
             good.append(layer)
         else:
-            uncut[layer.name] = "cutting it does not give what masking it gives: its coupling could not be traced"
+            reason = f"cutting it does not give what masking it gives: {_UNTRACED}"
+            _leave_whole(uncut, layer.name, layer.producers, reason)
     while good and not _agrees(model, replace(structure, layers=tuple(good)), example):
-        uncut[good.pop().name] = "it cannot be cut together with the layers before it"
+        last = good.pop()
+        _leave_whole(uncut, last.name, last.producers, "it cannot be cut together with the layers before it")
     return replace(structure, layers=tuple(good), uncut=uncut)
 
 
@@ -387,4 +425,6 @@ def _agrees_once(model: nn.Module, structure: Structure, example: Tensor, seed: 
             return False
     if actual.shape != expected.shape:
         return False
-    return bool(torch.allclose(actual, expected, rtol=1e-3, atol=1e-4 * (1.0 + float(expected.abs().max()))))
+    off = (actual - expected).abs().max()
+    spread = (expected - expected.mean(0)).abs().max()  # what the images say, however small: all else is a constant
+    return bool(off <= 1e-3 * spread + 1e-5 * expected.abs().max())

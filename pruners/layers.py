@@ -82,6 +82,11 @@ class Layer:
         return [s for s in self.slices if s.role == role and s.tensor == "weight"]
 
     @property
+    def producers(self) -> list[str]:
+        """The modules whose outputs these units are."""
+        return [part.module for part in self.weights("out")]
+
+    @property
     def members(self) -> list[str]:
         """`module.tensor:dim` of everything coupled: what the fingerprint of a plan is made of."""
         return sorted({f"{s.parameter}:{s.dim}" for s in self.slices})
@@ -117,7 +122,7 @@ class Structure:
 
     Attributes:
         layers: what may be cut.
-        uncut: producers that are left whole, with the reason.
+        uncut: every producer that is left whole, with the reason; one that is coupled to another names it.
         operations: every convolution and linear layer, in the order of execution.
         shapes: every parameter's dense shape, by name.
         input_shape: (C, H, W) of one image.

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..networks import SampledConv2d
 from .layers import Selection, Structure
 
-RIDGE = 1e-4  # of the mean squared input; towards the old weights, so it bounds how far a fit can run away
+RIDGE = 1e-4  # the least there is, of the mean squared input; towards the old weights, so it bounds a fit's step
 
 PLACES = 128  # output positions an image that a fit looks at
 
@@ -160,6 +160,22 @@ class Moments:
         """The means of x·xᵀ (groups, p, p) and x·tᵀ (groups, p, q), not centred."""
         x, t, xx, xt = self.centered()
         return xx + x.unsqueeze(2) * x.unsqueeze(1), xt + x.unsqueeze(2) * t.unsqueeze(1) if t.dim() else xt
+
+
+def damping(samples: int, inputs: int, ridge: float = RIDGE) -> float:
+    """The relative ridge of a fit: the fewer samples an input, the less they are believed.
+
+    The best ridge is p/n · (1 − R²)/R² of the mean squared input, for p inputs of equal variance, n samples and steps
+    of any direction (Hoerl, Kennard, Baldwin 1975: p·σ²/‖β‖²); half of what was lost can be made good, so (1 − R²)/R²
+    is 1. With too little of it a fit to fewer images than inputs passes through all of them, is far off on any other,
+    and the next layer's fit is far off on top: logits 10⁵ times their spread away.
+
+    Args:
+        samples: n that the moments were summed over.
+        inputs: p.
+        ridge: the least.
+    """
+    return max(ridge, inputs / samples)
 
 
 def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
@@ -338,7 +354,7 @@ def repair_from_moments(
             full = full[torch.from_numpy(outputs).to(full.device)]
         system = _System.of(dense, name, full, inputs, moments)
         weight, stay = system.weight, system.stay
-        fitted = weight[:, :, stay] + system.step
+        fitted = weight[:, :, stay] + system.step(damping(stats.count, int(stay.sum())))
         sampler = Sampler(module)
         parameter = pruned.get_parameter(weight_name)
         parameter.data = sampler.unweight(fitted, parameter)
@@ -374,7 +390,7 @@ def repair_error(
         if inputs is None or part.module not in moments.inputs:
             continue
         system = _System.of(dense, part.module, dense.get_parameter(part.parameter).detach(), inputs, moments)
-        lost += system.error(system.step)
+        lost += system.error(system.step(RIDGE))
         total += system.total
     return min(1.0, max(0.0, lost / total)) if total > 0.0 else 0.0
 
@@ -403,12 +419,11 @@ class _System:
         stay = keep.repeat(matrix.shape[2] // len(keep)).to(weight.device)  # kernel positions outside, channels inside
         return cls(matrix, moments.gram(dense, name), stay)
 
-    @property
-    def step(self) -> Tensor:
+    def step(self, ridge: float) -> Tensor:
         """(groups, q, kept) what least squares adds to the surviving weights."""
         gone = ~self.stay
         missing = self.gram[:, self.stay][:, :, gone] @ self.weight[:, :, gone].transpose(1, 2)
-        return ridge_step(self.gram[:, self.stay][:, :, self.stay], missing).transpose(1, 2)
+        return ridge_step(self.gram[:, self.stay][:, :, self.stay], missing, ridge).transpose(1, 2)
 
     @property
     def total(self) -> float:

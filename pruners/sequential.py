@@ -26,6 +26,7 @@ from .reconstruction import (
     Batches,
     Moments,
     Sampler,
+    damping,
     following_norms,
     repairable,
     ridge_step,
@@ -273,7 +274,8 @@ class _Walk:
         mean_x, mean_t, xx, xt = moments.centered()
         if not intercept:
             xx, xt = moments.raw()
-        step = ridge_step(xx, xt - xx @ weight.transpose(1, 2), RIDGE if site.cut else REFIT_RIDGE)
+        ridge = damping(moments.count, xx.shape[-1], RIDGE if site.cut else REFIT_RIDGE)
+        step = ridge_step(xx, xt - xx @ weight.transpose(1, 2), ridge)
         fitted = weight + step.transpose(1, 2)
         module.weight.data = sampler.unweight(fitted, module.weight)
         if intercept:

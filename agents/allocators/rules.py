@@ -60,7 +60,8 @@ def erk(allocation: Allocation) -> Widths:
 def density(structure: Structure, layer: Layer) -> float:
     """(c_in + c_out + k_h + k_w) / (c_in · c_out · k_h · k_w) of the producer; coupled producers pool theirs.
 
-    Where a layer samples its input, of the convolution that does. Pooled is Σ numerators / Σ denominators: together they keep as many weights as each with its own.
+    Pooled is Σ numerators / Σ denominators: together they keep as many weights as each with its own. Where a layer
+    samples its input, the convolution that does stands for the producer.
     """
     shapes = [structure.shapes[part.parameter] for part in layer.weights("in" if layer.sampled else "out")]
     return sum(sum(shape) for shape in shapes) / sum(int(np.prod(shape)) for shape in shapes)

@@ -45,9 +45,9 @@ def elimination(context: Context, layer: Layer) -> Elimination:
     """The order in which a layer's units are eliminated, and the error after each; computed once a context.
 
     Consumers count alike: each one's error is divided by the variance of its dense output. The ridge is `RIDGE` of
-    the mean squared input, towards the old weights, as in a repair; the errors are without it. Where no consumer can
-    be re-fitted (three-dimensional convolutions, outputs that never move), the order is that of `l1`, and the curve
-    is a straight line from 1 to 0.
+    the mean squared input, towards the old weights, the least of a repair's; the errors are without it. Where no
+    consumer can be re-fitted (three-dimensional convolutions, outputs that never move), the order is that of `l1`,
+    and the curve is a straight line from 1 to 0.
     """
     key = ("obs", layer.name)
     if key not in context.memo:

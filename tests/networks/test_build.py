@@ -47,6 +47,39 @@ def test_torchvision_network_builds_and_forwards(name: str) -> None:
         assert network(image(network, 64)).shape == (2, 7)
 
 
+@pytest.mark.parametrize("name", ["mobilenetv1_100", "efficientnet_lite0"])
+def test_timm_network_builds_and_forwards(name: str) -> None:
+    pytest.importorskip("timm")
+    network = build_network(config(f"timm:{name}", num_classes=7, kwargs={"drop_rate": 0.25}))
+    assert not network.training
+    assert network.drop_rate == 0.25
+    with torch.no_grad():
+        assert network(image(network, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("mobilenetv1_10", {}, "timm has no network 'mobilenetv1_10' – did you mean mobilenetv1_100"),
+        ("mobilenetv1_100.ra4_e3600_r224_in1k", {}, "timm has no network 'mobilenetv1_100.ra4_e3600_r224_in1k'"),
+        ("hf-hub:timm/resnet18", {}, "timm has no network 'hf-hub:timm/resnet18'"),
+        ("resnet18", {"pretrained": True}, "kwargs.pretrained: give the weights as a file in network.weights"),
+        ("resnet18", {"checkpoint_path": "x.pth"}, "kwargs.checkpoint_path: give the weights as a file"),
+        ("resnet18", {"widht": 3}, "network.kwargs={'widht': 3} for timm:resnet18: .*'widht'"),
+    ],
+)
+def test_what_timm_cannot_give(name: str, kwargs: dict[str, Any], message: str) -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=message):
+        build_network(config(f"timm:{name}", kwargs=kwargs))
+
+
+def test_without_timm_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"timm:resnet18: timm is not installed: pip install 'secateur\[timm\]'"):
+        build_network(config("timm:resnet18"))
+
+
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_parameter_counts_of_the_paper(depth: int, millions: float) -> None:
     # He et al. 2016, table 6, which rounds to two digits

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 
 import zoo
@@ -60,6 +59,36 @@ def test_what_is_left_whole_is_named_with_a_reason(name: str, cut: str) -> None:
     for layer in toy.trunk if cut == "inner" else ():
         assert "residual trunk" in structure.uncut[layer]
     assert not set(structure.uncut) & {layer.name for layer in structure.layers}
+
+
+@CASES
+def test_every_producer_is_in_a_layer_or_named_as_left_whole(name: str, cut: str) -> None:
+    model, structure = zoo.make(name), zoo.structure(name, cut)
+    cut_ones = {module for layer in structure.layers for module in layer.producers}
+    assert not set(structure.uncut) & cut_ones
+    for operation in structure.operations:
+        module: Any = model.get_submodule(operation.module)
+        depthwise = getattr(module, "groups", 1) == operation.shape[0] > 1
+        assert depthwise or operation.module in cut_ones | set(structure.uncut), operation.module
+
+
+def test_what_is_left_whole_with_others_leads_to_the_reason() -> None:
+    uncut = zoo.structure("downsample").uncut
+    assert "residual trunk" in uncut["block2.conv2"]
+    assert uncut["block2.downsample.0"] == "it is coupled to block2.conv2, which is left whole"
+    assert uncut["block1.conv2"] == "it is coupled to stem.0, which is left whole"
+
+
+@pytest.mark.parametrize("name", ["shuffle", "channel_mean"])
+@pytest.mark.parametrize("scale", [1e-9, 1e6])
+def test_a_wrong_coupling_is_found_out_whatever_the_scale_of_the_logits(name: str, scale: float) -> None:
+    # an untrained MobileNet's logits are about 1e-11: a tolerance that is not relative would let everything pass
+    model = zoo.make(name)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.mul_(scale)
+    structure = find_layers(model, zoo.RGB)
+    assert {layer.name: layer.width for layer in structure.layers} == zoo.ZOO[name].inner
 
 
 @CASES
@@ -170,6 +199,18 @@ def test_a_layer_of_one_unit_stays_whole() -> None:
     assert structure.uncut["0"] == "it is one unit wide"
 
 
+class ThroughNumpy(nn.Module):
+    """Runs, but not where gradients are followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.head = zoo.Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.from_numpy(np.tanh(self.conv(x).numpy())))
+
+
 class Two(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -190,15 +231,15 @@ class Two(nn.Module):
         ),
         (nn.Flatten(), {}, "nothing in this network can be cut"),
         (
-            torchvision.models.shufflenet_v2_x0_5(num_classes=5),
+            ThroughNumpy(),
             {},
-            r"Torch-Pruning cannot trace this network \(ZeroDivisionError: .*\): nothing can be cut",
+            r"Torch-Pruning cannot trace this network \(RuntimeError: .*numpy.*\): nothing can be cut",
         ),
     ],
 )
 def test_plan_errors(model: nn.Module, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        find_layers(model, (3, 32, 32) if isinstance(model, torchvision.models.ShuffleNetV2) else zoo.RGB, **arguments)
+        find_layers(model, zoo.RGB, **arguments)
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def values(y: Tensor) -> np.ndarray:
 def test_repair_is_least_squares(
     kind: str, conv: dict[str, int], bias: bool, norm: bool, ridge: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconstruction, "ridge_step", functools.partial(ridge_step, ridge=ridge))
+    monkeypatch.setattr(reconstruction, "damping", lambda _samples, _inputs: ridge)
     model = stack(kind, bias=bias, norm=norm, **conv)
     structure = find_layers(model, zoo.RGB)
     name = structure.layers[0].weights("in")[0].module

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import zoo
 from secateur.pruners.coupling import find_layers
 from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.reconstruction import RIDGE, Sampler
+from secateur.pruners.reconstruction import RIDGE, Sampler, damping
 from secateur.pruners.sequential import REFIT_RIDGE, UntraceableError, repair_sequentially
 from secateur.pruners.shrink import shrink
 
@@ -71,7 +71,7 @@ def assert_fitted(
         x: what the repaired network hands it.
         target: what it should put out, before any intercept.
         intercept: what the repair put into the bias or in front of the batch norm, or none where there is no place.
-        ridge: relative.
+        ridge: relative, the least.
     """
     sampler = Sampler(module, 10_000)
     inputs, outputs = sampler.inputs(x.double())[0].numpy(), sampler.outputs(target.double())[0].numpy()
@@ -80,6 +80,7 @@ def assert_fitted(
     if intercept is None:
         mean_x, mean_t = 0 * mean_x, 0 * mean_t
     inputs, outputs = inputs - mean_x, outputs - mean_t
+    ridge = damping(*inputs.shape, ridge)
     damp = np.sqrt(ridge * np.square(inputs).sum(0).mean()) * np.eye(inputs.shape[1])
     expected = np.linalg.lstsq(np.vstack([inputs, damp]), np.vstack([outputs, damp @ start]), rcond=None)[0]
     np.testing.assert_allclose(sampler.weight(module.weight.detach())[0].T.numpy(), expected, atol=5e-4)
