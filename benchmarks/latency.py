@@ -15,7 +15,7 @@ from common import cifar_task, header, table
 from torch import nn
 
 from secateur.commands.task import Task
-from secateur.envs.evaluator import accuracy
+from secateur.pruners.inference import accuracy
 from secateur.pruners.latency import BATCH, measure_latency
 from secateur.pruners.layers import Structure
 from secateur.pruners.magnitude import find_weights, kept_weights, prune_weights

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from common import cifar_task, header, table
 
-from secateur.envs.evaluator import accuracy
 from secateur.pruners.batchnorm import adapt_batchnorm
+from secateur.pruners.inference import accuracy
 
 REPAIRS = {
     "pruned, nothing repaired": ("none", False, False),

@@ -20,11 +20,10 @@ from torch import nn
 
 from ..configs import Config
 from ..configs.schema import NetworkConfig
-from ..envs.evaluator import accuracy, logits
 from ..networks import build_network, load_tensors
+from ..pruners.inference import accuracy, first_images, logits
 from ..pruners.latency import BATCH, measure_latency
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
-from ..pruners.pruner import first_images
 from ..pruners.shrink import narrow
 from ..reports.figures import plan_figure
 from ..reports.progress import Reporter

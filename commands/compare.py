@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..agents import Allocation, Allocator, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..configs import Config
-from ..envs.evaluator import logits
+from ..pruners.inference import logits
 from ..pruners.layers import PlanError
 from ..pruners.plan import RatioPlan, plan_path, write_json
 from ..reports.figures import comparison_figure

@@ -17,8 +17,8 @@ from torch import nn
 from ..configs import Config, did_you_mean
 from ..pruners.criteria.registry import Order
 from ..pruners.criteria.removal import HARMS, Judge, remove_greedily
+from ..pruners.inference import channels_last, count_images
 from ..pruners.plan import package_versions, write_json
-from ..pruners.pruner import channels_last, count_images
 from ..pruners.reconstruction import Batches
 from ..reports.colour import colour_selectivity, filter_tiles
 from ..reports.figures import filters_figure

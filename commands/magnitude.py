@@ -10,6 +10,7 @@ from torch import nn
 
 from ..configs import Config
 from ..pruners.batchnorm import adapt_batchnorm
+from ..pruners.inference import first_images
 from ..pruners.latency import BATCH
 from ..pruners.layers import WeightStructure
 from ..pruners.magnitude import (
@@ -24,7 +25,6 @@ from ..pruners.magnitude import (
     weight_widths,
 )
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
-from ..pruners.pruner import first_images
 from ..reports.progress import Reporter
 from .apply import WHOLE, Applied, config_for, figures_table, measure, save_network
 from .folders import check_free, new_folder

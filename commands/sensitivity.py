@@ -17,9 +17,10 @@ from torch import nn
 from ..configs import Config, did_you_mean
 from ..envs import CandidateEvaluator
 from ..pruners.criteria import get_criterion
+from ..pruners.inference import count_images
 from ..pruners.layers import Layer, Structure
 from ..pruners.plan import package_versions, write_json
-from ..pruners.pruner import ChannelPruner, count_images
+from ..pruners.pruner import ChannelPruner
 from ..pruners.reconstruction import DenseMoments, collect_moments, repair_from_moments
 from ..pruners.sensitivity import output_error, spread_layers
 from ..pruners.shrink import shrink

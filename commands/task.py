@@ -23,8 +23,9 @@ from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
 from ..pruners.criteria import get_criterion
+from ..pruners.inference import count_images
 from ..pruners.layers import Structure
-from ..pruners.pruner import ChannelPruner, count_images
+from ..pruners.pruner import ChannelPruner
 from ..pruners.reconstruction import Batches
 from ..reports.progress import Reporter
 

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..pruners.inference import channels_last, logits
 from ..pruners.layers import Structure
-from ..pruners.pruner import ChannelPruner, Repair, channels_last
+from ..pruners.pruner import ChannelPruner, Repair
 from ..pruners.reconstruction import Batches
 
 
@@ -120,15 +121,3 @@ class CandidateEvaluator:
             flops=self.structure.fraction("flops", widths),
             params=self.structure.fraction("params", widths),
         )
-
-
-@torch.inference_mode()
-def logits(model: nn.Module, batches: Batches) -> Tensor:
-    """(images, classes) outputs over all batches."""
-    return torch.cat([model(images) for images, _ in batches])
-
-
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    """Top-1 in per cent."""
-    labels = torch.cat([labels for _, labels in batches])
-    return 100.0 * float((logits(model, batches).argmax(1) == labels).double().mean())

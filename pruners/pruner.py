@@ -6,12 +6,12 @@ import time
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from .batchnorm import adapt_batchnorm
 from .criteria import Context, rank, select
+from .inference import channels_last, first_images
 from .layers import Selection, Structure
 from .reconstruction import Batches, DenseMoments, repair_from_moments
 from .sequential import repair_sequentially
@@ -89,28 +89,3 @@ class ChannelPruner:
     def masked(self, widths: NDArray[np.int64]) -> nn.Module:
         """The dense-shaped network with the same channels zeroed, nothing repaired."""
         return mask(self.dense, self.structure, self.selection(widths)).eval()
-
-
-def channels_last(tensor: Tensor) -> Tensor:
-    """The memory format that convolutions on a CPU like best: up to half as fast again, the same numbers."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def first_images(batches: Batches, count: int) -> Batches:
-    """Whole batches from the front that hold at least `count` images, or all there are."""
-    taken = 0
-    for i, (images, _) in enumerate(batches):
-        taken += len(images)
-        if taken >= count:
-            return batches[: i + 1]
-    return batches
-
-
-def count_images(batches: Batches) -> int:
-    """How many images the batches hold."""
-    return sum(len(images) for images, _ in batches)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a network's parameters live."""
-    return next(model.parameters()).device

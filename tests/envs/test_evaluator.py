@@ -9,7 +9,7 @@ from torch import nn
 
 import zoo
 from secateur.envs import CandidateEvaluator, Evaluation, RewardWeights
-from secateur.envs.evaluator import accuracy, logits
+from secateur.pruners.inference import accuracy, logits
 from secateur.pruners.pruner import ChannelPruner
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import zoo
 from secateur.pruners.batchnorm import adapt_batchnorm
+from secateur.pruners.inference import count_images, first_images
 from secateur.pruners.layers import PlanError
-from secateur.pruners.pruner import ChannelPruner, count_images, first_images
+from secateur.pruners.pruner import ChannelPruner
 from secateur.pruners.reconstruction import collect_moments, repair_from_moments
 from secateur.pruners.sequential import repair_sequentially
 from secateur.pruners.shrink import shrink

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur
 from secateur.commands.task import Task, make_task
 from secateur.configs import load_config
-from secateur.envs.evaluator import accuracy
+from secateur.pruners.inference import accuracy
 
 pytestmark = pytest.mark.real
 
