@@ -55,7 +55,7 @@ class Episode:
 class Learner:
     """Learns to allocate sparsity.
 
-    Episode 0 is the base plan (all-zero actions, the uniform one); what it is paid is the baseline that is taken
+    Episode 0 is the base plan (all-zero actions); what it is paid is the baseline that is taken
     from every reward before it is stored, a constant that moves no optimum and keeps returns near zero. The
     demonstrations follow: plans that somebody else made, walked as if the agent had. Then `warmup` episodes explore
     round the base plan, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every

@@ -87,14 +87,15 @@ def train(
     reporter.say(describe(task))
     evaluator = task.evaluator
     statistics = layer_statistics(task.pruner)
-    demonstrations = _demonstrations(task)
+    base = _by_rule(task, task.config.agent.base, "agent.base")
+    demonstrations = [_by_rule(task, name, "agent.demonstrations") for name in task.config.agent.demonstrations]
     folder = previous or new_folder(out, Path("runs") / resolved.name)
     task.save(folder)
 
     log = EpisodeLog(folder / LOG_NAME)
     past = log.read(len(task.structure.layers))
     evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
-    env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward)
+    env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward, base)
     learner = Learner(env, task.config.agent, task.config.seed, demonstrations)
     setup = time.perf_counter() - start
 
@@ -133,13 +134,12 @@ def train(
     return Training(plan, folder, summary, finished)
 
 
-def _demonstrations(task: Task) -> list[NDArray[np.int64]]:
-    """Widths of the hand-set plans that the agent is shown."""
-    chosen = [get_allocator(name) for name in task.config.agent.demonstrations]
-    for allocator in chosen:
-        if allocator.searches:
-            raise ValueError(f"agent.demonstrations names {allocator.name}, which searches: hand-set rules only")
-    return [allocator.allocate(Allocation(task.budget, task.pruner.context)) for allocator in chosen]
+def _by_rule(task: Task, name: str, field: str) -> NDArray[np.int64]:
+    """(layers,) widths of the plan that a rule makes; `field` of the config names it."""
+    rule = get_allocator(name)
+    if rule.searches:
+        raise ValueError(f"{field} names {name}, which searches: a rule only")
+    return rule.allocate(Allocation(task.budget, task.pruner.context))
 
 
 @dataclass(frozen=True)

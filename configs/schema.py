@@ -143,6 +143,7 @@ class AgentConfig(Section):
     """The reinforcement learner and its schedule."""
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
+    base: str = Field(default="knapsack", description="the rule whose plan the actions correct; see agents/allocators")
     episodes: Count = 200
     warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
     noise_start: Annotated[float, Field(gt=0.0)] = 0.5

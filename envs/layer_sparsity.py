@@ -27,18 +27,18 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     ECCV 2018); the budget, the action's meaning and the observation differ as described below.
 
     ## Action Space
-    `Box(-1, 1, (1,))`. The action is a correction to an even-handed allocation:
+    `Box(-1, 1, (1,))`. The action is a correction to a base plan:
 
     | action | sparsity of the layer |
     |---|---|
     | -1 | the least that still lets the other layers meet the budget |
-    | 0 | what every layer to come would need alike to just meet the budget |
+    | 0 | the base plan's; what the layers before took too much or left over is shared in its proportions |
     | +1 | the most that still lets the budget be spent, at most `max_sparsity` |
 
     and linear in between. Every action is feasible, so nothing is clipped and the action a replay buffer stores is
     the one that was carried out, up to the rounding to whole channels. Whatever the actions, the finished plan costs
     no more than the budget, counted with integer channels, and ends less than a channel of its last layer below it.
-    All-zero actions give the uniform plan.
+    All-zero actions give the base plan, up to rounding.
 
     ## Observation Space
     `Box(0, 1, (features,))`, describing the layer the *next* action is for: first the layer's own statistics
@@ -68,6 +68,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     * `evaluator` (`Evaluator`): judges the finished plan; a real network's or a toy.
     * `statistics`: (layers, features) array in [0, 1], of `layer_statistics` for a real network.
     * `weights` (`RewardWeights`): of the reward's terms.
+    * `base`: (layers,) widths of the base plan; none is the uniform one.
 
     ## Version History
     * v0: first version.
@@ -81,6 +82,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         evaluator: Evaluator,
         statistics: NDArray[np.float32],
         weights: RewardWeights | None = None,
+        base: NDArray[np.int64] | None = None,
     ):
         layers = len(budget.structure.layers)
         if statistics.ndim != 2 or len(statistics) != layers:
@@ -88,6 +90,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.budget = budget
         self.evaluator = evaluator
         self.weights = weights or RewardWeights()
+        self.base = budget.structure.check_widths(budget.structure.widths if base is None else base)
         self.statistics = statistics.astype(np.float32)
         features = statistics.shape[1] + len(WALK_FEATURES)
         self.observation_space = spaces.Box(0.0, 1.0, (features,), np.float32)
@@ -128,16 +131,16 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def action_for(self, width: int) -> float:
         """The action that gives the layer at hand this width, or the nearest it may take."""
-        dense, least, even, most = self._range()
+        dense, least, base, most = self._range()
         sparsity = float(np.clip(1.0 - width / dense, least, most))
-        reach = most - even if sparsity > even else even - least
-        return (sparsity - even) / reach if reach > 0.0 else 0.0
+        reach = most - base if sparsity > base else base - least
+        return (sparsity - base) / reach if reach > 0.0 else 0.0
 
     def _width(self, action: float) -> int:
         """Map an action to the layer's width; see Action Space."""
         action = float(np.clip(action, -1.0, 1.0))
-        dense, least, even, most = self._range()
-        sparsity = even + action * (most - even if action > 0.0 else even - least)
+        dense, least, base, most = self._range()
+        sparsity = base + action * (most - base if action > 0.0 else base - least)
         low, high = round((1.0 - most) * dense), round((1.0 - least) * dense)
         return int(np.clip(round((1.0 - sparsity) * dense), low, high))
 
@@ -146,7 +149,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         dense = int(self.budget.structure.widths[len(self.widths)])
         low, high = self.budget.bounds(self.widths)
         least, most = 1.0 - high / dense, 1.0 - low / dense
-        return dense, least, float(np.clip(self.budget.even(self.widths), least, most)), most
+        return dense, least, float(np.clip(self.budget.share(self.widths, self.base), least, most)), most
 
     def _observe(self) -> Observation:
         walked = len(self.widths)
@@ -163,7 +166,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
             "reduced": (whole - spent) / whole,
             "rest": (spent - least) / whole,
             "budget": self.budget.fraction,
-            "even": self.budget.even(self.widths) if walked < last else 0.0,
+            "base": self.budget.share(self.widths, self.base) if walked < last else 0.0,
             "least": 1.0 - high / dense[t],
             "most": 1.0 - low / dense[t],
             "last_action": 1.0 - self.widths[-1] / dense[walked - 1] if walked else 0.0,

@@ -1,6 +1,7 @@
-"""Global rankings: the units of all layers compete for one budget by score alone, whatever they cost.
+"""Global rankings: the units of all layers compete for one budget.
 
-Scores of different layers are on different scales; each rule says how it makes them comparable.
+Scores of different layers are on different scales; each rule says how it makes them comparable. As published, the
+scores say nothing of what a unit costs; `knapsack` divides by it.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.isotonic import isotonic_regression
 
 from ...pruners.budget import Budget
 from ...pruners.criteria import scores
+from ...pruners.influence import loss_curves
 from .registry import Allocation, Widths, register_allocator
 
 Scores = NDArray[np.float64]
@@ -42,6 +45,26 @@ def global_l1(allocation: Allocation) -> Widths:
 def global_taylor(allocation: Allocation) -> Widths:
     """By the `taylor` criterion over its Euclidean norm in the layer (Molchanov et al., ICLR 2017, sec. 2.2)."""
     return best_units(allocation.budget, [_over(s, np.linalg.norm(s)) for s in scores(allocation.context, "taylor")])
+
+
+@register_allocator("knapsack")
+def knapsack(allocation: Allocation) -> Widths:
+    """The least sum of predicted logit distances on the budget: units by what they gain, over what they cost.
+
+    The gain is the fall of the layer's `loss_curves`, of the largest convex function below it, so that a unit never
+    counts for more than the one before; taking the best gain for the price is then the optimum of the relaxed problem
+    (Dantzig 1957). A unit's price is a share of what the whole layer costs where all others are whole. One small
+    forward pass a layer, and no candidate is judged.
+    """
+    budget, dense = allocation.budget, allocation.budget.structure.widths
+    gains = []
+    for index, curve in enumerate(loss_curves(allocation.context)):
+        least = dense.copy()
+        least[index] = 1
+        price = (budget.cost(dense) - budget.cost(least)) / max(1, dense[index] - 1)
+        slopes = isotonic_regression(np.diff(curve))  # of the convex minorant
+        gains.append(-slopes / max(price, 1e-12))
+    return best_units(budget, gains)
 
 
 def lamp_scores(squares: Scores) -> Scores:

@@ -180,7 +180,7 @@ def test_every_width_has_an_action(case, fraction, choices):
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
 def test_zero_actions_give_the_uniform_plan(name: str, cut: str, fraction: float) -> None:
     env = make(name, cut, fraction=fraction)
-    even = env.budget.even([])
+    even = env.budget.share([], env.base)
     _, _, info = roll(env, [0.0] * len(env.statistics))
     dense = env.budget.structure.widths
     off = np.abs(info["widths"] - (1.0 - even) * dense)
@@ -214,7 +214,7 @@ def test_an_observation_describes_the_next_layer() -> None:
             "reduced": 1 - now / whole,
             "rest": (now - least) / whole,
             "budget": 0.5,
-            "even": budget.even(chosen),
+            "base": budget.share(chosen, budget.structure.widths),
             "least": 1 - high / dense[t],
             "most": 1 - low / dense[t],
             "last_action": 1 - chosen[-1] / dense[t - 1] if t else 0.0,

@@ -1,0 +1,75 @@
+"""One-shot accuracy of every criterion after every repair: CIFAR-10 ResNets at half the FLOPs, no fine-tuning.
+
+python benchmarks/criteria.py --data DIR    (DIR holds cifar10-lossless/ and weights/)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import cifar_task, header, table
+
+from secateur.agents import Allocation, get_allocator
+from secateur.commands.task import Task
+from secateur.pruners.criteria import criteria
+from secateur.pruners.inference import accuracy, channels_last
+
+REPAIRS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "adaptive BN": {"adaptive_bn": 500},
+    "dense Gram": {"repair": "gram"},
+    "sequential": {"repair": "sequential"},
+    "… producers re-fitted": {"repair": "sequential", "refit": True},
+}
+SLOW = ("car", "rar")  # tens of minutes to rank the units of a ResNet-56
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
+    parser.add_argument("--criteria", nargs="+", default=criteria())
+    parser.add_argument("--allocators", nargs="+", default=["uniform"])
+    parser.add_argument("--draws", type=int, default=3, help="draws of the calibration images")
+    parser.add_argument("--slow-draws", type=int, default=1, help=f"of {' and '.join(SLOW)}")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(header())
+    for depth in args.depths:
+        rows = []
+        for criterion in args.criteria:
+            draws = min(args.draws, args.slow_draws) if criterion in SLOW else args.draws
+            found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in args.allocators}
+            for draw in range(draws):
+                options = (f"data.split_seed={draw}", f"pruning.criterion={criterion}", "layers.max_sparsity=0.95")
+                task = cifar_task(depth, args.data, *options)
+                for name in args.allocators:
+                    for repair, figure in accuracies(task, name).items():
+                        found[name][repair].append(figure)
+                        print(f"ResNet-{depth} {criterion} draw {draw} {name} {repair}: {figure:.2f}", file=sys.stderr)
+            for name, figures in found.items():
+                rows.append([criterion, name, str(draws), *(mean_and_deviation(figures[repair]) for repair in REPAIRS)])
+        print(f"\nResNet-{depth}, half of the FLOPs; top-1 on the test images, mean ± sd over the draws\n")
+        print(table(["criterion", "widths", "draws", *REPAIRS], rows), flush=True)
+
+
+def accuracies(task: Task, allocator: str) -> dict[str, float]:
+    """Repair → top-1 on the test images, of the network at this allocator's widths."""
+    assert task.test is not None
+    test = [(channels_last(images), labels) for images, labels in task.test]
+    widths = get_allocator(allocator).allocate(Allocation(task.budget, task.pruner.context))
+    return {repair: accuracy(task.pruner.prune(widths, **how), test) for repair, how in REPAIRS.items()}
+
+
+def mean_and_deviation(figures: list[float]) -> str:
+    return f"{np.mean(figures):.1f} ± {np.std(figures):.1f}" if len(figures) > 1 else f"{figures[0]:.1f}"
+
+
+if __name__ == "__main__":
+    main()
