@@ -26,7 +26,7 @@ from .layers import Selection, Structure
 
 RIDGE = 1e-4  # the least there is, of the mean squared input; towards the old weights, so it bounds a fit's step
 
-PLACES = 128  # output positions an image that a fit looks at
+PLACES = 64  # output positions an image that a fit looks at
 
 MOST_INPUTS = 8192  # kernel positions · inputs a group that a fit can hold
 

@@ -21,7 +21,6 @@ from torch import Tensor, fx, nn
 from ..networks.channel_pad import ChannelPad
 from .layers import Selection, Structure
 from .reconstruction import (
-    PLACES,
     RIDGE,
     Batches,
     Moments,
@@ -34,7 +33,6 @@ from .reconstruction import (
 )
 
 REFIT_RIDGE = 1e-2
-REFIT_PLACES = 64  # a producer only drifted, and has more inputs than what was cut: half the positions say as much
 _UNTRACEABLE = "sequential repair cannot follow this network's forward"
 _REMEDY = "use pruning.final_repair=gram"
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -260,7 +258,7 @@ class _Walk:
         source = site.node.all_input_nodes[0]
         rows = self._rows(f"{site.name}.weight")
         gain = self._gain(site, dense_outputs[0])
-        moments, sampler = Moments(), Sampler(module, PLACES if site.cut else REFIT_PLACES)
+        moments, sampler = Moments(), Sampler(module)
         channels = -1 if isinstance(module, nn.Linear) else 1
         for i, (x, y) in enumerate(zip(self.values[source]["pruned"], dense_outputs, strict=True)):
             target = y if rows is None else y.index_select(channels, rows)
