@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
 from secateur.agents import get_allocator
+from secateur.agents.allocators import ranks
 from secateur.agents.allocators.ranks import best_units, lamp_scores
 from secateur.pruners.budget import Budget
 from secateur.pruners.criteria import scores
@@ -96,3 +98,35 @@ def test_a_layers_scale_means_nothing_to_any_ranking(allocation):
             assert [rule.allocate(given).tolist() for rule in rules] == before
         finally:
             weight /= 10.0
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.05, 0.95))
+def test_knapsack_is_within_a_unit_of_the_best_there_is(allocation, seed, share):
+    """Where prices are constant and gains fall, no plan on the budget predicts less, but for what a unit is worth."""
+    given_ = allocation("residual")
+    structure = given_.budget.structure  # inner layers: each costs so much a unit, whatever the others do
+    least = structure.fraction("flops", [1] * len(structure.layers))
+    budget = Budget(structure, "flops", least + share * (1.0 - least), 0.9)
+    rng = np.random.default_rng(seed)
+    curves = [np.append(np.cumsum(np.sort(rng.exponential(size=n)))[::-1], 0.0) for n in structure.widths]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "loss_curves", lambda _context: curves)
+        widths = get_allocator("knapsack").allocate(replace(given_, budget=budget))
+
+    def predicted(plan):
+        return sum(curve[width] for curve, width in zip(curves, plan, strict=True))
+
+    plans = [
+        p for p in itertools.product(*(range(1, n + 1) for n in structure.widths)) if budget.cost(p) <= budget.limit
+    ]
+    worth = max(float(curve[0] - curve[1]) for curve in curves)
+    assert predicted(widths) <= min(map(predicted, plans)) + worth
+
+
+def test_knapsack_sees_through_a_curve_that_is_not_convex(allocation, monkeypatch):
+    """A layer that loses nothing until it loses all at once is not cut for what its first units seem to be worth."""
+    given_ = allocation("residual", 0.9)
+    cliff = [np.array([1.0] * n + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n + 1) for i, n in enumerate((4, 6, 8))]
+    monkeypatch.setattr(ranks, "loss_curves", lambda _context: cliff)
+    assert get_allocator("knapsack").allocate(given_)[2] == 8

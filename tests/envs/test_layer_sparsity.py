@@ -11,6 +11,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import zoo
@@ -37,13 +38,14 @@ def make(
     kind: str = "flops",
     fraction: float = 0.5,
     weights: RewardWeights | None = None,
+    base: NDArray[np.int64] | None = None,
 ) -> LayerSparsityEnv:
     """Statistics are a layer's position and nothing else, so that an observation tells whose it is."""
     structure = zoo.structure(name, cut)
     budget = Budget(structure, kind, fraction)  # type: ignore[arg-type]
     layers = len(structure.layers)
     statistics = np.linspace(0.0, 1.0, layers, dtype=np.float32)[:, None]
-    return LayerSparsityEnv(budget, zoo.Target(structure, budget.least), statistics, weights)
+    return LayerSparsityEnv(budget, zoo.Target(structure, budget.least), statistics, weights, base)
 
 
 def roll(env: gym.Env, actions: list[float]) -> tuple[list[np.ndarray], list[float], dict]:
@@ -186,6 +188,22 @@ def test_zero_actions_give_the_uniform_plan(name: str, cut: str, fraction: float
     off = np.abs(info["widths"] - (1.0 - even) * dense)
     assert np.all(off[:-1] <= 1.0)
     assert off[-1] <= 3.0  # the last layer takes what the others' rounding left
+
+
+@pytest.mark.parametrize(("name", "cut"), [("resnet20", "inner"), ("resnet20", "all"), ("digits", "inner")])
+@pytest.mark.parametrize("seed", range(4))
+def test_zero_actions_give_the_base_plan(name: str, cut: str, seed: int) -> None:
+    budget = make(name, cut, fraction=0.5).budget
+    base = budget.fill(np.random.default_rng(seed).uniform(0.2, 1.0, len(budget.structure.layers)))
+    env = make(name, cut, fraction=0.5, base=base)
+    _, _, info = roll(env, [0.0] * len(env.statistics))
+    off = np.abs(info["widths"] - base)
+    assert np.all(off[:-1] <= 1)
+    assert off[-1] <= 4  # the last layer takes what the others' rounding left
+    if cut == "inner":  # what one layer takes too much, the others pay in the base plan's proportions
+        _, _, info = roll(env, [-1.0] + [0.0] * (len(env.statistics) - 1))
+        assert info["widths"][0] == max(base[0], env.budget.bounds([])[1])
+        assert np.all(info["widths"][1:-1] <= base[1:-1] + 1)
 
 
 @pytest.mark.parametrize("action", [3.0, -7.0])
