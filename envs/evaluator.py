@@ -72,7 +72,9 @@ class CandidateEvaluator:
     ):
         self.pruner = pruner
         self.search = [(channels_last(images), labels) for images, labels in search]
-        self._prune = partial(pruner.prune, repair=repair, refit=refit, images=images, adaptive_bn=adaptive_bn)
+        self._prune = partial(
+            pruner.prune, repair=repair, refit=refit, images=images, adaptive_bn=adaptive_bn, guard=False
+        )
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
         self._logits = logits(pruner.dense, search)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .batchnorm import adapt_batchnorm
 from .criteria import Context, rank, select
-from .inference import channels_last, first_images
+from .inference import channels_last, first_images, logits
 from .layers import Selection, Structure
 from .reconstruction import Batches, DenseMoments, repair_from_moments
 from .sequential import repair_sequentially
 from .shrink import mask, shrink
 
 Repair = Literal["none", "gram", "sequential"]
+
+GUARD_IMAGES = 100  # that a repaired network is compared with the unrepaired one on
 
 
 class ChannelPruner:
@@ -59,6 +65,7 @@ class ChannelPruner:
         refit: bool = False,
         images: int | None = None,
         adaptive_bn: int = 0,
+        guard: bool = True,
     ) -> nn.Module:
         """A physically smaller network in eval mode. It shares what did not shrink with the dense one.
 
@@ -69,22 +76,54 @@ class ChannelPruner:
             refit: with `sequential`, producers whose inputs drifted are re-fitted too.
             images: with `sequential`, use about this many of the calibration images; none for all.
             adaptive_bn: re-estimate batch-norm statistics on about this many calibration images; 0 for none.
+            guard: never leave the logits further from the dense network's than they are without a repair, on the
+                first 100 calibration images: `gram` takes the place of `sequential` then, and nothing that of
+                `gram`, with a RuntimeWarning. Costs two passes of these images; a search does without.
         """
-        start = time.perf_counter()
         selection = self.selection(widths)
-        pruned = shrink(self.dense, self.structure, selection)
-        pruned.eval()
-        shrunk = time.perf_counter()
-        if repair == "gram":
-            repair_from_moments(pruned, self.dense, self.structure, selection, self.moments)
-        elif repair == "sequential":
-            batches = self.calibration if images is None else first_images(self.calibration, images)
-            repair_sequentially(pruned, self.dense, self.structure, selection, batches, refit=refit)
-        if adaptive_bn and np.any(widths < self.structure.widths):
-            adapt_batchnorm(pruned, first_images(self.calibration, adaptive_bn))
-        self.seconds["prune"] += shrunk - start
-        self.seconds["repair"] += time.perf_counter() - shrunk
+        untouched = np.array_equal(widths, self.structure.widths) or (repair == "none" and not adaptive_bn)
+        limit = self._distance(self._shrunk(selection)) if guard and not untouched else math.inf
+        for attempt in (repair, "gram") if repair == "sequential" else (repair,):
+            pruned = self._shrunk(selection)
+            start = time.perf_counter()
+            if attempt == "gram":
+                repair_from_moments(pruned, self.dense, self.structure, selection, self.moments)
+            elif attempt == "sequential":
+                batches = self.calibration if images is None else first_images(self.calibration, images)
+                repair_sequentially(pruned, self.dense, self.structure, selection, batches, refit=refit)
+            if adaptive_bn and not untouched:
+                adapt_batchnorm(pruned, first_images(self.calibration, adaptive_bn))
+            self.seconds["repair"] += time.perf_counter() - start
+            if untouched or not guard:
+                return pruned
+            distance = self._distance(pruned)
+            if math.isfinite(distance) and not distance > limit:
+                return pruned
+            warnings.warn(
+                f"the {attempt} repair was not taken: the squared distance of the logits from the dense network's is "
+                f"{distance:.4g} with it and {limit:.4g} without; cut less, or pass more calibration images",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self._shrunk(selection)
+
+    def _shrunk(self, selection: Selection) -> nn.Module:
+        start = time.perf_counter()
+        pruned = shrink(self.dense, self.structure, selection).eval()
+        self.seconds["prune"] += time.perf_counter() - start
         return pruned
+
+    def _distance(self, model: nn.Module) -> float:
+        """Mean squared distance of the logits from the dense network's, on the images that guard a repair."""
+        images, dense = self._guard
+        return float((logits(model, images) - dense).square().sum(1).mean())
+
+    @cached_property
+    def _guard(self) -> tuple[Batches, Tensor]:
+        batches = first_images(self.calibration, GUARD_IMAGES)
+        images = torch.cat([images for images, _ in batches])[:GUARD_IMAGES]
+        labels = torch.cat([labels for _, labels in batches])[:GUARD_IMAGES]
+        return [(images, labels)], logits(self.dense, [(images, labels)])
 
     def masked(self, widths: NDArray[np.int64]) -> nn.Module:
         """The dense-shaped network with the same channels zeroed, nothing repaired."""

@@ -28,6 +28,8 @@ RIDGE = 1e-4  # the least there is, of the mean squared input; towards the old w
 
 PLACES = 64  # output positions an image that a fit looks at
 
+EPS = torch.finfo(torch.float32).eps
+
 MOST_INPUTS = 8192  # kernel positions · inputs a group that a fit can hold
 
 Batches = Sequence[tuple[Tensor, Tensor]]
@@ -151,9 +153,11 @@ class Moments:
         """Means of x (groups, p) and t (groups, q), and the covariances xx (groups, p, p) and xt (groups, p, q)."""
         x, t = self._x / self.count, self._t / self.count
         xx = self._xx / self.count - x.unsqueeze(2) * x.unsqueeze(1)
+        varies = xx.diagonal(dim1=1, dim2=2) > (8.0 * EPS * self.mean).square()  # else a constant and rounding errors
+        xx = xx * varies.unsqueeze(2) * varies.unsqueeze(1)
         if not t.dim():
             return self.mean, t, xx, self._xt
-        xt = self._xt / self.count - x.unsqueeze(2) * t.unsqueeze(1)
+        xt = (self._xt / self.count - x.unsqueeze(2) * t.unsqueeze(1)) * varies.unsqueeze(2)
         return self.mean, self._origin_t.squeeze(1).double() + t, xx, xt
 
     def raw(self) -> tuple[Tensor, Tensor]:
@@ -162,7 +166,7 @@ class Moments:
         return xx + x.unsqueeze(2) * x.unsqueeze(1), xt + x.unsqueeze(2) * t.unsqueeze(1) if t.dim() else xt
 
 
-def damping(samples: int, inputs: int, ridge: float = RIDGE) -> float:
+def damping(samples: float, inputs: int, ridge: float = RIDGE) -> float:
     """The relative ridge of a fit: the fewer samples an input, the less they are believed.
 
     The best ridge is p/n · (1 − R²)/R² of the mean squared input, for p inputs of equal variance, n samples and steps
@@ -171,7 +175,7 @@ def damping(samples: int, inputs: int, ridge: float = RIDGE) -> float:
     and the next layer's fit is far off on top: logits 10⁵ times their spread away.
 
     Args:
-        samples: n that the moments were summed over.
+        samples: n that the moments were summed over, or as many of them as count as independent.
         inputs: p.
         ridge: the least.
     """
@@ -187,9 +191,13 @@ def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
         ridge: relative to the mean squared input.
 
     Returns:
-        (…, p, q) the step; 0 where the inputs are all zero.
+        (…, p, q) the step; 0 where the inputs are all zero, and where what it would take from ‖R − X D‖² is not
+        positive or not finite. It always is in exact arithmetic, but not with moments that overflowed or whose
+        rounding errors are larger than the ridge.
     """
     size = gram.shape[-1]
+    if not bool(torch.isfinite(gram).all()):
+        return torch.zeros_like(cross)
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
     damped = gram + (ridge * scale)[..., None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(damped)
@@ -198,7 +206,8 @@ def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
         step = torch.linalg.pinv(damped, hermitian=True) @ cross
     else:
         step = torch.cholesky_solve(cross, factor)
-    return step
+    gain = (step * (2.0 * cross - gram @ step)).sum((-2, -1), keepdim=True)
+    return torch.where(gain >= 0.0, step, 0.0)
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]

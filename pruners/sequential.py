@@ -10,6 +10,7 @@ computed with its new weights. A residual sum's other operand is computed first,
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -111,6 +112,17 @@ def repair_sequentially(
         _check(graph, dense, batches[0][0][:1])
         sites = _sites(graph, dense, kept, following_norms(dense, batches[0][0][:1]), refit)
         _Walk(graph, dense, pruned, kept, sites).run([images for images, _ in batches])
+
+
+def independent(samples: int, images: int) -> float:
+    """How many independent samples so many positions of so many images are worth: half-way in the logarithm.
+
+    Positions of an image see much the same. Counted in full, fits of MobileNetV3 (1,024 samples of 256 images, 576
+    inputs) follow the calibration images, every next one follows what the last one made of them, and other images'
+    logits end further off than without a repair. With one an image, ResNet-20 (128 positions) loses a point.
+    A Gram repair counts in full: its inputs are the dense network's, no fit builds on another, and it loses by less.
+    """
+    return math.sqrt(samples * images)
 
 
 def _check(graph: fx.Graph, dense: nn.Module, image: Tensor) -> None:
@@ -272,7 +284,8 @@ class _Walk:
         mean_x, mean_t, xx, xt = moments.centered()
         if not intercept:
             xx, xt = moments.raw()
-        ridge = damping(moments.count, xx.shape[-1], RIDGE if site.cut else REFIT_RIDGE)
+        samples = independent(moments.count, sum(len(x) for x in self.values[source]["pruned"]))
+        ridge = damping(samples, xx.shape[-1], RIDGE if site.cut else REFIT_RIDGE)
         step = ridge_step(xx, xt - xx @ weight.transpose(1, 2), ridge)
         fitted = weight + step.transpose(1, 2)
         module.weight.data = sampler.unweight(fitted, module.weight)

@@ -49,7 +49,6 @@ class Architecture:
         size: of an image, in pixels; the smallest it runs on, or the smallest on which it is not starved.
         images: that repair.
         dear: where the repair's test leaves all whole: thousands of inputs, so that a fit takes too long for a test.
-        astray: whether a sequential repair is known to leave its logits further off; why is not known yet.
     """
 
     layers: int
@@ -58,7 +57,6 @@ class Architecture:
     size: int = 32
     images: int = 128
     dear: tuple[str, ...] = ()
-    astray: bool = False
 
 
 def trunks(count: int) -> dict[str, int]:
@@ -85,7 +83,7 @@ ARCHITECTURES = {
     # stem, expansions, projections of the two stages of one block each, last convolution; five stages are trunks
     "torchvision:mobilenet_v2": Architecture(1 + 16 + 2 + 1, trunks(5)),
     # stem, expansions, squeezes, the first projection, last convolution, hidden linear layer
-    "torchvision:mobilenet_v3_small": Architecture(1 + 10 + 9 + 1 + 1 + 1, trunks(4), size=64, images=256, astray=True),
+    "torchvision:mobilenet_v3_small": Architecture(1 + 10 + 9 + 1 + 1 + 1, trunks(4), size=64, images=256),
     # stem, one inside each branch, last convolution; left whole is what is shuffled: both ends of 13 and of 3 units
     "torchvision:shufflenet_v2_x1_0": Architecture(1 + 16 + 1, {"output": 1, "could not be traced": 13 + 3 * 2 + 2}),
     "torchvision:mnasnet1_0": Architecture(1 + 16 + 2 + 1, trunks(5)),
@@ -180,6 +178,12 @@ class Case:
         return draw(self.part, [layer.width // 2 for layer in self.part.layers])
 
     @cached_property
+    def few(self) -> Selection:
+        """Half of the units of every eighth layer, from the second on, at random."""
+        layers = self.part.layers
+        return draw(self.part, [x.width // 2 if i % 8 == 1 else x.width for i, x in enumerate(layers)])
+
+    @cached_property
     def moments(self) -> DenseMoments:
         return collect_moments(self.model, self.part, self.task.calibration)
 
@@ -195,16 +199,16 @@ class Case:
 
     @cached_property
     def unrepaired(self) -> dict[str, float]:
-        return self.losses("none")
+        return self.losses("none", self.half)
 
-    def losses(self, repair: Repair) -> dict[str, float]:
-        """Of half of the network: consumer → squared error over variance, on the held-out images; "" for the logits."""
-        kept = self.part.kept_positions(self.half)
-        pruned = shrink(self.model, self.part, self.half).eval()
+    def losses(self, repair: Repair, selection: Selection) -> dict[str, float]:
+        """Of part of the network: consumer → squared error over variance, on the held-out images; "" for the logits."""
+        kept = self.part.kept_positions(selection)
+        pruned = shrink(self.model, self.part, selection).eval()
         if repair == "gram":
-            repair_from_moments(pruned, self.model, self.part, self.half, self.moments)
+            repair_from_moments(pruned, self.model, self.part, selection, self.moments)
         elif repair == "sequential":
-            repair_sequentially(pruned, self.model, self.part, self.half, self.task.calibration)
+            repair_sequentially(pruned, self.model, self.part, selection, self.task.calibration)
         found = watch(pruned, self.held_out, list(self.features.values()))
         losses = {}
         for name, place in {**self.features, "": ""}.items():
@@ -301,16 +305,18 @@ def test_saved_and_loaded_it_is_the_same_network(case: Case, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("repair", ["gram", "sequential"])
-def test_repair_brings_features_nearer_on_other_images(
-    case: Case, repair: Repair, request: pytest.FixtureRequest
-) -> None:
-    if repair == "sequential" and case.known.astray:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="a known fault of the repair, not of the network"))
-    before, after = case.unrepaired, case.losses(repair)
+def test_repair_brings_features_nearer_on_other_images(case: Case, repair: Repair) -> None:
+    before, after = case.unrepaired, case.losses(repair, case.half)
     assert before[""] > 0.1  # half of the network is gone
-    # A Gram repair fits each consumer to the dense network's inputs and knows nothing of the drift from the other
-    # cuts: where half of fifty layers is gone at random, logits are noise with it and without. Features are nearer.
+    # A Gram repair fits each consumer to the dense network's inputs and knows nothing of the drift from other cuts:
+    # its features are nearer, but with half of fifty layers gone at random, logits are noise with it and without
+    # (RegNet 1.16 after 1.06, MobileNetV1 1.57 after 1.42). A sequential repair sees the drift (0.72 and 1.00).
     assert after[""] < before[""] or repair == "gram"
     assert math.fsum(after.values()) < math.fsum(before.values())
     nearer = [name for name in after if after[name] < before[name]]
     assert len(nearer) > 0.6 * len(after)
+
+
+def test_a_gram_repair_brings_logits_nearer_where_few_layers_are_cut(case: Case) -> None:
+    # every eighth: what little drift there is does not hide what the fits are worth
+    assert case.losses("gram", case.few)[""] < case.losses("none", case.few)[""]

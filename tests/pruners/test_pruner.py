@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import zoo
@@ -38,26 +41,83 @@ def test_prune_is_shrink_and_repair(name: str) -> None:
     expected = shrink(p.dense, p.structure, selection)
     assert same(p.prune(widths), expected)
     repair_from_moments(expected, p.dense, p.structure, selection, collect_moments(p.dense, p.structure, p.calibration))
-    assert same(p.prune(widths, "gram"), expected)
+    assert same(p.prune(widths, "gram", guard=False), expected)
     for refit in (False, True):
         for images, batches in ((None, p.calibration), (20, p.calibration[:1]), (30, p.calibration[:2])):
             expected = shrink(p.dense, p.structure, selection)
             repair_sequentially(expected, p.dense, p.structure, selection, batches, refit=refit)
-            assert same(p.prune(widths, "sequential", refit=refit, images=images), expected)
+            assert same(p.prune(widths, "sequential", refit=refit, images=images, guard=False), expected)
     expected = shrink(p.dense, p.structure, selection)
     adapt_batchnorm(expected, p.calibration[:2])
-    assert same(p.prune(widths, adaptive_bn=25), expected)
+    assert same(p.prune(widths, adaptive_bn=25, guard=False), expected)
 
 
 def test_pruning_does_not_change_the_dense_network_nor_depend_on_the_past() -> None:
     p = pruner("residual", "all")
     before = copy.deepcopy(p.dense)
     half, quarter = np.maximum(1, p.structure.widths // 2), np.maximum(1, p.structure.widths // 4)
-    first = copy.deepcopy(p.prune(half, "sequential", refit=True, adaptive_bn=24))
+    first = copy.deepcopy(p.prune(half, "sequential", refit=True, adaptive_bn=24, guard=False))
     for repair in ("none", "gram", "sequential"):
-        p.prune(quarter, repair, adaptive_bn=24)  # type: ignore[arg-type]
+        p.prune(quarter, repair, adaptive_bn=24, guard=False)  # type: ignore[arg-type]
     assert same(p.dense, before)
-    assert same(p.prune(half, "sequential", refit=True, adaptive_bn=24), first)
+    assert same(p.prune(half, "sequential", refit=True, adaptive_bn=24, guard=False), first)
+
+
+def distance(p: ChannelPruner, pruned: nn.Module) -> float:
+    """Squared, of the logits from the dense network's, on the first 100 calibration images."""
+    x = torch.cat([images for images, _ in p.calibration])[:100]
+    with torch.no_grad():
+        return float((pruned(x) - p.dense(x)).square().sum(1).mean())
+
+
+def test_a_repair_that_harms_is_not_taken() -> None:
+    p = pruner("residual", "sampled")
+    widths = np.maximum(1, p.structure.widths // 4)
+    unrepaired, repaired = p.prune(widths), p.prune(widths, "gram", guard=False)
+    figures = [f"{distance(p, model):.4g}" for model in (repaired, unrepaired)]
+    with pytest.warns(RuntimeWarning, match=f"the gram repair was not taken: .* {figures[0]} with .* {figures[1]} wit"):
+        assert same(p.prune(widths, "gram"), unrepaired)
+
+
+@pytest.mark.parametrize("harm", [1e6, float("nan")])
+def test_what_takes_the_place_of_a_sequential_repair_is_a_gram_repair(
+    harm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_it(pruned: nn.Module, *_args: object, **_kwargs: object) -> None:
+        pruned.get_submodule("linear").bias = nn.Parameter(torch.full((zoo.CLASSES,), harm))
+
+    monkeypatch.setattr("secateur.pruners.pruner.repair_sequentially", break_it)
+    p = pruner("residual")
+    widths = p.structure.widths // 2
+    with pytest.warns(RuntimeWarning, match="the sequential repair was not taken"):
+        assert same(p.prune(widths, "sequential"), p.prune(widths, "gram"))
+
+
+@functools.cache
+def cached_pruner(name: str, cut: str) -> ChannelPruner:
+    return pruner(name, cut)
+
+
+@pytest.mark.filterwarnings("ignore:the .* repair was not taken:RuntimeWarning")
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), case=st.sampled_from([case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]))
+def test_no_repair_takes_the_logits_further_off(data: st.DataObject, case: tuple[str, str]) -> None:
+    p = cached_pruner(*case)
+    widths = np.array([data.draw(st.integers(1, int(width))) for width in p.structure.widths])
+    repair = data.draw(st.sampled_from(["gram", "sequential", "none"]))
+    options = {
+        "refit": data.draw(st.booleans()),
+        "adaptive_bn": data.draw(st.sampled_from([0, 24])),
+        "images": data.draw(st.sampled_from([None, 24])),
+    }
+    repaired = distance(p, p.prune(widths, repair, **options))
+    assert repaired <= distance(p, p.prune(widths)) * (1 + 1e-5)
+
+
+def test_a_dead_layer_leaves_a_sequential_repair_finite() -> None:
+    p = pruner("shared_two_norms")
+    pruned = p.prune(p.structure.widths // 2, "sequential", guard=False)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in pruned.state_dict().values())
 
 
 def test_nothing_cut_nothing_recalibrated() -> None:

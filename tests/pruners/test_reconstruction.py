@@ -30,6 +30,7 @@ from secateur.pruners.reconstruction import (
     repairable,
     ridge_step,
 )
+from secateur.pruners.sequential import repair_sequentially
 from secateur.pruners.shrink import shrink
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
@@ -149,6 +150,30 @@ def test_ridge_step_of_singular_systems_is_finite() -> None:
         step = ridge_step(gram, cross, ridge)
         torch.testing.assert_close(step[0], torch.full((4, 2), 0.25, dtype=torch.float64), rtol=1e-3, atol=1e-6)
         assert torch.equal(step[1], torch.zeros(4, 2, dtype=torch.float64))
+
+
+def test_a_step_that_would_not_help_is_not_taken() -> None:
+    # rounding errors larger than the ridge: an indefinite "Gram matrix"; the group beside it is solved all the same
+    gram = torch.stack([torch.diag(torch.tensor([1.0, d], dtype=torch.float64)) for d in (1.0, -0.5)])
+    cross = torch.ones(2, 2, 1, dtype=torch.float64)
+    step = ridge_step(gram, cross, 1e-9)
+    torch.testing.assert_close(step[0], cross[0])
+    assert torch.equal(step[1], torch.zeros(2, 1, dtype=torch.float64))
+    for huge in (torch.inf, torch.nan):
+        assert torch.equal(ridge_step(gram * huge, cross), torch.zeros_like(cross))
+
+
+@pytest.mark.parametrize("value", [0.0, 0.2094, -3e4])
+def test_an_input_that_is_constant_says_nothing_about_the_target(value: float) -> None:
+    # behind a dead layer all images look alike: what is left are rounding errors, of which a step of 1e290 was made
+    moments, constant = Moments(), torch.full((1, 30, 3), value)
+    for _ in range(3):
+        moments.add(torch.cat([constant, torch.randn(1, 30, 1)], 2), torch.randn(1, 30, 2))
+    _, _, xx, xt = moments.centered()
+    assert torch.equal(xx[:, :3], torch.zeros(1, 3, 4, dtype=torch.float64))
+    assert torch.equal(xt[:, :3], torch.zeros(1, 3, 2, dtype=torch.float64))
+    assert torch.equal(ridge_step(xx, xt)[:, :3], torch.zeros(1, 3, 2, dtype=torch.float64))
+    assert (xx[:, 3, 3] > 0.5).all()
 
 
 def fit(x: np.ndarray, target: np.ndarray, old: np.ndarray, intercept: bool, ridge: float) -> tuple[np.ndarray, ...]:
@@ -388,15 +413,15 @@ def doubled(dead: bool = False) -> nn.Module:
     return model
 
 
-def pruned_by_half(model: nn.Module, sequential: bool = False) -> tuple[Structure, Selection, nn.Module]:
+def pruned_by_half(
+    model: nn.Module, sequential: bool = False, images: int = 64
+) -> tuple[Structure, Selection, nn.Module]:
     structure = find_layers(model, zoo.RGB)
     selection = zoo.whole(structure)
     selection[0] = np.arange(4)
     pruned = shrink(model, structure, selection)
-    batches = zoo.batches("vgg")
+    batches = zoo.batches("vgg", (images,))
     if sequential:
-        from secateur.pruners.sequential import repair_sequentially
-
         repair_sequentially(pruned, model, structure, selection, batches)
     else:
         repair_from_moments(pruned, model, structure, selection, collect_moments(model, structure, batches))
@@ -406,7 +431,7 @@ def pruned_by_half(model: nn.Module, sequential: bool = False) -> tuple[Structur
 @pytest.mark.parametrize("sequential", [False, True])
 def test_a_doubled_channel_is_removed_without_loss(sequential: bool) -> None:
     model = doubled()
-    structure, selection, pruned = pruned_by_half(model, sequential)
+    structure, selection, pruned = pruned_by_half(model, sequential, images=512)
     x = zoo.images("vgg", 16, seed=99)  # none of the calibration images
     with torch.no_grad():
         dense, repaired, unrepaired = model(x), pruned(x), shrink(model, structure, selection)(x)

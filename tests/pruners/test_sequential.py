@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import operator
 
 import numpy as np
@@ -80,7 +81,7 @@ def assert_fitted(
     if intercept is None:
         mean_x, mean_t = 0 * mean_x, 0 * mean_t
     inputs, outputs = inputs - mean_x, outputs - mean_t
-    ridge = damping(*inputs.shape, ridge)
+    ridge = damping(math.sqrt(len(inputs) * len(x)), inputs.shape[1], ridge)
     damp = np.sqrt(ridge * np.square(inputs).sum(0).mean()) * np.eye(inputs.shape[1])
     expected = np.linalg.lstsq(np.vstack([inputs, damp]), np.vstack([outputs, damp @ start]), rcond=None)[0]
     np.testing.assert_allclose(sampler.weight(module.weight.detach())[0].T.numpy(), expected, atol=5e-4)
