@@ -90,7 +90,7 @@ class PruningConfig(Section):
     """How a candidate is pruned and repaired: while searching, and in the end."""
 
     criterion: str = "l1"
-    search_repair: Literal["none", "gram", "sequential"] = "gram"
+    search_repair: Literal["none", "gram", "sequential"] = "sequential"
     search_images: Count | None = Field(
         default=100, description="calibration images a candidate's sequential repair uses"
     )
