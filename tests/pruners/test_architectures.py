@@ -68,7 +68,7 @@ def trunks(count: int) -> dict[str, int]:
 ARCHITECTURES = {
     "torchvision:alexnet": Architecture(5 + 2, size=64, dear=("classifier",)),
     "torchvision:vgg16_bn": Architecture(
-        13 + 2, images=64, dear=("features.2", "features.3", "features.40", "classifier")
+        13 + 2, images=64, dear=("features.17", "features.2", "features.3", "features.40", "classifier")
     ),
     # the stem adds to the first block, which has no shortcut convolution …
     "torchvision:resnet18": Architecture(8, trunks(4), dear=("layer4",)),
@@ -77,7 +77,7 @@ ARCHITECTURES = {
     "torchvision:resnext50_32x4d": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer4",)),
     "torchvision:wide_resnet50_2": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer3", "layer4")),
     # nothing is ever added: the stem, two convolutions in each of 6 + 12 + 24 + 16, three transitions
-    "torchvision:densenet121": Architecture(1 + 58 * 2 + 3, images=64),
+    "torchvision:densenet121": Architecture(1 + 58 * 2 + 3, images=64, dear=("features.denseblock4",)),
     "torchvision:squeezenet1_1": Architecture(1 + 8 * 3),
     "torchvision:googlenet": Architecture(3 + 9 * 6),
     # stem, expansions, projections of the two stages of one block each, last convolution; five stages are trunks
@@ -298,7 +298,7 @@ def test_masked_and_shrunk_network_agree(case: Case) -> None:
 def test_saved_and_loaded_it_is_the_same_network(case: Case, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     structure = case.structure
-    widths = np.array([rng.integers((layer.width + 1) // 2, layer.width + 1) for layer in structure.layers])
+    widths = np.array([rng.integers((layer.width + 3) // 4, layer.width // 2 + 1) for layer in structure.layers])
     small = case.task.pruner.prune(widths)
     save_network(small, tmp_path, case.task, structure.kept_positions(case.task.pruner.selection(widths)))
     zoo.assert_same_network(secateur.load(tmp_path), small, case.held_out[:2])
@@ -310,7 +310,8 @@ def test_repair_brings_features_nearer_on_other_images(case: Case, repair: Repai
     assert before[""] > 0.1  # half of the network is gone
     # A Gram repair fits each consumer to the dense network's inputs and knows nothing of the drift from other cuts:
     # its features are nearer, but with half of fifty layers gone at random, logits are noise with it and without
-    # (RegNet 1.16 after 1.06, MobileNetV1 1.57 after 1.42). A sequential repair sees the drift (0.72 and 1.00).
+    # (RegNet 1.16 after 1.06, MobileNetV1 1.57 after 1.42). A sequential repair sees the drift (0.72 and
+    # 1.00); yet on another draw of images it left RegNet's at 1.40 after 1.30, too: past 1 the order is chance.
     assert after[""] < before[""] or repair == "gram"
     assert math.fsum(after.values()) < math.fsum(before.values())
     nearer = [name for name in after if after[name] < before[name]]
