@@ -254,10 +254,10 @@ def correlation_table(tree: Mapping[str, Any]) -> Table:
     table = Table(
         title="Does the search pay for what counts?",
         box=box.SIMPLE_HEAD,
-        caption="rows: on search images; sections: on test images; +1: both prefer the same plans; 95 %: bootstrap "
-        "interval of Spearman; n: plans",
+        caption="ρ Spearman with its 95 % bootstrap interval, r Pearson, τ Kendall: +1 where both prefer the same of n "
+        "plans; rows on the search images, sections on the test images",
     )
-    for column in ("", "Spearman", "95 %", "Pearson", "Kendall", "n"):
+    for column in ("", "ρ", "95 %", "r", "τ", "n"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for target in dict.fromkeys(entry["target"] for entry in tree["coefficients"]):
         table.add_row(tree["targets"][target], style="bold")

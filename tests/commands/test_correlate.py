@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from rich.console import Console
 
 import secateur
 import zoo
@@ -112,6 +114,22 @@ def test_everything_is_written(measured):
     blue = np.array([0x2A, 0x6F, 0xBB]) / 255
     seen = 0.7 * blue + 0.3  # through its transparency, on white
     assert np.sum(np.abs(pixels - seen).max(-1) < 0.02) > 4 * 15
+
+
+def test_the_table_fits_a_narrow_terminal_and_marks_what_is_undefined():
+    rows = made_up(7, tuned=4)
+    tree = {"coefficients": correlations(rows), "proxies": PROXIES, "targets": TARGETS}
+    console = Console(width=80, file=io.StringIO())
+    console.print(module.correlation_table(tree))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert "…" not in [part[-1] for line in lines for part in line if len(part) > 1]  # nothing was cut short
+    found = {(entry["proxy"], entry["target"]): entry for entry in tree["coefficients"]}
+    shown = [line for line in lines if line[1:2] == ["reward"]]
+    assert [line[-1] for line in shown] == ["7", "7", "4"]
+    assert shown[0][2] == f"{found['reward', 'test_accuracy']['spearman']:+.2f}"
+    assert [line[3:] for line in lines if line[:2] == ["nothing", "repaired:"]] == [
+        ["–", "–", "–", "–", n] for n in ("7", "7", "4")
+    ]
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(run, measured, tmp_path, monkeypatch):
