@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .commands.apply import Applied, apply, load
     from .commands.compare import Comparison, compare
+    from .commands.correlate import Correlation, correlate
     from .commands.filters import Filters, filters
     from .commands.magnitude import magnitude
     from .commands.sensitivity import Sensitivity, sensitivity
@@ -26,6 +27,7 @@ _HOMES = {
     "Applied": ".commands.apply",
     "Comparison": ".commands.compare",
     "Config": ".configs",
+    "Correlation": ".commands.correlate",
     "Filters": ".commands.filters",
     "Images": ".commands.task",
     "RatioPlan": ".pruners.plan",
@@ -33,6 +35,7 @@ _HOMES = {
     "Training": ".commands.train",
     "apply": ".commands.apply",
     "compare": ".commands.compare",
+    "correlate": ".commands.correlate",
     "filters": ".commands.filters",
     "load": ".commands.apply",
     "magnitude": ".commands.magnitude",
@@ -44,6 +47,7 @@ __all__ = [
     "Applied",
     "Comparison",
     "Config",
+    "Correlation",
     "Filters",
     "Images",
     "RatioPlan",
@@ -51,6 +55,7 @@ __all__ = [
     "Training",
     "apply",
     "compare",
+    "correlate",
     "filters",
     "load",
     "magnitude",

@@ -248,6 +248,44 @@ def filters_command(
     _wrote(reporter, done.folder, "filters.json", "filters.png")
 
 
+@app.command("correlate")
+def correlate_command(
+    config: Annotated[str | None, typer.Argument(help=CONFIG_HELP + " [default: the embedded one, digits]")] = None,
+    plans: Annotated[int | None, typer.Option("--plans", help="Random plans to judge. [default: 50]")] = None,
+    finetune_plans: Annotated[
+        int | None, typer.Option("--finetune-plans", help="The first so many are fine-tuned. [default: 15]")
+    ] = None,
+    finetune: Annotated[
+        int | None, typer.Option("--finetune", help="Epochs. [default: 0, no fine-tuning]", min=0)
+    ] = None,
+    out: Out = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Go on with the interrupted run in this folder.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Judge random plans by what a search looks at and by what counts in the end, and correlate the two.
+
+    Example: secateur correlate cifar10-resnet20 --set data.root=DIR --plans 50 --finetune-plans 15 --finetune 1
+
+    Ctrl-C keeps what was judged; --resume goes on.
+    """
+    from .correlate import correlate
+
+    reporter = RichReporter()
+    done = correlate(
+        config,
+        plans=plans,
+        finetune_plans=finetune_plans,
+        finetune=finetune,
+        overrides=overrides or (),
+        out=out,
+        resume=resume,
+        reporter=reporter,
+    )
+    _wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl")
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 

@@ -23,7 +23,7 @@ from ..pruners.plan import RatioPlan, plan_path, write_json
 from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
-from .folders import check_free, existing_run, new_folder
+from .folders import check_free, interrupted_run, new_folder
 from .task import CONFIG_NAME, Images, Task, describe
 
 COMPARE_NAME = "compare.json"
@@ -88,7 +88,7 @@ def compare(
     if finetune < 0:
         raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
     check_free(out)
-    previous = _interrupted(resume) if resume is not None else None
+    previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
     if previous:
         config, overrides = previous / CONFIG_NAME, ()
     paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
@@ -138,13 +138,6 @@ def compare(
     comparison_figure(rows, loaded, folder / "compare.png")
     reporter.show(compare_table(rows))
     return Comparison(rows, loaded, folder)
-
-
-def _interrupted(resume: str | Path) -> Path:
-    folder = existing_run(resume, "compare")
-    if (folder / COMPARE_NAME).exists():
-        raise ValueError(f"--resume {folder}: that comparison is finished; start another one in a new folder")
-    return folder
 
 
 def _check_alike(plans: Sequence[RatioPlan]) -> None:

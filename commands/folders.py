@@ -51,3 +51,15 @@ def existing_run(folder: str | Path, command: str) -> Path:
             f"--resume {path}: no run there (no {CONFIG_NAME}); start one with secateur {command} --out {path}"
         )
     return path
+
+
+def interrupted_run(folder: str | Path, command: str, result: str) -> Path:
+    """The folder of a run that has not yet written its result.
+
+    Raises:
+        ValueError: there is none, or it is finished.
+    """
+    path = existing_run(folder, command)
+    if (path / result).exists():
+        raise ValueError(f"--resume {path}: that run is finished; start another one in a new folder")
+    return path

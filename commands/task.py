@@ -131,16 +131,24 @@ class Task:
             parameter.data = parameter.data.clone()
         return pruned
 
+    def check_finetune(self, epochs: int) -> None:
+        """Whether there is anything to fine-tune on.
+
+        Raises:
+            ValueError: there are no training images.
+        """
+        if epochs and self.train is None:
+            raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
+
     def finetune(self, model: nn.Module, epochs: int, reporter: Reporter, on_step: OnStep | None = None) -> None:
         """Train a pruned network in place: SGD, cosine; `on_step` as in `fit`.
 
         Raises:
             ValueError: there are no training images.
         """
-        if epochs == 0:
+        self.check_finetune(epochs)
+        if epochs == 0 or self.train is None:
             return
-        if self.train is None:
-            raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
         config = self.config.finetune.model_copy(update={"epochs": epochs})
         run_fit(model, self.train(config.batch_size), config, self.config.seed, reporter, "fine-tune", on_step)
 

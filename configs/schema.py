@@ -171,6 +171,14 @@ class CompareConfig(Section):
     candidates: Count | None = Field(default=None, description="of every search; none: as many as the plan's search")
 
 
+class CorrelateConfig(Section):
+    """How many random plans tell whether the search pays for what counts. Two always correlate perfectly."""
+
+    plans: Annotated[int, Field(ge=3)] = 50
+    finetune_plans: Annotated[int, Field(ge=3)] = Field(default=15, description="the first so many are fine-tuned")
+    finetune: Annotated[int, Field(ge=0)] = Field(default=0, description="epochs, 0 for no fine-tuning")
+
+
 class Config(Section):
     """Everything a run needs. Values shown in `configs/*.yaml`; override with `--set section.key=value`.
 
@@ -191,3 +199,4 @@ class Config(Section):
     finetune: FitConfig = FitConfig()
     magnitude: MagnitudeConfig = MagnitudeConfig()
     compare: CompareConfig = CompareConfig()
+    correlate: CorrelateConfig = CorrelateConfig()

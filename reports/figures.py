@@ -149,6 +149,43 @@ def filters_figure(tiles: NDArray[np.float64], tree: Mapping[str, Any], path: Pa
     return _save(figure, path)
 
 
+def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
+    """A row of panels a target, a column a proxy; right and up is better. Takes what `correlate.json` holds."""
+    targets = list(dict.fromkeys(entry["target"] for entry in tree["coefficients"]))
+    proxies = list(tree["proxies"])
+    figure = Figure(figsize=(2.7 * len(proxies) + 0.4, 2.6 * len(targets) + 0.6), layout="constrained")
+    panels = figure.subplots(len(targets), len(proxies), sharex="col", sharey="row", squeeze=False)
+    for entry in tree["coefficients"]:
+        i, j = targets.index(entry["target"]), proxies.index(entry["proxy"])
+        rows = [row for row in tree["rows"] if row[entry["target"]] is not None]
+        axes = panels[i, j]
+        axes.scatter(
+            [row[entry["proxy"]] for row in rows], [row[entry["target"]] for row in rows], 14, color=BLUE, alpha=0.7
+        )
+        found = [entry[name] for name in ("spearman", "pearson", "kendall")]
+        shown = ["–" if value is None else f"{value:+.2f}" for value in found]
+        axes.set_title("ρ {}  r {}  τ {}".format(*shown), fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3, linewidth=0.5)
+    for axes, target in zip(panels[:, 0], targets, strict=True):
+        count = sum(row[target] is not None for row in tree["rows"])
+        axes.set_ylabel(f"{tree['targets'][target]}\n({count} plans)", fontsize=9)
+        axes.yaxis.set_inverted(target in tree["losses"])
+    for axes, proxy in zip(panels[-1], proxies, strict=True):
+        axes.set_xlabel(tree["proxies"][proxy], fontsize=9)
+        axes.xaxis.set_inverted(proxy in tree["losses"])
+    budget, images = tree["budget"], tree["images"]
+    tuned = f"; epochs of fine-tuning: {tree['finetune_epochs']}" if tree["finetune_epochs"] else ""
+    kind = {"flops": "FLOPs", "params": "parameters"}[budget["kind"]]
+    figure.suptitle(
+        f"{tree['config']}: random plans at {100 * budget['fraction']:g} % of the {kind}; across: on "
+        f"{images['search']} search images, up: on {images['test']} test images{tuned}; distances run backwards: right "
+        "and up is better\nρ Spearman, r Pearson, τ Kendall: +1 where both prefer the same plans",
+        fontsize=9,
+    )
+    return _save(figure, path)
+
+
 def _label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     same = [other for other in rows if other["allocator"] == row["allocator"]]
     return f"{row['allocator']} {row['seed']}" if len(same) > 1 else str(row["allocator"])

@@ -70,6 +70,23 @@ def random_plan(allocation: Allocation) -> Widths:
     return budget.fill(dense * (1.0 - allocation.rng.uniform(0.0, budget.max_sparsity, len(dense))))
 
 
+def random_plans(allocation: Allocation, count: int) -> list[Widths]:
+    """So many different random plans, in the order drawn.
+
+    Raises:
+        ValueError: there are not so many on the budget, or they are too rare to come up.
+    """
+    drawn: dict[tuple[int, ...], Widths] = {}
+    repeats = 0
+    while len(drawn) < count:
+        plan = random_plan(allocation)
+        repeats = repeats + 1 if tuple(plan.tolist()) in drawn else 0
+        drawn.setdefault(tuple(plan.tolist()), plan)
+        if repeats >= PATIENCE:
+            raise ValueError(f"{count} random plans asked, but only {len(drawn)} differ on this budget: ask for fewer")
+    return list(drawn.values())
+
+
 @register_allocator("hill_climb", searches=True)
 def hill_climb(allocation: Allocation) -> Widths:
     """From the `threshold` plan: move channels between two layers on the budget, keep what raises the reward.

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secateur.agents import get_allocator
-from secateur.agents.allocators.searches import move
+from secateur.agents.allocators.searches import move, random_plan, random_plans
 
 
 class Separable:
@@ -61,6 +61,23 @@ def test_random_search_keeps_the_best_of_its_candidates(allocation):
     best = get_allocator("random").allocate(given)
     assert len({tuple(widths) for widths in judged}) == 20
     assert best[2] == max(widths[2] for widths in judged)
+
+
+def test_random_plans_differ_and_come_in_the_order_drawn(allocation):
+    def drawing(seed):
+        return allocation(rng=np.random.default_rng(seed))
+
+    plans = random_plans(drawing(5), 20)
+    assert len({tuple(plan) for plan in plans}) == 20
+    same = drawing(5)
+    assert [plan.tolist() for plan in plans[:2]] == [random_plan(same).tolist() for _ in range(2)]
+    assert [plan.tolist() for plan in random_plans(drawing(5), 7)] == [plan.tolist() for plan in plans[:7]]
+    assert [plan.tolist() for plan in random_plans(drawing(6), 7)] != [plan.tolist() for plan in plans[:7]]
+
+
+def test_more_random_plans_than_there_are_is_an_error_that_says_how_many(allocation):
+    with pytest.raises(ValueError, match=r"9 random plans asked, but only 1 differ .*ask for fewer"):
+        random_plans(allocation(fraction=1.0), 9)
 
 
 @pytest.mark.parametrize("seed", range(20))

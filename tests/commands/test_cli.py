@@ -14,7 +14,7 @@ def secateur(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", ["train", "apply", "compare", "magnitude", "sensitivity", "filters"])
+@pytest.mark.parametrize("command", ["train", "apply", "compare", "correlate", "magnitude", "sensitivity", "filters"])
 def test_help_teaches(command):
     shown = secateur(command, "--help")
     assert shown.returncode == 0
@@ -47,6 +47,9 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["sensitivity", "--sparsities", "0.5,half"], "numbers separated by commas"),
         (["sensitivity", "--repair", "gramm"], "did you mean gram?"),
         (["filters", "--criterion", "l1"], "only car or rar"),
+        (["correlate", "--plans", "2"], "correlate.plans = 2"),
+        (["correlate", "--set", "budget.flops=1"], "every plan on it is the dense network"),
+        (["correlate", "--resume", "nowhere", "--out", "here"], "leave them out"),
     ],
 )
 def test_a_users_mistake_is_one_clear_line(arguments, message, tmp_path):
