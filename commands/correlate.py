@@ -19,9 +19,8 @@ from ..agents.allocators.searches import random_plans
 from ..agents.log import WidthsLog
 from ..configs import Config, check_config
 from ..envs import CandidateEvaluator
-from ..envs.evaluator import accuracy
+from ..pruners.inference import accuracy, count_images
 from ..pruners.plan import package_versions, write_json
-from ..pruners.pruner import count_images
 from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
 from ..reports.progress import Reporter

@@ -172,8 +172,6 @@ def resolve_config(
     Raises:
         ConfigError: see `load_config`; or neither is there.
     """
-    if isinstance(config, Config):
-        return config if seed is None else config.model_copy(update={"seed": seed})
     if config is None and folder is not None:
         config = folder / CONFIG_NAME
         if not config.is_file():

@@ -26,23 +26,22 @@ def builtin_configs() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_config(source: str | Path | None = None, overrides: Iterable[str] = (), **values: Any) -> Config:
+def load_config(source: Config | str | Path | None = None, overrides: Iterable[str] = (), **values: Any) -> Config:
     """The checked config.
 
     Args:
-        source: a built-in name (`digits`, `cifar10-resnet20`, …) or the path of a YAML file; none is the
-            embedded default.
+        source: a built-in name (`digits`, `cifar10-resnet20`, …), the path of a YAML file, or a config to change;
+            none is the embedded default.
         overrides: `section.key=value` strings; the value is read as YAML.
         values: the same for a caller in Python, as whole keys: `seed=3`.
 
     Raises:
         ConfigError: no such config, unknown key (the near miss is named), or a value out of range.
     """
-    text, where = _read(source)
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(source, Config):
+        tree, where = source.model_dump(mode="json"), f"config {source.name}"
+    else:
+        tree, where = _parsed(source)
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} holds no config: expected sections (network:, data:, budget:, …)")
     for override in overrides:
@@ -67,6 +66,14 @@ def check_config(tree: Mapping[str, Any], where: str = "config") -> Config:
 def dump_config(config: Config) -> str:
     """The config as YAML; `load_config` reads it back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _parsed(source: str | Path | None) -> tuple[Any, str]:
+    text, where = _read(source)
+    try:
+        return yaml.safe_load(text), where
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def _read(source: str | Path | None) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from secateur.commands import correlate as module
 from secateur.commands.correlate import PROXIES, TARGETS, correlations
 from secateur.commands.task import Task, make_task, resolve_config
 from secateur.configs import load_config
-from secateur.envs.evaluator import accuracy, logits
+from secateur.pruners.inference import accuracy, logits
 from secateur.reports.progress import Reporter
 
 COUNTS = {"plans": 4, "finetune_plans": 3, "finetune": 1}

@@ -107,7 +107,7 @@ def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: flo
         ("budget.flops=-0.5", r"budget.flops = -0.5: input should be greater than 0"),
         ("budget.flops=null", r"budget: give exactly one budget: budget.flops or budget.params"),
         ("layers.max_sparsity=1.0", r"layers.max_sparsity = 1.0: input should be less than 1"),
-        ("layers.cut=some", r"layers.cut = 'some': input should be 'inner' or 'all'"),
+        ("layers.cut=some", r"layers.cut = 'some': input should be 'inner', 'sampled' or 'all'"),
         ("reward.accuracy=-1", r"reward.accuracy = -1: input should be greater than or equal to 0"),
         ("reward={accuracy: 0, reconstruction: 0}", r"reward: every reward weight is 0"),
         ("network.pretrain=null", r"network: an untrained network has nothing to keep: give network.weights"),
@@ -213,3 +213,12 @@ def test_every_key_has_a_default_or_is_asked_for() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("fops", ["flops", "params"]) == " – did you mean flops?"
     assert did_you_mean("zzz", ["flops", "params"]) == ""
+
+
+def test_a_config_can_be_changed_like_a_file():
+    before = load_config("digits", ["budget.flops=0.3"])
+    after = load_config(before, ["budget.params=0.4", "agent.episodes=7"], seed=5)
+    assert (after.budget.kind, after.budget.fraction, after.agent.episodes, after.seed) == ("params", 0.4, 7, 5)
+    assert after.model_copy(update={"budget": before.budget, "agent": before.agent, "seed": before.seed}) == before
+    with pytest.raises(ConfigError, match="unknown key agent.episode"):
+        load_config(before, ["agent.episode=7"])
