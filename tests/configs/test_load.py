@@ -220,5 +220,5 @@ def test_a_config_can_be_changed_like_a_file():
     after = load_config(before, ["budget.params=0.4", "agent.episodes=7"], seed=5)
     assert (after.budget.kind, after.budget.fraction, after.agent.episodes, after.seed) == ("params", 0.4, 7, 5)
     assert after.model_copy(update={"budget": before.budget, "agent": before.agent, "seed": before.seed}) == before
-    with pytest.raises(ConfigError, match="unknown key agent.episode"):
+    with pytest.raises(ConfigError, match=r"unknown key agent\.episode"):
         load_config(before, ["agent.episode=7"])
