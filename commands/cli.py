@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -320,6 +321,7 @@ def _wrote(reporter: RichReporter, folder: Path, *names: str) -> None:
 
 def main() -> None:
     """Run a command; a user's mistake ends in one line and exit code 2 (SECATEUR_DEBUG=1 shows where)."""
+    warnings.formatwarning = lambda message, *_where, **_line: f"warning: {message}\n"
     try:
         app()
     except KeyboardInterrupt:

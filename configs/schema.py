@@ -89,7 +89,7 @@ class LayersConfig(Section):
 class PruningConfig(Section):
     """How a candidate is pruned and repaired: while searching, and in the end."""
 
-    criterion: str = "l1"
+    criterion: str = "obs"
     search_repair: Literal["none", "gram", "sequential"] = "sequential"
     search_images: Count | None = Field(
         default=100, description="calibration images a candidate's sequential repair uses"
