@@ -180,7 +180,7 @@ def judge(
     """
     pruner, search = task.pruner, task.evaluator
     bare = search.judge(pruner.prune(widths), widths)
-    adapted = search.judge(pruner.prune(widths, adaptive_bn=count_images(task.calibration)), widths)
+    adapted = search.judge(pruner.prune(widths, adaptive_bn=count_images(task.calibration), guard=False), widths)
     candidate = search.evaluate(widths)
     final = task.prune(widths)
     finished = test.judge(final, widths)

@@ -146,9 +146,9 @@ class AgentConfig(Section):
     base: str = Field(default="knapsack", description="the rule whose plan the actions correct; see agents/allocators")
     episodes: Count = 200
     warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
-    noise_start: Annotated[float, Field(gt=0.0)] = 0.5
-    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.15, description="never 0: exploration does not die")
-    demonstrations: list[str] = Field(default=["shallow", "deep"], description="hand-set plans walked before warm-up")
+    noise_start: Annotated[float, Field(gt=0.0)] = 0.25
+    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.08, description="never 0: exploration does not die")
+    demonstrations: list[str] = Field(default=[], description="plans of rules, by name, that are walked before warm-up")
     finalists: Count = Field(default=10, description="best plans that are judged again, repaired as in the end")
     hidden: list[Count] = [300, 300]
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3

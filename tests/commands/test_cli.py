@@ -1,28 +1,50 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
+import warnings
+from dataclasses import dataclass
 
 import pytest
 
+from secateur.commands import cli
 
-def secateur(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "SECATEUR_DEBUG"}
-    command = [sys.executable, "-m", "secateur", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def secateur(capsys, monkeypatch):
+    """The console script, called in this process: starting another one takes seconds."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["secateur", *arguments])
+        monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        monkeypatch.delenv("SECATEUR_DEBUG", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.mark.parametrize("command", ["train", "apply", "compare", "correlate", "magnitude", "sensitivity", "filters"])
-def test_help_teaches(command):
+def test_help_teaches(secateur, command):
     shown = secateur(command, "--help")
-    assert shown.returncode == 0
+    assert shown.code == 0
     assert "Example: secateur " + command in " ".join(shown.stdout.split())
 
 
 def test_a_command_from_start_to_end(run, tmp_path):
-    done = secateur("apply", str(run.folder), "--finetune", "0", "--out", str(tmp_path / "small"))
+    arguments = ["apply", str(run.folder), "--finetune", "0", "--out", str(tmp_path / "small")]
+    command = [sys.executable, "-m", "secateur", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "pruned and repaired" in done.stdout
     assert str(tmp_path / "small" / "weights.safetensors") in done.stdout.replace("\n", "")
@@ -52,9 +74,10 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["correlate", "--resume", "nowhere", "--out", "here"], "leave them out"),
     ],
 )
-def test_a_users_mistake_is_one_clear_line(arguments, message, tmp_path):
-    done = secateur(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
+def test_a_users_mistake_is_one_clear_line(secateur, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = secateur(*arguments)
+    assert done.code == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert message in done.stderr

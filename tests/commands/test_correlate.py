@@ -179,7 +179,7 @@ def test_your_own_network_and_images(tmp_path):
     assert len(done.rows) == 5
     assert all(row["params"] <= 0.6 for row in done.rows)
     assert {entry["target"] for entry in done.coefficients} == set(list(TARGETS)[:2])  # nothing was fine-tuned
-    assert json.loads((done.folder / "correlate.json").read_text())["proxies"]["reward"] == "gram: reward"
+    assert json.loads((done.folder / "correlate.json").read_text())["proxies"]["reward"] == "sequential: reward"
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,10 @@ def test_the_seed_draws_the_random_order(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": ["layer1.0.conv2"]}, "no layer 'layer1.0.conv2' to cut: the layers are .*did you mean"),
+        (
+            {"layers": ["layer1.0.conv2"]},
+            r"no layer 'layer1.0.conv2' to cut: it is left whole \(it is coupled to conv1, .*did you mean",
+        ),
         ({"layers": ["linear"]}, r"no layer 'linear' to cut: it is left whole \(.*output"),
         ({"layers": []}, "no layers to measure: name some of layer1.0.conv1"),
         ({"criteria": ["lass"]}, "did you mean lasso"),

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import zoo
+from secateur.pruners import reconstruction
 from secateur.pruners.layers import Selection, Structure
 from secateur.pruners.reconstruction import (
     collect_moments,
@@ -112,8 +113,9 @@ def test_consumers_behind_each_other_are_measured_on_the_dense_networks_inputs(n
 
 
 @pytest.mark.parametrize("name", ["vgg", "plain_bias", "residual", "grouped"])
-def test_on_the_images_of_the_repair_it_is_what_the_repair_says(name: str) -> None:
-    """One consumer each, and a constant behind it: there the two definitions are one."""
+def test_on_the_images_of_the_repair_it_is_what_the_repair_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One consumer each, a constant behind it, and the least ridge: there the two definitions are one."""
+    monkeypatch.setattr(reconstruction, "damping", lambda _samples, _inputs: reconstruction.RIDGE)
     model, structure = zoo.make(name), zoo.structure(name)
     moments = collect_moments(model, structure, zoo.batches(name))
     for index, layer in enumerate(structure.layers):
