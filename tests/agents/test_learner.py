@@ -162,7 +162,7 @@ def test_exploration_never_dies(episodes: int, warmup: int) -> None:
 
 
 def test_exploring_episodes_are_not_the_policys() -> None:
-    episodes = list(learner().run())
+    episodes = list(learner(noise_start=0.5).run())
     for episode in episodes[1:]:
         assert episode.noise > 0.0
         assert np.ptp(episode.actions) > 0.0
