@@ -60,7 +60,7 @@ def train_command(
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
-        f"(uniform {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
+        f"(base plan {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
         f"{100 * best['flops']:.1f} % of the FLOPs"
     )
     _wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "reward.png")

@@ -55,7 +55,7 @@ def reward_figure(rewards: Sequence[float], path: Path) -> Path:
     axes.plot(values, ".", color=GREY, markersize=4, label="episode")
     axes.plot(np.arange(len(mean)) + window - 1, mean, color=BLUE, label=f"mean of {window}")
     axes.plot(np.maximum.accumulate(values), color=ORANGE, label="best so far")
-    axes.axhline(values[0], color="black", linewidth=0.8, linestyle=":", label="uniform (episode 0)")
+    axes.axhline(values[0], color="black", linewidth=0.8, linestyle=":", label="base plan (episode 0)")
     axes.set_xlabel("episode")
     axes.set_ylabel("reward")
     axes.legend(fontsize=8)

@@ -318,4 +318,6 @@ def test_a_channel_plan_without_a_method_is_still_one(tmp_path: Path) -> None:
     tree = make(zoo.structure("vgg")).model_dump(mode="json")
     del tree["method"]
     (tmp_path / "plan.json").write_text(json.dumps(tree))
-    RatioPlan.load(tmp_path).check(zoo.structure("vgg"))
+    loaded = RatioPlan.load(tmp_path)
+    assert loaded == make(zoo.structure("vgg"))
+    loaded.check(zoo.structure("vgg"))
