@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..pruners.fused import Fused
 from ..pruners.inference import channels_last, logits
 from ..pruners.layers import Structure
 from ..pruners.pruner import ChannelPruner, Repair
@@ -57,7 +58,7 @@ class CandidateEvaluator:
     Attributes:
         dense: the dense network's own figures on the search images.
         known: widths → evaluation of everything judged so far; a resumed run fills it from its log.
-        seconds: time spent by part: `prune`, `repair`, `evaluate`.
+        seconds: time spent by part: `prune`, `repair`, `adaptive_bn`, `evaluate`.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class CandidateEvaluator:
         )
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
+        self._fused = Fused(pruner.dense, self.search[0][0][:1])
         self._logits = logits(pruner.dense, search)
         self._spread = float(self._logits.var(dim=0).sum())
         if not np.isfinite(self._spread) or self._spread == 0.0:
@@ -108,9 +110,7 @@ class CandidateEvaluator:
 
     def judge(self, candidate: nn.Module, widths: NDArray[np.int64]) -> Evaluation:
         """The figures of a network that was pruned to these widths and repaired in whatever way."""
-        for parameter in candidate.parameters():
-            parameter.data = channels_last(parameter.data)
-        return self._judge(logits(candidate, self.search), widths)
+        return self._judge(logits(self._fused(candidate), self.search), widths)
 
     def _judge(self, outputs: Tensor, widths: NDArray[np.int64]) -> Evaluation:
         labels = torch.cat([labels for _, labels in self.search])

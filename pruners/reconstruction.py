@@ -73,11 +73,18 @@ class Sampler:
 
     def outputs(self, y: Tensor) -> Tensor:
         """(groups, samples, outputs a group) of an output; samples in the order of `inputs`."""
+        return self.grouped(self.rows(y))
+
+    def rows(self, y: Tensor) -> Tensor:
+        """(samples, outputs) of an output."""
         if isinstance(self.module, nn.Linear):
-            return y.reshape(-1, y.shape[-1]).unsqueeze(0)
+            return y.reshape(-1, y.shape[-1])
         y = y.movedim(1, -1).flatten(1, -2)
-        rows = y.index_select(1, self._choice(y.shape[1]).to(y.device))
-        return rows.reshape(-1, self.groups, y.shape[2] // self.groups).transpose(0, 1)
+        return y.index_select(1, self._choice(y.shape[1]).to(y.device)).flatten(0, 1)
+
+    def grouped(self, rows: Tensor) -> Tensor:
+        """(groups, samples, outputs a group) of (samples, outputs)."""
+        return rows.reshape(len(rows), self.groups, rows.shape[1] // self.groups).transpose(0, 1)
 
     def weight(self, weight: Tensor) -> Tensor:
         """(groups, outputs a group, kernel positions · inputs a group), double, of a weight of the module's kind."""

@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ...networks.channel_pad import ChannelPad
+from ..graph import UntraceableError, call_node, trace
 from ..layers import Layer
 from ..reconstruction import Batches, following_norms
-from ..sequential import UntraceableError, _apply, trace
 from .activations import consumer_channels
 from .registry import Context, Order, register_criterion
 
@@ -154,15 +154,12 @@ def _front(batches: list[Tensor], count: int) -> Tensor:
 
 def _forward(model: nn.Module, images: Tensor, late: set[str]) -> Callable[[], Tensor]:
     """A forward pass that computes again only what may change when the inputs of the `late` modules do."""
+    try:
+        graph = trace(model, images[:1])
+    except UntraceableError:
+        return lambda: model(images)
     with torch.inference_mode():
-        whole: Tensor = model(images)
-        try:
-            rest = _Rest(model, trace(model), images, late)
-            if torch.allclose(rest(), whole, rtol=1e-3, atol=1e-4):
-                return rest
-        except UntraceableError:
-            pass
-    return lambda: model(images)
+        return _Rest(model, graph, images, late)
 
 
 class _Rest:
@@ -192,7 +189,7 @@ class _Rest:
         last = {before: node for node in nodes for before in node.all_input_nodes}
         for node in nodes:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = _apply(self.model, node, args, kwargs)
+            values[node] = call_node(self.model, node, args, kwargs)
             for before in {*node.all_input_nodes, node}:
                 if last.get(before, node) is node and users.isdisjoint(before.users):
                     del values[before]

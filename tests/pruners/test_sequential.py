@@ -17,7 +17,7 @@ import zoo
 from secateur.pruners.coupling import find_layers
 from secateur.pruners.layers import Selection, Structure
 from secateur.pruners.reconstruction import RIDGE, Sampler, damping
-from secateur.pruners.sequential import REFIT_RIDGE, UntraceableError, repair_sequentially
+from secateur.pruners.sequential import HELD, REFIT_RIDGE, SequentialRepair, UntraceableError, repair_sequentially
 from secateur.pruners.shrink import shrink
 
 TRACEABLE = [case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]
@@ -224,6 +224,23 @@ def test_repair_brings_the_logits_nearer(name: str, cut: str, sparsity: float) -
     assert plain < 1.0 or name in ("preactivation", "own_shortcut", "bottleneck"), plain
     assert refitted < 1.0
     assert refitted <= 1.05 * plain + 1e-3
+
+
+@CASES
+@pytest.mark.parametrize("refit", [False, True])
+def test_features_that_are_kept_repair_as_those_that_are_not(name: str, cut: str, refit: bool) -> None:
+    model, structure, batches = zoo.make(name), zoo.structure(name, cut), zoo.batches(name)
+    shared = SequentialRepair(model, structure, batches)
+    assert 0 < shared.bytes < HELD
+    for seed in (0, 1):  # the second network finds them there
+        selection = half(structure, seed)
+        kept = shrink(model, structure, selection)
+        shared(kept, selection, refit=refit)
+        anew = repaired(model, structure, selection, batches, refit)
+        for key, tensor in anew.state_dict().items():
+            assert torch.equal(kept.state_dict()[key], tensor), key
+    held = [t for feature in shared._features.values() for part in feature if part is not None for t in part]
+    assert sum(t.numel() * t.element_size() for t in held) == shared.bytes
 
 
 @CASES
