@@ -8,23 +8,31 @@ at the last step): every transition's target is what the finished plan was paid,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
+from torch import nn
 
 from ..configs.schema import AgentConfig
 from ..envs import Evaluation, LayerSparsityEnv
+from .allocators.ranks import best_units
 
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
+
+Policy = Callable[[int, NDArray[np.float32]], float]  # (layer, observation) → action, without noise
+
+GREEDY = 25  # every so many episodes there is no noise
+WORST = -1.5  # advantage that a replay buffer holds; what is worse is bad, and no more than that
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,18 @@ class Episode:
 
     Attributes:
         number: 0 for the first.
+        budget: the fraction of the dense network's cost that was walked on.
         actions: (layers,) as carried out, in [-1, 1].
         widths: (layers,) units kept.
         evaluation: of the finished plan.
         terms: of the reward, weighted.
         reward: their sum.
         noise: standard deviation the actions were explored with.
-        seconds: of the whole episode.
+        seconds: of the whole episode, its share of those that were walked together.
     """
 
     number: int
+    budget: float
     actions: NDArray[np.float32]
     widths: NDArray[np.int64]
     evaluation: Evaluation
@@ -52,14 +62,32 @@ class Episode:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Walk:
+    """A finished plan and how it came about: what was seen, with the end (layers + 1), and done (layers,)."""
+
+    budget: float
+    observations: list[NDArray[np.float32]]
+    actions: NDArray[np.float32]
+    widths: NDArray[np.int64]
+
+
 class Learner:
     """Learns to allocate sparsity.
 
-    Episode 0 is the base plan (all-zero actions); what it is paid is the baseline that is taken
-    from every reward before it is stored, a constant that moves no optimum and keeps returns near zero. The
-    demonstrations follow: plans that somebody else made, walked as if the agent had. Then `warmup` episodes explore
-    round the base plan, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every
-    twenty-fifth episode acts without noise.
+    Two things learn. The *loss model* that the environment's actions correct is fitted anew to all judged plans after
+    every episode: few numbers, learnt fast, good for any budget. The *policy* learns what such a sum over layers
+    cannot say. Episode 0 is the model's own plan (all-zero actions); then `warmup` episodes explore round the model's
+    plans, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every twenty-fifth
+    episode acts without noise, and so does the last.
+
+    With `budgets`, every episode walks on a budget of its own, drawn evenly from that range; those without noise, and
+    the first, walk on the budget asked.
+
+    A return is the advantage over what the loss model, before it had learnt anything but the loss of episode 0,
+    predicts for its own plan on the budget at hand, in units of that loss: 0 for the first episode, 1 for a plan that
+    loses nothing, whatever the network and the budget. Every action costs `effort` times its square, so that a
+    correction that brings nothing fades.
 
     An episode's randomness is drawn from (seed, episode) alone. So a run can be *replayed*: given the actions of
     its first episodes, `run` stores and learns exactly what it did, without asking what it would do, and goes on
@@ -68,28 +96,23 @@ class Learner:
     Attributes:
         env: the environment, with its evaluator.
         config: the agent's section.
-        demonstrations: (layers,) widths of each.
-        warmup: episodes before the policy acts.
         model: the SB3 algorithm.
         seconds: time spent on choosing actions and on learning.
     """
 
-    def __init__(
-        self,
-        env: LayerSparsityEnv,
-        config: AgentConfig,
-        seed: int,
-        demonstrations: Sequence[NDArray[np.int64]] = (),
-    ):
+    def __init__(self, env: LayerSparsityEnv, config: AgentConfig, seed: int):
         self.env = env
         self.config = config
         self.seed = seed
-        self.demonstrations = demonstrations
-        self.warmup = config.warmup + len(demonstrations)
         self.layers = len(env.statistics)
         self.seconds = 0.0
-        self.baseline = 0.0
+        self.asked = env.budget
         self.model = self._make_model()
+        self._first = env.losses
+        self._plans: list[NDArray[np.int64]] = []
+        self._losses: list[float] = []
+        if config.budgets is not None:
+            replace(self.asked, fraction=config.budgets[0])  # refuses what cannot be met
 
     def _make_model(self) -> OffPolicyAlgorithm:
         config = self.config
@@ -103,11 +126,13 @@ class Learner:
             gamma=1.0,
             replay_buffer_class=NStepReplayBuffer,
             replay_buffer_kwargs={"n_steps": self.layers, "gamma": 1.0},
-            policy_kwargs={"net_arch": list(config.hidden)},
+            policy_kwargs={"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
             seed=self.seed,
             device="cpu",
         )
         model.set_logger(Logger(folder=None, output_formats=[]))
+        for actor in (model.actor, getattr(model, "actor_target", None)):
+            _start_at_zero(actor)
         return model
 
     def run(self, past: Sequence[Sequence[float]] = ()) -> Iterator[Episode]:
@@ -121,88 +146,118 @@ class Learner:
             actions = np.asarray(past[number], dtype=np.float32) if number < len(past) else None
             yield self._episode(number, actions)
 
-    def policy_actions(self) -> NDArray[np.float32]:
-        """(layers,) what the policy does without noise, on a walk of its own that is not evaluated."""
-        observation, _ = self.env.reset()
-        actions = np.zeros(self.layers, dtype=np.float32)
-        for t in range(self.layers):
-            actions[t] = self._greedy(observation)
-            if t + 1 < self.layers:
-                observation, *_ = self.env.step(actions[t : t + 1])
-        return actions
+    def policy_plan(self, fraction: float) -> NDArray[np.int64]:
+        """(layers,) widths that the policy gives without noise, on a budget; nothing is evaluated."""
+        return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).widths
 
     def _episode(self, number: int, past: NDArray[np.float32] | None) -> Episode:
         start = time.perf_counter()
-        rng = np.random.default_rng((self.seed, number))
         noise = self._noise(number)
-        observation, _ = self.env.reset()
-        walk: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
-        info: dict[str, Any] = {}
-        reward = 0.0
-        for t in range(self.layers):
-            began = time.perf_counter()
-            jitter = float(rng.normal(0.0, noise)) if noise else 0.0
-            action = past[t : t + 1] if past is not None else self._act(number, t, observation, jitter)
-            self.seconds += time.perf_counter() - began
-            following, reward, _, _, info = self.env.step(action)
-            walk.append((observation, action, following))
-            observation = following
+        fraction = self._fraction(number)
+        walk = self._walk(number, fraction, noise if past is None else 0.0, self._policy(number, past))
+        evaluation = self.env.evaluator.evaluate(walk.widths)
+        terms = self.env.rewards(evaluation)
         began = time.perf_counter()
-        if number == 0:
-            self.baseline = reward
-        self._store(walk, reward - self.baseline)
+        self._plans.append(walk.widths)
+        self._losses.append(self.env.weights.lost(evaluation, self.env.evaluator.dense))
+        self._store(walk, self._advantage(walk.budget, evaluation))
         self._learn(number)
         self.seconds += time.perf_counter() - began
         return Episode(
             number=number,
-            actions=np.concatenate([action for _, action, _ in walk]),
-            widths=info["widths"],
-            evaluation=info["evaluation"],
-            terms=info["reward_terms"],
-            reward=reward,
+            budget=walk.budget,
+            actions=walk.actions,
+            widths=walk.widths,
+            evaluation=evaluation,
+            terms=terms,
+            reward=sum(terms.values()),
             noise=noise,
             seconds=time.perf_counter() - start,
         )
 
-    def _noise(self, number: int) -> float:
-        if number <= len(self.demonstrations) or (number > self.warmup and number % 25 == 0):
-            return 0.0
-        done = min(1.0, max(0, number - self.warmup) / max(1, self.config.episodes - self.warmup))
-        return self.config.noise_start + done * (self.config.noise_end - self.config.noise_start)
+    def _walk(self, number: int, fraction: float, noise: float, policy: Policy) -> _Walk:
+        rng = np.random.default_rng((self.seed, number))
+        observation, _ = self.env.reset(options={"budget": fraction})
+        observations, actions = [observation], np.zeros(self.layers, np.float32)
+        for t in range(self.layers):
+            began = time.perf_counter()
+            jitter = float(rng.normal(0.0, noise)) if noise else 0.0
+            actions[t] = np.clip(policy(t, observations[-1]) + jitter, -1.0, 1.0)
+            self.seconds += time.perf_counter() - began
+            observations.append(self.env.walk(actions[t : t + 1]))
+        return _Walk(fraction, observations, actions, np.array(self.env.widths))
 
-    def _act(self, number: int, t: int, observation: NDArray[np.float32], jitter: float) -> NDArray[np.float32]:
-        if 0 < number <= len(self.demonstrations):
-            wish = self.env.action_for(int(self.demonstrations[number - 1][t]))
-        else:
-            wish = 0.0 if number <= self.warmup else self._greedy(observation)
-        return np.clip(np.array([wish + jitter], dtype=np.float32), -1.0, 1.0)
+    def _policy(self, number: int, past: NDArray[np.float32] | None) -> Policy:
+        if past is not None:
+            return lambda t, _observation: float(past[t])
+        if number <= self.config.warmup:
+            return lambda _t, _observation: 0.0
+        return lambda _t, observation: self._greedy(observation)
 
     def _greedy(self, observation: NDArray[np.float32]) -> float:
         action, _ = self.model.predict(observation, deterministic=True)
         return float(action[0])
 
-    def _store(self, walk: list[tuple[Any, Any, Any]], reward: float) -> None:
+    def _noise(self, number: int) -> float:
+        warmup, last = self.config.warmup, self.config.episodes - 1
+        if number == 0 or (number > warmup and (number % GREEDY == 0 or number == last)):
+            return 0.0
+        done = min(1.0, max(0, number - warmup) / max(1, self.config.episodes - warmup))
+        return self.config.noise_start + done * (self.config.noise_end - self.config.noise_start)
+
+    def _fraction(self, number: int) -> float:
+        """The budget of an episode."""
+        if self.config.budgets is None or self._noise(number) == 0.0:
+            return self.asked.fraction
+        low, high = self.config.budgets
+        return low + (high - low) * float(np.random.default_rng((self.seed, number, 1)).random())
+
+    def _advantage(self, fraction: float, evaluation: Evaluation) -> float:
+        """Of a plan over the first model's own on its budget, in units of what that is predicted to lose."""
+        base, expected = self._plans[0], self._losses[0]
+        if fraction != self.asked.fraction:
+            first = self._first.fitted(self._plans[:1], self._losses[:1])
+            base = best_units(replace(self.asked, fraction=fraction), first.gains(self.asked))
+            expected = float(first.predict(base))
+        weights = self.env.weights
+        spared = weights.flops * (self.asked.structure.fraction("flops", base) - evaluation.flops)
+        lost = weights.lost(evaluation, self.env.evaluator.dense)
+        return max(WORST, (expected - lost + spared) / expected)
+
+    def _store(self, walk: _Walk, advantage: float) -> None:
         buffer = self.model.replay_buffer
         assert buffer is not None
-        for t, (observation, action, following) in enumerate(walk):
-            done = t == len(walk) - 1
+        for t, action in enumerate(walk.actions):
+            done = t == self.layers - 1
+            effort = self.config.effort * float(action) ** 2
             buffer.add(
-                observation[None],
-                following[None],
-                action[None],
-                np.array([reward if done else 0.0]),
+                walk.observations[t][None],
+                walk.observations[t + 1][None],
+                np.array([[action]]),
+                np.array([(advantage if done else 0.0) - effort]),
                 np.array([done]),
                 [{}],
             )
 
     def _learn(self, number: int) -> None:
+        self.env.believe(self._first.fitted(self._plans, self._losses))
         updates = self.config.updates * self.layers
-        if number < self.warmup or updates == 0:
+        if number < self.config.warmup or updates == 0:
             return
         set_random_seed((self.seed * 1_000_003 + number) % 2**32)
-        if number == self.warmup:
-            updates *= max(1, self.warmup)  # catch up on what the warm-up brought
+        if number == self.config.warmup:
+            updates *= max(1, self.config.warmup)  # catch up on what the warm-up brought
         self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+
+
+def _start_at_zero(actor: Any) -> None:
+    """Let an untrained policy be the loss model's own: its last layer gives next to nothing."""
+    if actor is None:
+        return
+    last = actor.mu if isinstance(actor.mu, nn.Linear) else actor.mu[-2]  # SAC's is bare, the others' has a tanh behind
+    with torch.no_grad():
+        last.weight.mul_(0.01)
+        last.bias.zero_()
 
 
 class _SpacesOnly(gym.Env[NDArray[np.float32], NDArray[np.float32]]):

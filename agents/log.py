@@ -82,6 +82,7 @@ class EpisodeLog(WidthsLog):
         self.write(
             {
                 "episode": episode.number,
+                "budget": episode.budget,
                 "actions": [float(a) for a in episode.actions],
                 "widths": [int(w) for w in episode.widths],
                 "ratios": [

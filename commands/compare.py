@@ -24,7 +24,7 @@ from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
 from .folders import check_free, interrupted_run, new_folder
-from .task import CONFIG_NAME, Images, Task, describe
+from .task import CONFIG_NAME, Images, Task, describe, judge_finalists
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -150,20 +150,24 @@ def _check_alike(plans: Sequence[RatioPlan]) -> None:
 def _allocate(
     task: Task, allocator: Allocator, seed: int, candidates: int, log: CandidateLog, reporter: Reporter
 ) -> RatioPlan:
-    rewards: list[float] = []
+    rewards: dict[tuple[int, ...], float] = {}
     with reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
 
         def reward(widths: NDArray[np.int64]) -> float:
             evaluation = task.evaluator.evaluate(widths)
-            rewards.append(task.reward.reward(evaluation))
-            log.append(allocator.name, seed, widths, evaluation, rewards[-1])
-            advance(f"reward {rewards[-1]:+.3f} best {max(rewards):+.3f}")
-            return rewards[-1]
+            found = task.reward.reward(evaluation)
+            rewards[tuple(widths.tolist())] = found
+            log.append(allocator.name, seed, widths, evaluation, found)
+            advance(f"reward {found:+.3f} best {max(rewards.values()):+.3f}")
+            return found
 
+        dense_reward = task.reward.reward(task.evaluator.dense)
         rng = np.random.default_rng(seed)
-        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, reward, candidates, rng))
+        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, reward, dense_reward, candidates, rng))
         if not allocator.searches:
             advance("")
+    if allocator.searches:
+        widths = judge_finalists(task, rewards, reporter)[0].widths
     return RatioPlan.make(
         task.structure,
         widths,

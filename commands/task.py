@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError, dump_config, load_config
 from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
-from ..envs import CandidateEvaluator, RewardWeights
+from ..envs import CandidateEvaluator, Evaluation, RewardWeights
 from ..networks import Batches as Loader
 from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
@@ -121,7 +122,7 @@ class Task:
         """Weights of the reward's terms."""
         return RewardWeights(**self.config.reward.model_dump())
 
-    def prune(self, widths: np.ndarray[Any, np.dtype[np.int64]]) -> nn.Module:
+    def prune(self, widths: NDArray[np.int64]) -> nn.Module:
         """A smaller network, repaired as a finished plan is; it owns all its tensors."""
         pruning = self.config.pruning
         pruned = self.pruner.prune(
@@ -158,6 +159,42 @@ class Task:
         if self.trained_here:
             save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, folder / DENSE_NAME)
         (folder / CONFIG_NAME).write_text(dump_config(self.config), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A plan of a search that was judged again, repaired as a finished plan is.
+
+    Attributes:
+        widths: (layers,) units kept.
+        evaluation: on the search images.
+        reward: for it.
+    """
+
+    widths: NDArray[np.int64]
+    evaluation: Evaluation
+    reward: float
+
+
+def judge_finalists(task: Task, rewards: Mapping[tuple[int, ...], float], reporter: Reporter) -> list[Finalist]:
+    """The best plans of a search, judged again on the search images with the final repair, best first.
+
+    A candidate's quick repair ranks plans well but not perfectly, and the best of many is partly luck.
+
+    Args:
+        task: `agent.finalists` of its config says how many.
+        rewards: of the search's candidates, by widths.
+        reporter: shows progress.
+    """
+    chosen = sorted(rewards, key=lambda widths: -rewards[widths])[: task.config.agent.finalists]
+    finalists = []
+    with reporter.bar("finals", len(chosen)) as advance:
+        for key in chosen:
+            widths = np.array(key, dtype=np.int64)
+            evaluation = task.evaluator.judge(task.prune(widths), widths)
+            finalists.append(Finalist(widths, evaluation, task.reward.reward(evaluation)))
+            advance(f"acc {evaluation.accuracy:.1f}%")
+    return sorted(finalists, key=lambda finalist: -finalist.reward)
 
 
 def resolve_config(

@@ -143,18 +143,29 @@ class AgentConfig(Section):
     """The reinforcement learner and its schedule."""
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
-    base: str = Field(default="knapsack", description="the rule whose plan the actions correct; see agents/allocators")
     episodes: Count = 200
+    budgets: tuple[Fraction, Fraction] | None = Field(
+        default=None,
+        description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",
+    )
     warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
     noise_start: Annotated[float, Field(gt=0.0)] = 0.25
     noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.08, description="never 0: exploration does not die")
-    demonstrations: list[str] = Field(default=[], description="plans of rules, by name, that are walked before warm-up")
-    finalists: Count = Field(default=10, description="best plans that are judged again, repaired as in the end")
-    hidden: list[Count] = [300, 300]
+    effort: Weight = Field(default=0.5, description="cost of an action, times its square: what brings nothing fades")
+    finalists: Count = Field(
+        default=10, description="best plans of a search, of any, that are judged again, repaired as in the end"
+    )
+    hidden: list[Count] = [64, 64]
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
     batch_size: Count = 64
-    updates: Annotated[int, Field(ge=0)] = Field(default=4, description="gradient steps for every layer walked")
+    updates: Annotated[int, Field(ge=0)] = Field(default=1, description="gradient steps for every layer walked")
+
+    @model_validator(mode="after")
+    def _range(self) -> AgentConfig:
+        if self.budgets is not None and self.budgets[0] > self.budgets[1]:
+            raise ValueError(f"agent.budgets = {list(self.budgets)}: the least first, then the most")
+        return self
 
 
 class MagnitudeConfig(Section):

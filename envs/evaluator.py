@@ -45,6 +45,11 @@ class Evaluation:
 class Evaluator(Protocol):
     """Whoever can judge widths. The environment is handed one: a real network's, or a toy with a known optimum."""
 
+    @property
+    def dense(self) -> Evaluation:
+        """The dense network's own figures."""
+        ...
+
     def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
         """Judge a candidate of these widths (layers,)."""
         ...

@@ -83,25 +83,6 @@ class Budget:
         fewest = self._largest(whole, t, int(least[t]) - 1, int(dense[t])) if t + 1 < len(dense) else most
         return min(max(fewest, int(least[t])), most), most
 
-    def share(self, chosen: Sequence[int], base: NDArray[np.int64]) -> float:
-        """The sparsity of the next layer, if all layers to come share what is left in a base plan's proportions.
-
-        Args:
-            chosen: widths of the layers walked so far.
-            base: (layers,) widths of the base plan; dense ones let all layers to come share alike.
-        """
-        t = len(chosen)
-        dense = self.structure.widths.astype(np.float64)
-        kept = base[t:] / dense[t:]
-        widths = np.concatenate([chosen, dense[t:]])
-        low, high = 0.0, 1.0 / float(kept.min())
-        for _ in range(24):
-            middle = (low + high) / 2
-            widths[t:] = dense[t:] * np.clip(middle * kept, 1.0 - self.max_sparsity, 1.0)
-            fits = self.structure.relaxed_cost(self.kind, widths) <= self.limit
-            low, high = (middle, high) if fits else (low, middle)
-        return 1.0 - float(np.clip(low * kept[0], 1.0 - self.max_sparsity, 1.0))
-
     def fill(self, target: NDArray[np.float64]) -> NDArray[np.int64]:
         """Integer widths near the wished ones that spend the budget and do not exceed it.
 

@@ -24,6 +24,7 @@ class Allocation:
         budget: the layers and what the plan may cost; its `fill` spends it.
         context: the dense network and the calibration images, as criteria see them.
         reward: judges widths on the search images, the higher the better; rules never call it.
+        dense_reward: what the dense network would be paid.
         candidates: how many different plans a search allocator may judge.
         rng: its randomness.
     """
@@ -31,6 +32,7 @@ class Allocation:
     budget: Budget
     context: Context
     reward: Callable[[Widths], float] = lambda _widths: 0.0
+    dense_reward: float = 0.0
     candidates: int = 1
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
