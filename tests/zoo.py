@@ -154,6 +154,10 @@ class Target:
         self.widths = np.asarray(widths)
         self.calls = 0
 
+    @property
+    def dense(self) -> Evaluation:
+        return Evaluation(100.0, 0.0, 1.0, 1.0)  # nothing is better than the optimum
+
     def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
         self.calls += 1
         off = float(np.square((widths - self.widths) / self.structure.widths).mean())
