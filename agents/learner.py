@@ -39,7 +39,7 @@ class Episode:
         terms: of the reward, weighted.
         reward: their sum.
         noise: standard deviation the actions were explored with.
-        seconds: of the whole episode.
+        seconds: of the whole episode, its share of those that were walked together.
     """
 
     number: int
@@ -52,6 +52,15 @@ class Episode:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Walk:
+    """A finished plan and how it came about: what was seen, with the end (layers + 1), and done (layers,)."""
+
+    observations: list[NDArray[np.float32]]
+    actions: NDArray[np.float32]
+    widths: NDArray[np.int64]
+
+
 class Learner:
     """Learns to allocate sparsity.
 
@@ -60,6 +69,9 @@ class Learner:
     demonstrations follow: plans that somebody else made, walked as if the agent had. Then `warmup` episodes explore
     round the base plan, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every
     twenty-fifth episode acts without noise.
+
+    With several workers it walks as many episodes with the policy as it stands, has their plans judged together, and
+    then learns as much as it would have after each of them.
 
     An episode's randomness is drawn from (seed, episode) alone. So a run can be *replayed*: given the actions of
     its first episodes, `run` stores and learns exactly what it did, without asking what it would do, and goes on
@@ -70,6 +82,7 @@ class Learner:
         config: the agent's section.
         demonstrations: (layers,) widths of each.
         warmup: episodes before the policy acts.
+        workers: episodes that are walked, and judged, together.
         model: the SB3 algorithm.
         seconds: time spent on choosing actions and on learning.
     """
@@ -80,12 +93,14 @@ class Learner:
         config: AgentConfig,
         seed: int,
         demonstrations: Sequence[NDArray[np.int64]] = (),
+        workers: int = 1,
     ):
         self.env = env
         self.config = config
         self.seed = seed
         self.demonstrations = demonstrations
         self.warmup = config.warmup + len(demonstrations)
+        self.workers = workers
         self.layers = len(env.statistics)
         self.seconds = 0.0
         self.baseline = 0.0
@@ -111,15 +126,14 @@ class Learner:
         return model
 
     def run(self, past: Sequence[Sequence[float]] = ()) -> Iterator[Episode]:
-        """Walk episode after episode, learning after each; the caller logs, and may stop at any time.
+        """Walk episode after episode, learning after each group; the caller logs, and may stop at any time.
 
         Args:
             past: actions (episodes, layers) of a run to be replayed first; their plans should be known to the
-                evaluator.
+                evaluator. The last group may be there in part: the rest of it is walked as it would have been.
         """
-        for number in range(self.config.episodes):
-            actions = np.asarray(past[number], dtype=np.float32) if number < len(past) else None
-            yield self._episode(number, actions)
+        for first in range(0, self.config.episodes, self.workers):
+            yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past)
 
     def policy_actions(self) -> NDArray[np.float32]:
         """(layers,) what the policy does without noise, on a walk of its own that is not evaluated."""
@@ -127,42 +141,43 @@ class Learner:
         actions = np.zeros(self.layers, dtype=np.float32)
         for t in range(self.layers):
             actions[t] = self._greedy(observation)
-            if t + 1 < self.layers:
-                observation, *_ = self.env.step(actions[t : t + 1])
+            observation = self.env.walk(actions[t : t + 1])
         return actions
 
-    def _episode(self, number: int, past: NDArray[np.float32] | None) -> Episode:
+    def _group(self, numbers: range, past: Sequence[Sequence[float]]) -> list[Episode]:
+        """Episodes that are walked with the same policy, judged together, and learnt from in their order."""
         start = time.perf_counter()
+        walks = [self._walk(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
+        evaluations = list(self.env.evaluator.evaluate_all([walk.widths for walk in walks]))
+        terms = [self.env.rewards(evaluation) for evaluation in evaluations]
+        rewards = [sum(paid.values()) for paid in terms]
+        began = time.perf_counter()
+        if numbers.start == 0:
+            self.baseline = rewards[0]
+        for walk, reward in zip(walks, rewards, strict=True):
+            self._store(walk, reward - self.baseline)
+        for number in numbers:
+            self._learn(number)
+        self.seconds += time.perf_counter() - began
+        seconds = (time.perf_counter() - start) / len(numbers)
+        return [
+            Episode(number, walk.actions, walk.widths, evaluation, paid, reward, self._noise(number), seconds)
+            for number, walk, evaluation, paid, reward in zip(numbers, walks, evaluations, terms, rewards, strict=True)
+        ]
+
+    def _walk(self, number: int, past: NDArray[np.float32] | None) -> _Walk:
         rng = np.random.default_rng((self.seed, number))
         noise = self._noise(number)
         observation, _ = self.env.reset()
-        walk: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]] = []
-        info: dict[str, Any] = {}
-        reward = 0.0
+        observations, actions = [observation], np.zeros(self.layers, np.float32)
         for t in range(self.layers):
             began = time.perf_counter()
             jitter = float(rng.normal(0.0, noise)) if noise else 0.0
-            action = past[t : t + 1] if past is not None else self._act(number, t, observation, jitter)
+            action = past[t : t + 1] if past is not None else self._act(number, t, observations[-1], jitter)
             self.seconds += time.perf_counter() - began
-            following, reward, _, _, info = self.env.step(action)
-            walk.append((observation, action, following))
-            observation = following
-        began = time.perf_counter()
-        if number == 0:
-            self.baseline = reward
-        self._store(walk, reward - self.baseline)
-        self._learn(number)
-        self.seconds += time.perf_counter() - began
-        return Episode(
-            number=number,
-            actions=np.concatenate([action for _, action, _ in walk]),
-            widths=info["widths"],
-            evaluation=info["evaluation"],
-            terms=info["reward_terms"],
-            reward=reward,
-            noise=noise,
-            seconds=time.perf_counter() - start,
-        )
+            actions[t] = action[0]
+            observations.append(self.env.walk(action))
+        return _Walk(observations, actions, np.array(self.env.widths))
 
     def _noise(self, number: int) -> float:
         if number <= len(self.demonstrations) or (number > self.warmup and number % 25 == 0):
@@ -181,15 +196,15 @@ class Learner:
         action, _ = self.model.predict(observation, deterministic=True)
         return float(action[0])
 
-    def _store(self, walk: list[tuple[Any, Any, Any]], reward: float) -> None:
+    def _store(self, walk: _Walk, reward: float) -> None:
         buffer = self.model.replay_buffer
         assert buffer is not None
-        for t, (observation, action, following) in enumerate(walk):
-            done = t == len(walk) - 1
+        for t in range(self.layers):
+            done = t == self.layers - 1
             buffer.add(
-                observation[None],
-                following[None],
-                action[None],
+                walk.observations[t][None],
+                walk.observations[t + 1][None],
+                walk.actions[None, t : t + 1],
                 np.array([reward if done else 0.0]),
                 np.array([done]),
                 [{}],

@@ -112,9 +112,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Prune the layer at hand; after the last one, evaluate the plan."""
-        if len(self.widths) == len(self.statistics):
-            raise RuntimeError("the walk is over: call reset() before the next step")
-        self.widths.append(self._width(float(action[0])))
+        observation = self.walk(action)
         terminated = len(self.widths) == len(self.statistics)
         info: dict[str, Any] = {"widths": np.array(self.widths)}
         reward = 0.0
@@ -123,7 +121,17 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
             terms = self.rewards(evaluation)
             reward = sum(terms.values())
             info |= {"evaluation": evaluation, "reward_terms": terms}
-        return self._observe(), reward, terminated, False, info
+        return observation, reward, terminated, False, info
+
+    def walk(self, action: NDArray[np.float32]) -> Observation:
+        """A step without its pay: prune the layer at hand and look at the next; a finished plan is not evaluated.
+
+        For who walks several episodes and has their plans judged together.
+        """
+        if len(self.widths) == len(self.statistics):
+            raise RuntimeError("the walk is over: call reset() before the next step")
+        self.widths.append(self._width(float(action[0])))
+        return self._observe()
 
     def rewards(self, evaluation: Evaluation) -> dict[str, float]:
         """The weighted terms of the reward; their sum is what is paid."""
