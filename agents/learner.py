@@ -89,6 +89,9 @@ class Learner:
     loses nothing, whatever the network and the budget. Every action costs `effort` times its square, so that a
     correction that brings nothing fades.
 
+    With several workers it walks as many episodes with the policy as it stands, has their plans judged together, and
+    then learns as much as it would have after each of them.
+
     An episode's randomness is drawn from (seed, episode) alone. So a run can be *replayed*: given the actions of
     its first episodes, `run` stores and learns exactly what it did, without asking what it would do, and goes on
     from there as if it had never stopped.
@@ -96,14 +99,16 @@ class Learner:
     Attributes:
         env: the environment, with its evaluator.
         config: the agent's section.
+        workers: episodes that are walked, and judged, together.
         model: the SB3 algorithm.
         seconds: time spent on choosing actions and on learning.
     """
 
-    def __init__(self, env: LayerSparsityEnv, config: AgentConfig, seed: int):
+    def __init__(self, env: LayerSparsityEnv, config: AgentConfig, seed: int, workers: int = 1):
         self.env = env
         self.config = config
         self.seed = seed
+        self.workers = workers
         self.layers = len(env.statistics)
         self.seconds = 0.0
         self.asked = env.budget
@@ -136,44 +141,59 @@ class Learner:
         return model
 
     def run(self, past: Sequence[Sequence[float]] = ()) -> Iterator[Episode]:
-        """Walk episode after episode, learning after each; the caller logs, and may stop at any time.
+        """Walk episode after episode, learning after each group; the caller logs, and may stop at any time.
 
         Args:
             past: actions (episodes, layers) of a run to be replayed first; their plans should be known to the
-                evaluator.
+                evaluator. The last group may be there in part: the rest of it is walked as it would have been.
         """
-        for number in range(self.config.episodes):
-            actions = np.asarray(past[number], dtype=np.float32) if number < len(past) else None
-            yield self._episode(number, actions)
+        for first in range(0, self.config.episodes, self.workers):
+            yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past)
 
     def policy_plan(self, fraction: float) -> NDArray[np.int64]:
         """(layers,) widths that the policy gives without noise, on a budget; nothing is evaluated."""
         return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).widths
 
-    def _episode(self, number: int, past: NDArray[np.float32] | None) -> Episode:
+    def _group(self, numbers: range, past: Sequence[Sequence[float]]) -> list[Episode]:
+        """Episodes that are walked with the same policy, judged together, and learnt from in their order."""
         start = time.perf_counter()
-        noise = self._noise(number)
-        fraction = self._fraction(number)
-        walk = self._walk(number, fraction, noise if past is None else 0.0, self._policy(number, past))
-        evaluation = self.env.evaluator.evaluate(walk.widths)
-        terms = self.env.rewards(evaluation)
+        walks = [self._episode(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
+        evaluations = list(self.env.evaluator.evaluate_all([walk.widths for walk in walks]))
         began = time.perf_counter()
-        self._plans.append(walk.widths)
-        self._losses.append(self.env.weights.lost(evaluation, self.env.evaluator.dense))
-        self._store(walk, self._advantage(walk.budget, evaluation))
-        self._learn(number)
+        dense = self.env.evaluator.dense
+        for walk, evaluation in zip(walks, evaluations, strict=True):
+            self._plans.append(walk.widths)
+            self._losses.append(self.env.weights.lost(evaluation, dense))
+            self._store(walk, self._advantage(walk.budget, evaluation))
+        for number in numbers:
+            self._learn(number)
         self.seconds += time.perf_counter() - began
-        return Episode(
-            number=number,
-            budget=walk.budget,
-            actions=walk.actions,
-            widths=walk.widths,
-            evaluation=evaluation,
-            terms=terms,
-            reward=sum(terms.values()),
-            noise=noise,
-            seconds=time.perf_counter() - start,
-        )
+        seconds = (time.perf_counter() - start) / len(numbers)
+        episodes = []
+        for number, walk, evaluation in zip(numbers, walks, evaluations, strict=True):
+            terms = self.env.rewards(evaluation)
+            paid = sum(terms.values())
+            episodes.append(
+                Episode(
+                    number,
+                    walk.budget,
+                    walk.actions,
+                    walk.widths,
+                    evaluation,
+                    terms,
+                    paid,
+                    self._noise(number),
+                    seconds,
+                )
+            )
+        return episodes
+
+    def _episode(self, number: int, past: NDArray[np.float32] | None) -> _Walk:
+        if past is not None:
+            return self._walk(number, self._fraction(number), 0.0, lambda t, _observation: float(past[t]))
+        own = number > self.config.warmup
+        policy: Policy = (lambda _t, observation: self._greedy(observation)) if own else (lambda _t, _observation: 0.0)
+        return self._walk(number, self._fraction(number), self._noise(number), policy)
 
     def _walk(self, number: int, fraction: float, noise: float, policy: Policy) -> _Walk:
         rng = np.random.default_rng((self.seed, number))
@@ -186,13 +206,6 @@ class Learner:
             self.seconds += time.perf_counter() - began
             observations.append(self.env.walk(actions[t : t + 1]))
         return _Walk(fraction, observations, actions, np.array(self.env.widths))
-
-    def _policy(self, number: int, past: NDArray[np.float32] | None) -> Policy:
-        if past is not None:
-            return lambda t, _observation: float(past[t])
-        if number <= self.config.warmup:
-            return lambda _t, _observation: 0.0
-        return lambda _t, observation: self._greedy(observation)
 
     def _greedy(self, observation: NDArray[np.float32]) -> float:
         action, _ = self.model.predict(observation, deterministic=True)

@@ -30,6 +30,10 @@ CONFIG_HELP = f"A built-in config ({', '.join(builtin_configs())}) or a YAML fil
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override the config: --set budget.flops=0.4")
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", help="Judge candidates on a Ray cluster: auto, HOST:PORT, or local to start one."),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder to write to.")]
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the plan]")
@@ -43,6 +47,7 @@ def train_command(
     out: Out = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the search.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    ray_address: RayAddress = None,
 ) -> None:
     """Train the agent for a network and write the best ratio plan it finds.
 
@@ -50,13 +55,22 @@ def train_command(
 
     The run folder holds plan.json, policy.safetensors, episodes.jsonl (a line an episode), summary.json, config.yaml,
     TensorBoard events and two figures. Ctrl-C keeps what was found; --resume goes on, after a crash too.
+    --set workers=N judges N candidates at a time.
     """
     from .train import train
 
     reporter = RichReporter()
     if resume is not None and (config is not None or out is not None):
         raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
-    done = train(config, overrides=overrides or (), out=out, seed=seed, resume=resume, reporter=reporter)
+    done = train(
+        config,
+        overrides=overrides or (),
+        out=out,
+        seed=seed,
+        resume=resume,
+        ray_address=ray_address,
+        reporter=reporter,
+    )
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
@@ -106,6 +120,7 @@ def compare_command(
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on with the interrupted comparison in this folder.")
     ] = None,
+    ray_address: RayAddress = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
 ) -> None:
@@ -134,6 +149,7 @@ def compare_command(
         finetune=finetune,
         out=out,
         resume=resume,
+        ray_address=ray_address,
         reporter=reporter,
     )
     _wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")

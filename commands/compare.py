@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..agents import Allocation, Allocator, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..configs import Config
+from ..envs import Evaluator
 from ..pruners.inference import logits
 from ..pruners.layers import PlanError
 from ..pruners.plan import RatioPlan, plan_path, write_json
@@ -58,11 +59,13 @@ def compare(
     finetune: int = 0,
     out: str | Path | None = None,
     resume: str | Path | None = None,
+    ray_address: str | None = None,
     reporter: Reporter | None = None,
 ) -> Comparison:
     """Judge plans and other allocators alike: same cost, same repair, same search and test images.
 
-    Every candidate that an allocator judges is on disk before the next; an interrupted comparison goes on with
+    Every candidate that an allocator judges is on disk before the next (with workers: before the next of its
+    generation is looked at); an interrupted comparison goes on with
     `resume` and the same arguments, and judges none of them again.
 
     Args:
@@ -77,6 +80,7 @@ def compare(
         finetune: epochs every row is fine-tuned for, alike.
         out: an empty or new folder; none takes `compare` beside the first plan, else `runs/NAME-compare`.
         resume: the folder of an interrupted comparison; config and overrides are its own.
+        ray_address: of a Ray cluster that judges candidates, instead of the config's.
         reporter: shows progress.
 
     Raises:
@@ -109,9 +113,10 @@ def compare(
     task.save(folder)
     log = CandidateLog(folder / CANDIDATES_NAME, len(task.structure.layers))
     task.evaluator.known.update(log.known)
-    for allocator in chosen:
-        for seed in seeds if allocator.searches else seeds[:1]:
-            loaded.append(_allocate(task, allocator, seed, candidates, log, reporter))
+    with task.judges(ray_address) as evaluator:
+        for allocator in chosen:
+            for seed in seeds if allocator.searches else seeds[:1]:
+                loaded.append(_allocate(task, evaluator, allocator, seed, candidates, log, reporter))
 
     rows: list[dict[str, Any]] = []
     correct: list[Tensor | None] = []
@@ -148,22 +153,28 @@ def _check_alike(plans: Sequence[RatioPlan]) -> None:
 
 
 def _allocate(
-    task: Task, allocator: Allocator, seed: int, candidates: int, log: CandidateLog, reporter: Reporter
+    task: Task,
+    evaluator: Evaluator,
+    allocator: Allocator,
+    seed: int,
+    candidates: int,
+    log: CandidateLog,
+    reporter: Reporter,
 ) -> RatioPlan:
     rewards: dict[tuple[int, ...], float] = {}
     with reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
 
-        def reward(widths: NDArray[np.int64]) -> float:
-            evaluation = task.evaluator.evaluate(widths)
-            found = task.reward.reward(evaluation)
-            rewards[tuple(widths.tolist())] = found
-            log.append(allocator.name, seed, widths, evaluation, found)
-            advance(f"reward {found:+.3f} best {max(rewards.values()):+.3f}")
-            return found
+        def judged(plans: Sequence[NDArray[np.int64]]) -> Iterator[float]:
+            for widths, evaluation in zip(plans, evaluator.evaluate_all(plans), strict=True):
+                found = task.reward.reward(evaluation)
+                rewards[tuple(widths.tolist())] = found
+                log.append(allocator.name, seed, widths, evaluation, found)
+                advance(f"reward {found:+.3f} best {max(rewards.values()):+.3f}")
+                yield found
 
         dense_reward = task.reward.reward(task.evaluator.dense)
         rng = np.random.default_rng(seed)
-        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, reward, dense_reward, candidates, rng))
+        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, judged, dense_reward, candidates, rng))
         if not allocator.searches:
             advance("")
     if allocator.searches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch import Tensor, nn
 from ..configs import Config, ConfigError, dump_config, load_config
 from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
-from ..envs import CandidateEvaluator, Evaluation, RewardWeights
+from ..envs import CandidateEvaluator, Evaluation, ParallelEvaluator, RewardWeights
+from ..envs.actors import Actors
+from ..envs.processes import Processes
 from ..networks import Batches as Loader
 from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
@@ -116,6 +119,24 @@ class Task:
             images=pruning.search_images,
             adaptive_bn=pruning.search_adaptive_bn,
         )
+
+    def judges(self, ray_address: str | None = None) -> AbstractContextManager[CandidateEvaluator | ParallelEvaluator]:
+        """The evaluator, or for the length of a `with` block workers that judge as it does; they share what is known.
+
+        Args:
+            ray_address: of a Ray cluster, instead of the config's.
+
+        Raises:
+            ValueError, ImportError, ConnectionError: see `Processes` and `Actors`.
+        """
+        workers, threads = self.config.workers, self.config.threads
+        address = ray_address or self.config.ray_address
+        if address is not None:
+            return ParallelEvaluator(self.evaluator, Actors(self.evaluator, threads or 1, workers, address), workers)
+        if workers == 1:
+            return nullcontext(self.evaluator)
+        share = threads or max(1, torch.get_num_threads() // workers)
+        return ParallelEvaluator(self.evaluator, Processes(self.evaluator, share), workers)
 
     @property
     def reward(self) -> RewardWeights:

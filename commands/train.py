@@ -53,14 +53,16 @@ def train(
     out: str | Path | None = None,
     seed: int | None = None,
     resume: str | Path | None = None,
+    ray_address: str | None = None,
     reporter: Reporter | None = None,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Training:
     """Train the agent for a network and return the best plan it found.
 
-    Every episode is on disk before the next begins. Ctrl-C ends the search early and keeps what was found; a run
-    that was killed goes on with `resume`, which replays the log: the agent learns again what it had learnt, without
-    judging any candidate twice, and continues as if it had never stopped.
+    Every episode is on disk before the next begins; with workers, every group of as many episodes before the next
+    group. Ctrl-C ends the search early and keeps what was found; a run that was killed goes on with `resume`, which
+    replays the log: the agent learns again what it had learnt, without judging any candidate twice, and continues as
+    if it had never stopped (with the same number of workers).
 
     Args:
         config: a built-in name, a YAML file or a `Config`; none is the embedded default.
@@ -70,6 +72,7 @@ def train(
         out: an empty or new folder; none takes `runs/NAME`.
         seed: of the search, instead of the config's.
         resume: the folder of a run to go on with.
+        ray_address: of a Ray cluster that judges candidates, instead of the config's.
         reporter: shows progress.
         on_episode: called after every episode.
 
@@ -93,14 +96,15 @@ def train(
     past = log.read(len(task.structure.layers))
     evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
     env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward, losses)
-    learner = Learner(env, task.config.agent, task.config.seed)
+    learner = Learner(env, task.config.agent, task.config.seed, task.config.workers)
     setup = time.perf_counter() - start
 
     episodes: list[Episode] = []
     finished = True
     writer = SummaryWriter(folder / "tensorboard", purge_step=len(past))
     try:
-        with reporter.bar("search", task.config.agent.episodes) as advance:
+        with task.judges(ray_address) as judges, reporter.bar("search", task.config.agent.episodes) as advance:
+            env.evaluator = judges
             for episode in learner.run([record["actions"] for record in past]):
                 episodes.append(episode)
                 if episode.number >= len(past):
@@ -123,7 +127,7 @@ def train(
     finalists = judge_finalists(task, rewards if finished else {}, reporter)
     plan = _plan(task, episodes, finalists)
     plan.save(folder / PLAN_NAME)
-    parts = {"setup": setup, **task.evaluator.seconds, "agent": learner.seconds, "finals": time.perf_counter() - began}
+    parts = {"setup": setup, **judges.seconds, "agent": learner.seconds, "finals": time.perf_counter() - began}
     summary = _summary(task, episodes, finalists, len(past), parts, time.perf_counter() - start)
     write_json(folder / SUMMARY_NAME, summary)
     Policy.of(learner).save(folder / POLICY_NAME)

@@ -199,7 +199,13 @@ class Config(Section):
     name: str
     seed: int = 0
     device: str = "cpu"
-    threads: Count | None = Field(default=None, description="torch's; none leaves torch's own choice")
+    threads: Count | None = Field(
+        default=None, description="torch's, of every worker too; none leaves torch's own choice, shared by the workers"
+    )
+    workers: Count = Field(default=1, description="candidates judged at a time, each by a process of its own")
+    ray_address: str | None = Field(
+        default=None, description="the workers are actors of this Ray cluster: auto, host:port, local to start one"
+    )
     network: NetworkConfig | None = None
     data: DataConfig | None = None
     layers: LayersConfig = LayersConfig()

@@ -5,6 +5,7 @@ import gymnasium as gym
 from .evaluator import CandidateEvaluator, Evaluation, Evaluator
 from .layer_sparsity import LayerSparsityEnv
 from .observation import STATIC_FEATURES, WALK_FEATURES, layer_statistics
+from .parallel import ParallelEvaluator
 from .reward import RewardWeights
 
 ENV_ID = "secateur/LayerSparsity-v0"
@@ -20,6 +21,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "LayerSparsityEnv",
+    "ParallelEvaluator",
     "RewardWeights",
     "layer_statistics",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Protocol
@@ -52,6 +52,10 @@ class Evaluator(Protocol):
 
     def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
         """Judge a candidate of these widths (layers,)."""
+        ...
+
+    def evaluate_all(self, plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
+        """Judge candidates, some at a time where it can; their evaluations in order, each as soon as it is there."""
         ...
 
 
@@ -112,6 +116,15 @@ class CandidateEvaluator:
             self.known[key] = self.judge(candidate, widths)
             self._evaluate_seconds += time.perf_counter() - start
         return self.known[key]
+
+    def evaluate_all(self, plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
+        """Judge candidates, one after another."""
+        return map(self.evaluate, plans)
+
+    def prepare(self) -> None:
+        """Compute what candidates share but only the first would ask for: to be done before copies are made of this."""
+        if self._prune.keywords["repair"] == "gram":
+            _ = self.pruner.moments
 
     def judge(self, candidate: nn.Module, widths: NDArray[np.int64]) -> Evaluation:
         """The figures of a network that was pruned to these widths and repaired in whatever way."""

@@ -6,7 +6,7 @@ Every one says which layers it should have, so that a coupling that is lost is n
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -167,6 +167,9 @@ class Target:
             flops=self.structure.fraction("flops", widths),
             params=self.structure.fraction("params", widths),
         )
+
+    def evaluate_all(self, plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
+        return map(self.evaluate, plans)
 
 
 def images(name: str, count: int, seed: int = 0) -> Tensor:

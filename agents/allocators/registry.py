@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
@@ -23,7 +23,8 @@ class Allocation:
     Attributes:
         budget: the layers and what the plan may cost; its `fill` spends it.
         context: the dense network and the calibration images, as criteria see them.
-        reward: judges widths on the search images, the higher the better; rules never call it.
+        rewards: judges plans on the search images, the higher the better, in order and maybe some at a time; rules
+            never call it.
         dense_reward: what the dense network would be paid.
         candidates: how many different plans a search allocator may judge.
         rng: its randomness.
@@ -31,7 +32,7 @@ class Allocation:
 
     budget: Budget
     context: Context
-    reward: Callable[[Widths], float] = lambda _widths: 0.0
+    rewards: Callable[[Sequence[Widths]], Iterable[float]] = lambda plans: [0.0] * len(plans)
     dense_reward: float = 0.0
     candidates: int = 1
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from itertools import count
 
 import numpy as np
 
@@ -25,32 +27,39 @@ class Judged:
     Attributes:
         allocation: whose reward is asked, for so many different plans.
         rewards: of the plans judged so far, by widths.
+        asked: how many there are, with those that are being judged.
         repeats: how many plans in a row were known already.
     """
 
     allocation: Allocation
     rewards: dict[tuple[int, ...], float] = field(default_factory=dict)
+    asked: int = 0
     repeats: int = 0
 
-    def __call__(self, widths: Widths) -> float:
-        """The reward of a plan; not to be asked once the search is over."""
-        key = tuple(widths.tolist())
-        if key in self.rewards:
+    def __call__(self, plans: Iterable[Widths]) -> list[float]:
+        """The rewards of plans that are judged together; only of the first ones, where the search ends among them."""
+        taken: list[tuple[int, ...]] = []
+        new: dict[tuple[int, ...], Widths] = {}
+        for widths in plans:
+            if self.over:
+                break
+            taken.append(tuple(widths.tolist()))
             self.repeats += 1
-        else:
-            self.rewards[key] = self.allocation.reward(widths)
-            self.repeats = 0
-        return self.rewards[key]
+            if taken[-1] not in self.rewards and taken[-1] not in new:
+                new[taken[-1]] = widths
+                self.asked, self.repeats = self.asked + 1, 0
+        self.rewards.update(zip(new, self.allocation.rewards(list(new.values())), strict=True))
+        return [self.rewards[key] for key in taken]
 
     @property
     def over(self) -> bool:
-        """Whether all candidates were judged, or nothing new has been proposed for long."""
-        return len(self.rewards) >= self.allocation.candidates or self.repeats >= PATIENCE
+        """Whether all candidates were asked for, or nothing new has been proposed for long."""
+        return self.asked >= self.allocation.candidates or self.repeats >= PATIENCE
 
     @property
     def progress(self) -> float:
         """The fraction of the candidates that was judged."""
-        return len(self.rewards) / self.allocation.candidates
+        return self.asked / self.allocation.candidates
 
     @property
     def best(self) -> Widths:
@@ -62,8 +71,7 @@ class Judged:
 def random_search(allocation: Allocation) -> Widths:
     """The best of so many random plans on the budget (EagleEye, Li et al., ECCV 2020)."""
     judged = Judged(allocation)
-    while not judged.over:
-        judged(random_plan(allocation))
+    judged(random_plan(allocation) for _ in count())
     return judged.best
 
 
@@ -100,13 +108,14 @@ def hill_climb(allocation: Allocation) -> Widths:
     budget, rng = allocation.budget, allocation.rng
     judged = Judged(allocation)
     best = knapsack(allocation)
-    reward = judged(best)
+    (reward,) = judged([best])
     while not judged.over:
         giver, taker = rng.integers(len(best), size=2)  # the same twice is a plan that is known
         share = FIRST_SHARE * (LAST_SHARE / FIRST_SHARE) ** judged.progress
-        count = int(rng.integers(1, max(1, round(share * allocation.dense[giver])) + 1))
-        moved = move(budget, best, int(giver), int(taker), count)
-        if (found := judged(moved)) > reward:
+        units = int(rng.integers(1, max(1, round(share * allocation.dense[giver])) + 1))
+        moved = move(budget, best, int(giver), int(taker), units)
+        (found,) = judged([moved])
+        if found > reward:
             best, reward = moved, found
     return best
 
@@ -131,7 +140,7 @@ def evolution(allocation: Allocation) -> Widths:
     budget, dense = allocation.budget, allocation.dense
     judged = Judged(allocation)
     start = knapsack(allocation)
-    judged(start)
+    judged([start])
     strategy = cma.CMAEvolutionStrategy(
         1.0 - start / dense,
         SPREAD * budget.max_sparsity,
@@ -144,7 +153,7 @@ def evolution(allocation: Allocation) -> Widths:
     )
     while not judged.over:
         points = strategy.ask()
-        losses = [-judged(budget.fill(dense * (1.0 - point))) for point in points if not judged.over]
+        losses = [-reward for reward in judged([budget.fill(dense * (1.0 - point)) for point in points])]
         if len(losses) == len(points):
             strategy.tell(points, losses)
     return judged.best
@@ -159,11 +168,11 @@ def adaptive_knapsack(allocation: Allocation) -> Widths:
     """
     budget, first = allocation.budget, LossModel.of(allocation.context)
     judged = Judged(allocation)
-    judged(knapsack(allocation))
+    judged([knapsack(allocation)])
     while not judged.over:
         plans = [*judged.rewards]
         losses = first.fitted(plans, [max(LEAST_LOSS, allocation.dense_reward - judged.rewards[p]) for p in plans])
         spread = FIRST_MISTAKE + judged.progress * (LAST_MISTAKE - FIRST_MISTAKE)
         mistakes = np.exp(allocation.rng.normal(0.0, spread, len(losses.factors)))
-        judged(best_units(budget, replace(losses, factors=losses.factors * mistakes).gains(budget)))
+        judged([best_units(budget, replace(losses, factors=losses.factors * mistakes).gains(budget))])
     return judged.best

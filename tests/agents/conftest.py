@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -15,7 +17,7 @@ from secateur.pruners.criteria import Context
 def allocation():
     """Makes the allocation of a network in the zoo; networks and what criteria found on them are made once.
 
-    Without a fraction the budget is halfway between the least that can be reached and all.
+    Without a fraction the budget is halfway between the least that can be reached and all. `reward` judges one plan.
     """
     contexts = {}
 
@@ -28,6 +30,8 @@ def allocation():
         if fraction is None:
             least = Budget(context.structure, kind, 1.0, 0.9).least
             fraction = (1.0 + context.structure.fraction(kind, least)) / 2
+        if "reward" in given:
+            given["rewards"] = functools.partial(map, given.pop("reward"))
         return Allocation(Budget(context.structure, kind, fraction, 0.9), context, **given)
 
     return make

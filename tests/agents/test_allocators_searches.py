@@ -63,6 +63,25 @@ def test_random_search_keeps_the_best_of_its_candidates(allocation):
     assert best[2] == max(widths[2] for widths in judged)
 
 
+def together(allocation, name, candidates):
+    """How many plans a search has judged at a time."""
+    sizes = []
+    reward = Separable(allocation().budget, 0)
+    given = allocation(rewards=lambda plans: sizes.append(len(plans)) or map(reward, plans), candidates=candidates)
+    get_allocator(name).allocate(given)
+    return [size for size in sizes if size]
+
+
+def test_generations_are_judged_together(allocation):
+    assert together(allocation, "random", 20) == [20]
+    assert together(allocation, "hill_climb", 20) == [1] * 20
+    first, *generations = together(allocation, "evolution", 30)
+    assert first == 1
+    assert sum(generations) == 29
+    assert generations[0] == max(generations) == 4 + int(3 * np.log(6))  # of CMA-ES for six layers
+    assert len(generations) < 8
+
+
 def test_random_plans_differ_and_come_in_the_order_drawn(allocation):
     def drawing(seed):
         return allocation(rng=np.random.default_rng(seed))

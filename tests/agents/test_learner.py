@@ -35,8 +35,8 @@ def config(**values: Any) -> AgentConfig:
     return AgentConfig(**{**small, **values})
 
 
-def learner(seed: int = 0, **values: Any) -> Learner:
-    return Learner(environment(), config(**values), seed)
+def learner(seed: int = 0, workers: int = 1, **values: Any) -> Learner:
+    return Learner(environment(), config(**values), seed, workers=workers)
 
 
 def paid(env: LayerSparsityEnv, actions: np.ndarray) -> float:
@@ -111,6 +111,30 @@ def test_a_replayed_run_goes_on_as_the_uninterrupted_one(algorithm: str) -> None
         past = [episode.actions.tolist() for episode in whole[:stop]]
         resumed = learner(3, algorithm=algorithm)
         assert_same(list(resumed.run(past)), whole)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 7, 8])
+def test_a_group_that_was_cut_off_is_walked_to_its_end(stop: int) -> None:
+    whole = list(learner(3, workers=3, episodes=10, warmup=1).run())
+    past = [episode.actions.tolist() for episode in whole[:stop]]
+    assert_same(list(learner(3, workers=3, episodes=10, warmup=1).run(past)), whole)
+
+
+def test_a_group_is_judged_together_and_learnt_from_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[Any] = []
+    agent = learner(workers=4, episodes=10, warmup=1)
+    judge, learn = agent.env.evaluator.evaluate_all, agent._learn
+    monkeypatch.setattr(agent.env.evaluator, "evaluate_all", lambda plans: events.append(len(plans)) or judge(plans))
+    monkeypatch.setattr(agent, "_learn", lambda number: events.append(f"learn {number}") or learn(number))
+    episodes = list(agent.run())
+    assert events == [
+        4, *(f"learn {n}" for n in range(4)), 4, *(f"learn {n}" for n in range(4, 8)), 2, "learn 8", "learn 9",
+    ]  # fmt: skip
+    alone = learner(episodes=10, warmup=1)
+    assert_same(episodes[:2], list(alone.run())[:2])  # nothing had been learnt yet
+    assert agent.model._n_updates == alone.model._n_updates
+    stored = agent.model.replay_buffer.actions[: 10 * 6, 0, 0]
+    assert np.array_equal(stored, np.concatenate([episode.actions for episode in episodes]))
 
 
 @EVERY

@@ -64,6 +64,19 @@ def test_an_interrupted_comparison_goes_on_and_judges_nothing_again(run, compari
         secateur.compare([run.folder], **arguments, resume=folder)
 
 
+def test_workers_find_what_one_process_does(run, comparison, tmp_path):
+    done = secateur.compare(
+        [run.folder],
+        against=["random"],
+        candidates=5,
+        seeds=[0, 1],
+        overrides=["workers=2"],
+        out=tmp_path / "compare",
+    )
+    assert candidates(done.folder) == candidates(comparison.folder)
+    assert done.plans[1:] == comparison.plans[4:]
+
+
 def test_every_plan_costs_the_same(comparison):
     for row in comparison.rows:
         assert row["flops"] <= 0.14

@@ -146,6 +146,20 @@ def test_a_killed_process_loses_at_most_the_running_episode(run, quick, tmp_path
     assert resumed.plan == run.plan
 
 
+def test_a_group_of_two_workers_cut_off_in_its_middle_resumes_to_the_same_end(quick, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    done = secateur.train("digits", overrides=[*quick, "workers=2"], out=whole)
+    assert {"prune", "repair", "evaluate"} <= done.summary["seconds_per_part"].keys()
+    assert done.summary["seconds_per_part"]["evaluate"] > 0.0
+    shutil.copytree(whole, folder)
+    lines = (folder / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (folder / "episodes.jsonl").write_text("".join(lines[:5]) + lines[5][:20])
+    resumed = secateur.train(resume=folder)
+    assert resumed.summary["replayed"] == 5
+    assert untimed(folder) == untimed(whole)
+    assert resumed.plan == done.plan
+
+
 def test_an_interrupt_keeps_the_best_so_far(quick, tmp_path):
     def stop(episode):
         if episode.number == 3:

@@ -1,0 +1,127 @@
+"""Workers that are processes of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import torch
+
+from .evaluator import CandidateEvaluator
+from .parallel import Judgement, Key, judge_timed, send
+
+
+class Processes:
+    """Processes that share the pages of one file: the evaluator, with all that was computed on the dense network.
+
+    *Shared*: every worker maps the file into memory, so the images, weights and Gram matrices are there once. Memory
+    shared by name or by file descriptor would do the same, but needs a descriptor a tensor (a thousand of them is a
+    usual limit, DenseNet's) and room in /dev/shm (64 MB in a usual container).
+
+    *Started* by a fork server, a process that has imported this module and done nothing else. A fork of the parent
+    itself would share its tensors with no file at all, but copies one thread of many: OpenMP's pool would be waited
+    for forever by a worker of more than one thread, locks of the progress bar and of TensorBoard could be held for
+    ever, and CUDA does not work. Fresh interpreters do work, but import torch again, for every worker and every one
+    that takes a dead one's place.
+
+    *One executor a worker*: an executor is broken as a whole by the death of any of its processes; of this one only
+    the candidate is lost that the process had.
+
+    A worker computes what the parent would: the same numbers where both have the same number of threads.
+
+    Args:
+        evaluator: what the workers judge with.
+        threads: torch's, of every worker.
+
+    Raises:
+        ValueError: the network cannot be pickled.
+    """
+
+    died: type[Exception] = BrokenProcessPool
+
+    def __init__(self, evaluator: CandidateEvaluator, threads: int):
+        self._threads = threads
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__])
+        self._file = NamedTemporaryFile(prefix="secateur-", suffix=".pt")  # noqa: SIM115 – lives until close()
+        send(evaluator, self._file)
+
+    def hire(self) -> _Process:
+        """Start another worker."""
+        return _Process(self._context, self._file.name, self._threads)
+
+    def close(self) -> None:
+        """Delete the file."""
+        self._file.close()
+
+
+class _Process:
+    """One worker."""
+
+    def __init__(self, context: ForkServerContext, file: str, threads: int):
+        line, self._line = context.Pipe(duplex=False)
+        self._executor = ProcessPoolExecutor(1, context, initializer=_listen, initargs=(line, file))
+        with _interrupts_blocked():
+            self.started: Future[None] = self._executor.submit(_start, file, threads)
+
+    def judge(self, widths: Key) -> Future[Judgement]:
+        """A candidate's evaluation to be, and the seconds it took, by part."""
+        try:
+            return self._executor.submit(_judge, widths)
+        except BrokenProcessPool as error:  # it died while it was idle
+            broken: Future[Judgement] = Future()
+            broken.set_exception(error)
+            return broken
+
+    def stop(self) -> None:
+        """End it now, if it has not ended."""
+        self._line.send("stop")
+        self._executor.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process started in here never sees a Ctrl-C, which a terminal sends to all: it is the parent's to handle."""
+    resource_tracker.ensure_running()  # it would lift the block when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_evaluator: CandidateEvaluator  # a worker's own
+
+
+def _listen(line: Connection, file: str) -> None:
+    """Have this process end when its parent says so, or is no more: at once, whatever it is doing."""
+
+    def listen() -> None:
+        try:
+            line.recv()
+        except EOFError:  # killed: nobody else is left to delete the file
+            Path(file).unlink(missing_ok=True)
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+
+
+def _start(file: str, threads: int) -> None:
+    global _evaluator
+    torch.set_num_threads(threads)
+    _evaluator = torch.load(file, mmap=True, weights_only=False)
+
+
+def _judge(widths: Key) -> Judgement:
+    return judge_timed(_evaluator, widths)
