@@ -62,6 +62,7 @@ def train_command(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
         f"(base plan {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
         f"{100 * best['flops']:.1f} % of the FLOPs"
+        + (f", {100 * best['latency']:.1f} % of the latency by the table" if "latency" in best else "")
     )
     _wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "reward.png")
     if not done.finished:

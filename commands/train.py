@@ -174,7 +174,7 @@ def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[_Finalist
     if finalists:
         best, evaluation, reward = finalists[0].episode, finalists[0].evaluation, finalists[0].reward
     return RatioPlan.make(
-        task.structure,
+        task.priced,
         best.widths,
         architecture=task.architecture,
         criterion=task.config.pruning.criterion,
@@ -232,14 +232,14 @@ def _summary(
             "params": 1.0,
             "flops_count": structure.cost("flops", structure.widths),
             "params_count": structure.cost("params", structure.widths),
+            **{f"latency_{name}": value for name, value in task.dense_latency.items()},
         },
         "best": {
             "episode": best.number,
             "reward": final.reward,
             "search_accuracy": final.evaluation.accuracy,
             "reconstruction_loss": final.evaluation.reconstruction_loss,
-            "flops": best.evaluation.flops,
-            "params": best.evaluation.params,
+            **task.priced.fractions(best.widths),
         },
         "base": {"reward": episodes[0].reward, "search_accuracy": episodes[0].evaluation.accuracy},
         "finalists": [

@@ -38,6 +38,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     and linear in between. Every action is feasible, so nothing is clipped and the action a replay buffer stores is
     the one that was carried out, up to the rounding to whole channels. Whatever the actions, the finished plan costs
     no more than the budget, counted with integer channels, and ends less than a channel of its last layer below it.
+    Where a few channels more cost nothing (latency comes in stairs), the layer keeps them.
     All-zero actions give the base plan, up to rounding.
 
     ## Observation Space
@@ -142,7 +143,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         dense, least, base, most = self._range()
         sparsity = base + action * (most - base if action > 0.0 else base - least)
         low, high = round((1.0 - most) * dense), round((1.0 - least) * dense)
-        return int(np.clip(round((1.0 - sparsity) * dense), low, high))
+        width = int(np.clip(round((1.0 - sparsity) * dense), low, high))
+        return min(self.budget.widen(self.widths, width), high)
 
     def _range(self) -> tuple[int, float, float, float]:
         """The layer's dense width, and the sparsities that -1, 0 and +1 mean."""

@@ -53,17 +53,19 @@ def knapsack(allocation: Allocation) -> Widths:
 
     The gain is the fall of the layer's `loss_curves`, of the largest convex function below it, so that a unit never
     counts for more than the one before; taking the best gain for the price is then the optimum of the relaxed problem
-    (Dantzig 1957). A unit's price is a share of what the whole layer costs where all others are whole. One small
-    forward pass a layer, and no candidate is judged.
+    (Dantzig 1957). A unit's price is what it adds where all other layers are whole, and the function is convex in the
+    price, so that the units of one of latency's stairs stand or fall together. One small forward pass a layer, and no
+    candidate is judged.
     """
     budget, dense = allocation.budget, allocation.budget.structure.widths
     gains = []
     for index, curve in enumerate(loss_curves(allocation.context)):
-        least = dense.copy()
-        least[index] = 1
-        price = (budget.cost(dense) - budget.cost(least)) / max(1, dense[index] - 1)
-        slopes = isotonic_regression(np.diff(curve))  # of the convex minorant
-        gains.append(-slopes / max(price, 1e-12))
+        alone = np.tile(dense, (dense[index], 1))
+        alone[:, index] = np.arange(1, dense[index] + 1)
+        prices = np.diff([budget.cost(widths) for widths in alone]).clip(min=1e-12 * budget.limit)
+        prices = np.concatenate([prices[:1], prices])  # the first unit is never spared
+        slopes = isotonic_regression(np.diff(curve) / prices, sample_weight=prices)  # of the convex minorant
+        gains.append(-slopes)
     return best_units(budget, gains)
 
 
