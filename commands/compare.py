@@ -180,7 +180,7 @@ def _allocate(
     if allocator.searches:
         widths = judge_finalists(task, rewards, reporter)[0].widths
     return RatioPlan.make(
-        task.structure,
+        task.priced,
         widths,
         architecture=task.architecture,
         criterion=task.config.pruning.criterion,
@@ -200,8 +200,7 @@ def _judge(task: Task, plan: RatioPlan, finetune: int, reporter: Reporter) -> tu
         "allocator": plan.provenance.allocator,
         "seed": plan.provenance.seed,
         "candidates": plan.provenance.candidates,
-        "flops": judged.flops,
-        "params": judged.params,
+        **task.priced.fractions(plan.widths),
         "search_accuracy": judged.accuracy,
         "reconstruction_loss": judged.reconstruction_loss,
         "test_accuracy": None if hits is None else 100.0 * float(hits.mean()),
@@ -235,9 +234,12 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title="Same cost, same repair, same images",
         box=box.SIMPLE_HEAD,
-        caption="judged: candidates a search looked at; FLOPs and params kept, accuracies and gains in per cent",
+        caption="judged: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
+        "gains in per cent",
     )
-    columns = ["allocator", "seed", "judged", "FLOPs", "params", "search", "test", "over uniform"]
+    timed = any("latency" in row for row in rows)
+    columns = ["allocator", "seed", "judged", "FLOPs", "params", *(["latency"] if timed else [])]
+    columns += ["search", "test", "over uniform"]
     for column in [*columns, "tuned"] if tuned else columns:
         table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)
     for row in rows:
@@ -248,6 +250,7 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
             str(row["candidates"]),
             f"{100 * row['flops']:.1f}",
             f"{100 * row['params']:.1f}",
+            *([f"{100 * row['latency']:.1f}"] if timed else []),
             f"{row['search_accuracy']:.2f}",
             _percent(row["test_accuracy"]),
             "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",

@@ -39,6 +39,7 @@ def plan(
     *,
     flops: float | None = None,
     params: float | None = None,
+    latency: float | None = None,
     config: Config | str | Path | None = None,
     model: nn.Module | None = None,
     images: Images | None = None,
@@ -52,6 +53,7 @@ def plan(
         policy: `policy.safetensors`, or the run folder that holds it.
         flops: the budget, a fraction of the FLOPs; none takes the config's own budget.
         params: the budget, a fraction of the parameters.
+        latency: the budget, a fraction of the measured latency.
         config: where network and images come from; none takes the config beside the policy.
         model: your own network instead of the config's.
         images: your own images instead of the config's.
@@ -66,7 +68,8 @@ def plan(
     check_free(out)
     path = policy_path(policy)
     agent = Policy.load(path)
-    asked = {kind: value for kind, value in (("flops", flops), ("params", params)) if value is not None}
+    budgets = {"flops": flops, "params": params, "latency": latency}
+    asked = {kind: value for kind, value in budgets.items() if value is not None}
     if len(asked) > 1:
         raise ValueError(f"one budget at a time, not {' and '.join(asked)}")
     overrides = [*overrides, *(f"budget.{kind}={value}" for kind, value in asked.items())]
@@ -80,7 +83,7 @@ def plan(
     if not known:
         reporter.say("the policy was trained on another network: it carries over what does not depend on the layer")
     found = RatioPlan.make(
-        task.structure,
+        task.priced,
         agent.plan(env),
         architecture=task.architecture,
         criterion=task.config.pruning.criterion,

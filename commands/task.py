@@ -28,6 +28,8 @@ from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
 from ..pruners.criteria import get_criterion
 from ..pruners.inference import count_images
+from ..pruners.latency import measure_latency
+from ..pruners.latency_profile import take_table
 from ..pruners.layers import Structure
 from ..pruners.pruner import ChannelPruner
 from ..pruners.reconstruction import Batches
@@ -97,10 +99,25 @@ class Task:
         return find_layers(self.model, self.input_shape, cut=layers.cut, exclude=layers.exclude)
 
     @cached_property
+    def priced(self) -> Structure:
+        """The layers, with the table of their latency where the budget needs one; it takes seconds to make."""
+        if self.config.budget.kind != "latency":
+            return self.structure
+        return replace(self.structure, latency=take_table(self.model, self.structure, self.config.latency))
+
+    @cached_property
     def budget(self) -> Budget:
         """What a plan may cost here."""
         asked = self.config.budget
-        return Budget(self.structure, asked.kind, asked.fraction, self.config.layers.max_sparsity)
+        return Budget(self.priced, asked.kind, asked.fraction, self.config.layers.max_sparsity)
+
+    @cached_property
+    def dense_latency(self) -> dict[str, float]:
+        """Milliseconds of the dense network: `predicted_ms` by the table and `measured_ms`; empty without a table."""
+        if self.priced.latency is None:
+            return {}
+        measured = measure_latency({"dense": self.model}, self.input_shape, self.config.latency)["dense"]
+        return {"predicted_ms": self.priced.cost("latency", self.priced.widths) / 1e6, "measured_ms": measured}
 
     @cached_property
     def pruner(self) -> ChannelPruner:
@@ -419,8 +436,10 @@ def describe(task: Task) -> str:
     structure, budget = task.structure, task.budget
     flops = structure.cost("flops", structure.widths)
     test = f", {count_images(task.test)} test" if task.test is not None else ""
+    told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)" if task.dense_latency else ""
+    latency = told.format(**task.dense_latency)
     return (
         f"{task.config.name}: {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, budget "
-        f"{100 * budget.fraction:g} % of the {budget.kind}; images: {count_images(task.calibration)} calibration, "
-        f"{count_images(task.search)} search{test}"
+        f"{100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {count_images(task.calibration)} "
+        f"calibration, {count_images(task.search)} search{test}"
     )

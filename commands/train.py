@@ -144,7 +144,7 @@ def _asked(task: Task, episodes: Sequence[Episode]) -> list[Episode]:
 def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[Finalist] = ()) -> RatioPlan:
     best = finalists[0] if finalists else max(_asked(task, episodes), key=lambda episode: episode.reward)
     return RatioPlan.make(
-        task.structure,
+        task.priced,
         best.widths,
         architecture=task.architecture,
         criterion=task.config.pruning.criterion,
@@ -203,14 +203,14 @@ def _summary(
             "params": 1.0,
             "flops_count": structure.cost("flops", structure.widths),
             "params_count": structure.cost("params", structure.widths),
+            **{f"latency_{name}": value for name, value in task.dense_latency.items()},
         },
         "best": {
             "episode": numbers[tuple(best.widths.tolist())],
             "reward": best.reward,
             "search_accuracy": best.evaluation.accuracy,
             "reconstruction_loss": best.evaluation.reconstruction_loss,
-            "flops": best.evaluation.flops,
-            "params": best.evaluation.params,
+            **task.priced.fractions(best.widths),
         },
         "base": {"reward": episodes[0].reward, "search_accuracy": episodes[0].evaluation.accuracy},
         "finalists": [

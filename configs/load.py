@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import Config
+from .schema import BudgetConfig, Config
 
 DEFAULT = "digits"
 
@@ -103,7 +103,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    if last in ("flops", "params") and path == ["budget"]:
+    if last in BudgetConfig.model_fields and path == ["budget"]:
         node.clear()  # the budgets are alternatives: setting one replaces the other
     node[last] = parsed
 

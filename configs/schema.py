@@ -12,6 +12,7 @@ Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 Cut = Literal["inner", "sampled", "all"]
+CostKind = Literal["flops", "params", "latency"]
 
 
 class Section(BaseModel):
@@ -101,28 +102,38 @@ class PruningConfig(Section):
 
 
 class BudgetConfig(Section):
-    """The most a plan may cost, as a fraction of the dense network. One of the two."""
+    """The most a plan may cost, as a fraction of the dense network. One of the three."""
 
     flops: Fraction | None = None
     params: Fraction | None = None
+    latency: Fraction | None = Field(default=None, description="of the dense network's, as measured on this machine")
 
     @model_validator(mode="after")
     def _one(self) -> BudgetConfig:
-        if (self.flops is None) == (self.params is None):
-            raise ValueError("give exactly one budget: budget.flops or budget.params, a fraction in (0, 1]")
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError(
+                "give exactly one budget: budget.flops, budget.params or budget.latency, a fraction in (0, 1]"
+            )
         return self
 
     @property
-    def kind(self) -> Literal["flops", "params"]:
+    def kind(self) -> CostKind:
         """What is counted."""
-        return "flops" if self.flops is not None else "params"
+        return "flops" if self.flops is not None else "params" if self.params is not None else "latency"
 
     @property
     def fraction(self) -> float:
         """The most that may be kept, in (0, 1]."""
-        value = self.flops if self.flops is not None else self.params
-        assert value is not None
-        return value
+        return float(self.model_dump()[self.kind])
+
+
+class LatencyConfig(Section):
+    """How latency is measured: that of a finished plan, and the table that a latency budget counts by."""
+
+    batch: Count = Field(default=32, description="images a pass")
+    threads: Count | None = Field(default=None, description="torch's while measuring; none: the run's own number")
+    repeats: Count = Field(default=5, description="passes of every network that the table is made from")
+    channels_last: bool = Field(default=False, description="the memory format of weights and images")
 
 
 class RewardConfig(Section):
@@ -211,6 +222,7 @@ class Config(Section):
     layers: LayersConfig = LayersConfig()
     pruning: PruningConfig = PruningConfig()
     budget: BudgetConfig
+    latency: LatencyConfig = LatencyConfig()
     reward: RewardConfig = RewardConfig()
     agent: AgentConfig = AgentConfig()
     finetune: FitConfig = FitConfig()

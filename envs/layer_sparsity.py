@@ -41,7 +41,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     and so on in between, within what still lets the budget be met, and spent, by the other layers. Whatever the
     actions, the finished plan costs no more than the budget, counted with integer channels, and ends less than a
-    channel of its last layer below it. All-zero actions give the base plan, the model's own.
+    channel of its last layer below it. Where a few channels more cost nothing (latency comes in stairs), the layer
+    keeps them. All-zero actions give the base plan, the model's own.
 
     ## Observation Space
     `Box(0, 1, (features,))`, describing the layer the *next* action is for: first the layer's own statistics
@@ -156,7 +157,9 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     def _width(self, action: float) -> int:
         """Map an action to the layer's width; see Action Space."""
         price = self._prices.dearer(self._position, REACH * float(np.clip(action, -1.0, 1.0)))
-        return int(np.clip(round(float(self._prices.widths(price)[len(self.widths)])), *self._bounds))
+        low, high = self._bounds
+        width = int(np.clip(round(float(self._prices.widths(price)[len(self.widths)])), low, high))
+        return min(self.budget.widen(self.widths, width), high)
 
     def _observe(self) -> Observation:
         """What the agent sees next; also finds the price and the bounds of the layer at hand."""

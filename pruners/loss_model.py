@@ -17,7 +17,7 @@ from .influence import loss_curves
 Curves = Sequence[NDArray[np.float64]]
 
 GRID = 512  # prices between a network's dearest unit and its cheapest
-LEAST_GAIN = 1e-9  # of the largest: what gains less is as good as dead
+FAR = 20.0  # from the median gain, in the logarithm: as good as dead, or as good as free
 TIE = 1e-2  # in the logarithm, over a layer: units of equal gain go one after the other
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
 TRUST = 1.0  # in the curves as predicted, against the plans judged: a ridge, in units of the curves' own spread
@@ -53,7 +53,7 @@ class LossModel:
     def even(cls, budget: Budget) -> LossModel:
         """Curves for which the uniform plan is the best: where nothing is known of a network."""
         kept = [np.arange(width + 1) / width for width in budget.structure.widths]
-        shares = unit_prices(budget) * budget.structure.widths
+        shares = np.array([prices.sum() for prices in unit_prices(budget)])
         return cls.from_curves([share * (1.0 - k) ** 2 for share, k in zip(shares / shares.sum(), kept, strict=True)])
 
     def terms(self, plans: ArrayLike) -> NDArray[np.float64]:
@@ -86,26 +86,28 @@ class LossModel:
     def gains(self, budget: Budget) -> list[NDArray[np.float64]]:
         """For every layer what its units gain for their price, (width,), falling: the k-th is the k-th unit's.
 
-        The gain is the fall of the largest convex function below the curve, so that a unit never counts for more
-        than the one before; taking the best gain for the price is then the optimum of the relaxed problem of least
-        loss on the budget (a knapsack; Dantzig 1957).
+        The gain is the fall of the largest function below the curve that is convex in the cost, so that a unit never
+        counts for more than the one before (and the units of one of latency's stairs stand or fall together); taking
+        the best gain for the price is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
+        Dantzig 1957).
         """
-        prices = unit_prices(budget)
         return [
-            -factor * isotonic_regression(np.diff(curve)) / price
-            for factor, curve, price in zip(self.factors, self.curves, prices, strict=True)
+            -factor * isotonic_regression(np.diff(curve) / prices, sample_weight=prices)
+            for factor, curve, prices in zip(self.factors, self.curves, unit_prices(budget), strict=True)
         ]
 
 
-def unit_prices(budget: Budget) -> NDArray[np.float64]:
-    """(layers,) what a unit costs: its share of what the layer's cut saves where all others are whole."""
+def unit_prices(budget: Budget) -> list[NDArray[np.float64]]:
+    """For every layer, (width,), what its units add to the cost one after the other, where all others are whole."""
     dense = budget.structure.widths
-    prices = np.zeros(len(dense))
+    found = []
     for index, width in enumerate(dense):
-        least = dense.copy()
-        least[index] = 1
-        prices[index] = (budget.cost(dense) - budget.cost(least)) / max(1, width - 1)
-    return np.maximum(prices, 1e-12)
+        alone = np.tile(dense, (width, 1))
+        alone[:, index] = np.arange(1, width + 1)
+        prices = np.diff([budget.cost(widths) for widths in alone], prepend=np.nan)
+        prices[0] = prices[1] if width > 1 else 1.0  # the first unit is never spared
+        found.append(prices.clip(min=1e-12 * budget.limit))
+    return found
 
 
 class Prices:
@@ -122,8 +124,12 @@ class Prices:
     def __init__(self, losses: LossModel, budget: Budget):
         self.budget = budget
         gains = losses.gains(budget)
-        floor = LEAST_GAIN * max(max(float(gain[0]) for gain in gains), np.finfo(float).tiny)
-        logs = [np.log(np.maximum(gain, floor)) - np.linspace(0.0, TIE, len(gain)) for gain in gains]
+        middle = np.median(np.log(np.concatenate(gains).clip(min=np.finfo(float).tiny)))
+        logs = [
+            np.log(gain.clip(min=np.finfo(float).tiny)).clip(middle - FAR, middle + FAR)
+            - np.linspace(0, TIE, len(gain))
+            for gain in gains
+        ]
         high, low = max(float(log[0]) for log in logs), min(float(log[-1]) for log in logs)
         self._step = (high - low) / (GRID - 1)
         grid = np.linspace(high, low, GRID)

@@ -176,7 +176,7 @@ def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
         axes.xaxis.set_inverted(proxy in tree["losses"])
     budget, images = tree["budget"], tree["images"]
     tuned = f"; epochs of fine-tuning: {tree['finetune_epochs']}" if tree["finetune_epochs"] else ""
-    kind = {"flops": "FLOPs", "params": "parameters"}[budget["kind"]]
+    kind = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}[budget["kind"]]
     figure.suptitle(
         f"{tree['config']}: random plans at {100 * budget['fraction']:g} % of the {kind}; across: on "
         f"{images['search']} search images, up: on {images['test']} test images{tuned}; distances run backwards: right "

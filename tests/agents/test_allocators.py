@@ -19,6 +19,7 @@ CASES = [("digits", "inner", kind, share) for kind, share in (("flops", 0.2), ("
     (name, cut, "flops", None)
     for name, cut in dict(zoo.small_cases()).items()  # with the trunk, if there is one
 ]
+CASES += [(name, cut, "latency", None) for name, cut in zoo.TIMED]
 
 
 class Reward:

@@ -43,7 +43,7 @@ def make(
     losses: LossModel | None = None,
 ) -> LayerSparsityEnv:
     """Statistics are a layer's position and nothing else, so that an observation tells whose it is."""
-    structure = zoo.structure(name, cut)
+    structure = zoo.priced(kind, name, cut)
     budget = Budget(structure, kind, fraction)  # type: ignore[arg-type]
     layers = len(structure.layers)
     statistics = np.linspace(0.0, 1.0, layers, dtype=np.float32)[:, None]
@@ -120,7 +120,7 @@ def test_twin_roll_outs_are_identical() -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(case=CASES, kind=st.sampled_from(["flops", "params"]), fraction=st.floats(0.05, 1.0), actions=ACTIONS)
+@given(case=CASES, kind=st.sampled_from(["flops", "params", "latency"]), fraction=st.floats(0.05, 1.0), actions=ACTIONS)
 def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
     try:
         env = make(*case, kind, fraction)
@@ -130,6 +130,8 @@ def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
     widths, dense = info["widths"].tolist(), env.budget.structure.widths
     assert env.budget.cost(widths) <= env.budget.limit
     assert env.budget.structure.fraction(kind, widths) <= fraction + 1e-9
+    if kind == "latency":  # nothing that is free is given away
+        assert [env.budget.widen(widths[:t], width) for t, width in enumerate(widths)] == widths
     cut = [i for i, width in enumerate(widths) if width < dense[i]]
     if cut:
         widths[cut[-1]] += 1
