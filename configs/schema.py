@@ -189,6 +189,7 @@ class Config(Section):
     seed: int = 0
     device: str = "cpu"
     threads: Count | None = Field(default=None, description="torch's; none leaves torch's own choice")
+    cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
     layers: LayersConfig = LayersConfig()
