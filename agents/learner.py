@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
@@ -71,6 +72,7 @@ class Learner:
         demonstrations: (layers,) widths of each.
         warmup: episodes before the policy acts.
         model: the SB3 algorithm.
+        learnt: episodes that it has learnt from; `run` goes on behind them.
         seconds: time spent on choosing actions and on learning.
     """
 
@@ -87,6 +89,7 @@ class Learner:
         self.demonstrations = demonstrations
         self.warmup = config.warmup + len(demonstrations)
         self.layers = len(env.statistics)
+        self.learnt = 0
         self.seconds = 0.0
         self.baseline = 0.0
         self.model = self._make_model()
@@ -117,7 +120,7 @@ class Learner:
             past: actions (episodes, layers) of a run to be replayed first; their plans should be known to the
                 evaluator.
         """
-        for number in range(self.config.episodes):
+        for number in range(self.learnt, self.config.episodes):
             actions = np.asarray(past[number], dtype=np.float32) if number < len(past) else None
             yield self._episode(number, actions)
 
@@ -196,13 +199,24 @@ class Learner:
             )
 
     def _learn(self, number: int) -> None:
+        self.learnt = number + 1
         updates = self.config.updates * self.layers
         if number < self.warmup or updates == 0:
             return
         set_random_seed((self.seed * 1_000_003 + number) % 2**32)
         if number == self.warmup:
             updates *= max(1, self.warmup)  # catch up on what the warm-up brought
-        self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+        try:
+            self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+        finally:  # where there is a NaN, SAC fails with an error of its own
+            self._check()
+
+    def _check(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.policy.parameters()):
+            raise RuntimeError(
+                f"the agent diverged after {self.learnt} episodes (its networks hold a NaN); the plan found so far is "
+                f"kept: go on with a learning rate below agent.learning_rate={self.config.learning_rate:g}"
+            )
 
 
 class _SpacesOnly(gym.Env[NDArray[np.float32], NDArray[np.float32]]):

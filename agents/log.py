@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..envs import Evaluation
 from ..pruners.layers import Structure
 from .allocators import Widths
@@ -62,7 +64,8 @@ class WidthsLog:
             try:
                 record = json.loads(line)
                 complete = self.keys <= record.keys() and record.get("episode", number) == number
-            except (ValueError, AttributeError):
+                complete = complete and all(isinstance(width, int) for width in record["widths"])
+            except (ValueError, AttributeError, TypeError):
                 complete = False
             if not complete:
                 raise ValueError(
@@ -75,7 +78,7 @@ class EpisodeLog(WidthsLog):
     """The episodes of a training."""
 
     def __init__(self, path: Path):
-        super().__init__(path, {"episode", "actions"})
+        super().__init__(path, {"episode", "actions", "terms", "noise", "seconds", *Evaluation.__dataclass_fields__})
 
     def append(self, episode: Episode, structure: Structure) -> None:
         """Write one episode."""
@@ -94,6 +97,18 @@ class EpisodeLog(WidthsLog):
                 "seconds": round(episode.seconds, 4),
             }
         )
+
+    def check(self, episode: Episode, record: Mapping[str, Any]) -> None:
+        """Make sure that an episode came out of the replay as it was logged.
+
+        Raises:
+            ValueError: it did not.
+        """
+        if episode.widths.tolist() != record["widths"]:
+            raise ValueError(
+                f"{self.path}, line {episode.number + 1}: its actions give other widths now, with other settings or "
+                "another version than it was made with; resume with those, or start a new run"
+            )
 
 
 class CandidateLog(WidthsLog):
@@ -121,3 +136,17 @@ class CandidateLog(WidthsLog):
 def evaluation_of(record: Mapping[str, Any]) -> Evaluation:
     """What a logged candidate was found to be worth."""
     return Evaluation(**{name: float(record[name]) for name in Evaluation.__dataclass_fields__})
+
+
+def episode_of(record: Mapping[str, Any]) -> Episode:
+    """The episode of a line of its log."""
+    return Episode(
+        number=record["episode"],
+        actions=np.array(record["actions"], dtype=np.float32),
+        widths=np.array(record["widths"], dtype=np.int64),
+        evaluation=evaluation_of(record),
+        terms=record["terms"],
+        reward=record["reward"],
+        noise=record["noise"],
+        seconds=record["seconds"],
+    )

@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from ..agents import Allocation, Episode, Learner, get_allocator
-from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
-from ..configs import Config
+from ..agents.checkpoint import Checkpoints
+from ..agents.log import LOG_NAME, EpisodeLog, episode_of
+from ..configs import Config, dump_config
 from ..envs import Evaluation, LayerSparsityEnv, layer_statistics
+from ..pruners.files import write_tensors
 from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
+from ..reports.events import Events
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
-from .folders import check_free, existing_run, new_folder
-from .task import Images, Task, describe, make_task, resolve_config
+from .folders import check_free, claimed, existing_run, free_folder
+from .task import Images, Task, describe, make_task, resolve_config, save_config
 
 SUMMARY_NAME = "summary.json"
 POLICY_NAME = "policy.safetensors"
@@ -83,33 +84,52 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
-    task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)
+    with claimed(previous or free_folder(out, Path("runs") / resolved.name), "train", LOG_NAME) as folder:
+        reporter.say(f"run folder: {folder}")
+        if previous is None:
+            save_config(resolved, folder)  # from here on the run can be resumed
+        task = make_task(resolved, folder=folder, model=model, images=images, reporter=reporter)
+        if previous is None:
+            task.save(folder)
+        return _search(task, folder, reporter, on_episode, start)
+
+
+def _search(
+    task: Task, folder: Path, reporter: Reporter, on_episode: Callable[[Episode], None] | None, start: float
+) -> Training:
     reporter.say(describe(task))
     evaluator = task.evaluator
     statistics = layer_statistics(task.pruner)
     base = _by_rule(task, task.config.agent.base, "agent.base")
     demonstrations = [_by_rule(task, name, "agent.demonstrations") for name in task.config.agent.demonstrations]
-    folder = previous or new_folder(out, Path("runs") / resolved.name)
     task.save(folder)
 
     log = EpisodeLog(folder / LOG_NAME)
     past = log.read(len(task.structure.layers))
-    evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
+    logged = [episode_of(record) for record in past]
+    evaluator.known.update(
+        {tuple(record["widths"]): episode.evaluation for record, episode in zip(past, logged, strict=True)}
+    )
     env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward, base)
     learner = Learner(env, task.config.agent, task.config.seed, demonstrations)
+    checkpoints = Checkpoints(learner, log.path, dump_config(task.config))
+    checkpoints.restore()
     setup = time.perf_counter() - start
 
-    episodes: list[Episode] = []
+    episodes = logged[: learner.learnt]
     finished = True
-    writer = SummaryWriter(folder / "tensorboard", purge_step=len(past))
+    events = Events(folder / "tensorboard", len(past))
     try:
-        with reporter.bar("search", task.config.agent.episodes) as advance:
+        with reporter.bar("search", task.config.agent.episodes, len(episodes)) as advance:
             for episode in learner.run([record["actions"] for record in past]):
                 episodes.append(episode)
-                if episode.number >= len(past):
+                if episode.number < len(past):
+                    log.check(episode, past[episode.number])
+                else:
                     log.append(episode, task.structure)
-                    _to_tensorboard(writer, episode)
+                    events.write(episode.number, _scalars(episode))
                     _plan(task, episodes).save(folder / PLAN_NAME)
+                checkpoints.save()
                 advance(_note(episode, max(e.reward for e in episodes)))
                 if on_episode is not None:
                     on_episode(episode)
@@ -119,7 +139,7 @@ def train(
             raise
         reporter.say(f"stopped after {len(episodes)} episodes; go on with: secateur train --resume {folder}")
     finally:
-        writer.close()
+        events.close()
 
     began = time.perf_counter()
     finalists = _judge_finalists(task, episodes if finished else [], reporter)
@@ -197,8 +217,8 @@ def _note(episode: Episode, best: float) -> str:
     )
 
 
-def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
-    scalars = {
+def _scalars(episode: Episode) -> dict[str, float]:
+    return {
         "reward/total": episode.reward,
         **{f"reward/{name}": value for name, value in episode.terms.items()},
         "candidate/accuracy": episode.evaluation.accuracy,
@@ -207,8 +227,6 @@ def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
         "search/noise": episode.noise,
         "search/seconds": episode.seconds,
     }
-    for name, value in scalars.items():
-        writer.add_scalar(name, value, episode.number)
 
 
 def _summary(
@@ -259,10 +277,9 @@ def _summary(
 
 def _save_policy(learner: Learner, folder: Path) -> None:
     """Actor and critics as safetensors, with what is needed to build them again."""
-    tensors = {name: t.contiguous().clone() for name, t in learner.model.policy.state_dict().items()}
     about = {
         "algorithm": learner.config.algorithm,
         "hidden": json.dumps(list(learner.config.hidden)),
         "features": json.dumps(learner.env.feature_names),
     }
-    save_file(tensors, folder / POLICY_NAME, metadata=about)
+    write_tensors(folder / POLICY_NAME, learner.model.policy.state_dict(), about)

@@ -78,7 +78,7 @@ class CandidateEvaluator:
         )
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
-        name = f"logits {digest(images for images, _ in search)}"
+        name = f"logits-{digest(images for images, _ in search)}"
         dense = pruner.context.store.get(name, lambda: {"logits": logits(pruner.dense, search)})["logits"]
         self._logits = dense.to(search[0][0].device)
         self._spread = float(self._logits.var(dim=0).sum())

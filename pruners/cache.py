@@ -149,7 +149,7 @@ def _code() -> str:
 def _read(path: Path) -> Tensors | None:
     try:
         return read_tensors(path)[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
         warnings.warn(f"{error}: computed anew, and replaced", RuntimeWarning, stacklevel=3)

@@ -39,8 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written in a folder; nobody may be writing there."""
-    for temporary in folder.glob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is one of `replacing`'s temporary files."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str] | None = None) -> None:
@@ -87,8 +93,10 @@ def as_bytes(tensor: Tensor) -> memoryview:
 
 
 def _checksum(tensors: Tensors) -> str:
-    """Of names and values; safetensors has none."""
+    """Of names, types, shapes and values; safetensors has none."""
     value = 0
     for name in sorted(tensors):
-        value = zlib.crc32(as_bytes(tensors[name]), zlib.crc32(name.encode(), value))
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(as_bytes(tensor), value)
     return f"{value:08x}"

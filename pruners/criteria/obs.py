@@ -54,7 +54,7 @@ def elimination(context: Context, layer: Layer) -> Elimination:
     consumer can be re-fitted (three-dimensional convolutions, outputs that never move), the order is that of `l1`,
     and the curve is a straight line from 1 to 0.
     """
-    found = context.store.get(f"obs {layer.name}", lambda: _eliminate(context, layer).state())
+    found = context.store.get(f"obs-{layer.name}", lambda: _eliminate(context, layer).state())
     return Elimination(found["order"].numpy(), found["errors"].numpy())
 
 

@@ -103,7 +103,7 @@ def test_the_threshold_is_the_same_for_every_layer(allocation):
     curves = [np.append(np.sort(rng.uniform(size=layer.width))[::-1], 0.0) for layer in layers]
     context = replace(given.context, store=Store())
     for layer, curve in zip(layers, curves, strict=True):
-        context.store.get(f"obs {layer.name}", Elimination(np.arange(layer.width), curve).state)
+        context.store.get(f"obs-{layer.name}", Elimination(np.arange(layer.width), curve).state)
     widths = get_allocator("threshold").allocate(replace(given, context=context))
     errors = [curve[width] for curve, width in zip(curves, widths, strict=True)]
     before = [curve[width - 1] for curve, width in zip(curves, widths, strict=True)]
