@@ -101,6 +101,7 @@ class Learner:
         config: the agent's section.
         workers: episodes that are walked, and judged, together.
         model: the SB3 algorithm.
+        learnt: episodes that it has learnt from.
         seconds: time spent on choosing actions and on learning.
     """
 
@@ -110,6 +111,7 @@ class Learner:
         self.seed = seed
         self.workers = workers
         self.layers = len(env.statistics)
+        self.learnt = 0
         self.seconds = 0.0
         self.asked = env.budget
         self.model = self._make_model()
@@ -253,6 +255,7 @@ class Learner:
             )
 
     def _learn(self, number: int) -> None:
+        self.learnt = number + 1
         self.env.believe(self._first.fitted(self._plans, self._losses))
         updates = self.config.updates * self.layers
         if number < self.config.warmup or updates == 0:
@@ -260,7 +263,17 @@ class Learner:
         set_random_seed((self.seed * 1_000_003 + number) % 2**32)
         if number == self.config.warmup:
             updates *= max(1, self.config.warmup)  # catch up on what the warm-up brought
-        self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+        try:
+            self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+        finally:  # where there is a NaN, SAC fails with an error of its own
+            self._check()
+
+    def _check(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.policy.parameters()):
+            raise RuntimeError(
+                f"the agent diverged after {self.learnt} episodes (its networks hold a NaN); the plan found so far is "
+                f"kept: go on with a learning rate below agent.learning_rate={self.config.learning_rate:g}"
+            )
 
 
 def _start_at_zero(actor: Any) -> None:

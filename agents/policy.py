@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..configs.schema import AgentConfig
 from ..envs import LayerSparsityEnv
+from ..pruners.files import read_tensors, write_tensors
 from .learner import Learner
 
 POLICY_NAME = "policy.safetensors"
@@ -58,7 +57,7 @@ class Policy:
             "features": json.dumps(self.features),
             "fingerprint": self.fingerprint,
         }
-        save_file({**self.tensors, FACTORS: torch.from_numpy(self.factors)}, path, metadata=about)
+        write_tensors(path, {**self.tensors, FACTORS: torch.from_numpy(self.factors)}, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -69,15 +68,15 @@ class Policy:
             ValueError: it is damaged, or of another version.
         """
         path = policy_path(path)
+        tensors, about = read_tensors(path)
         try:
-            with safe_open(path, "pt") as file:
-                about = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 – not a mapping
-            config = AgentConfig(algorithm=about["algorithm"], hidden=json.loads(about["hidden"]))
+            config = AgentConfig.model_validate(
+                {"algorithm": about["algorithm"], "hidden": json.loads(about["hidden"])}
+            )
             factors = tensors.pop(FACTORS).numpy()
             return cls(config, json.loads(about["features"]), about["fingerprint"], factors, tensors)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged, or another version's ({error}): train it anew") from error
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path} is another version's ({error}): train it anew") from error
 
     def knows(self, env: LayerSparsityEnv) -> bool:
         """Whether it was trained on this environment's network."""

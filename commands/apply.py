@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..configs import Config
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, load_tensors
+from ..pruners.files import write_tensors
 from ..pruners.inference import accuracy, first_images, logits
 from ..pruners.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
@@ -192,8 +193,7 @@ def save_network(model: nn.Module, folder: Path, task: Task, kept: Mapping[tuple
         "kept": [{"tensor": name, "dim": dim, "positions": [int(p) for p in at]} for (name, dim), at in kept.items()],
     }
     write_json(folder / NETWORK_NAME, tree)
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_NAME)
+    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:

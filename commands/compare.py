@@ -24,7 +24,7 @@ from ..pruners.plan import RatioPlan, plan_path, write_json
 from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
-from .folders import check_free, interrupted_run, new_folder
+from .folders import check_free, claimed, free_folder, interrupted_run
 from .task import CONFIG_NAME, Images, Task, describe, judge_finalists
 
 COMPARE_NAME = "compare.json"
@@ -109,8 +109,22 @@ def compare(
             (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
         )
     default = beside / "compare" if beside else Path("runs") / f"{task.config.name}-compare"
-    folder = previous or new_folder(out, default)
-    task.save(folder)
+    with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
+        task.save(folder)
+        return _compare(task, loaded, chosen, seeds, candidates, finetune, folder, ray_address, reporter)
+
+
+def _compare(
+    task: Task,
+    loaded: list[RatioPlan],
+    chosen: Sequence[Allocator],
+    seeds: Sequence[int],
+    candidates: int,
+    finetune: int,
+    folder: Path,
+    ray_address: str | None,
+    reporter: Reporter,
+) -> Comparison:
     log = CandidateLog(folder / CANDIDATES_NAME, len(task.structure.layers))
     task.evaluator.known.update(log.known)
     with task.judges(ray_address) as evaluator:

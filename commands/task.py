@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError, dump_config, load_config
@@ -27,6 +26,7 @@ from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
 from ..pruners.criteria import get_criterion
+from ..pruners.files import replacing, write_tensors
 from ..pruners.inference import count_images
 from ..pruners.latency import measure_latency
 from ..pruners.latency_profile import take_table
@@ -122,7 +122,8 @@ class Task:
     @cached_property
     def pruner(self) -> ChannelPruner:
         """The dense network, ready to be pruned in many ways."""
-        return ChannelPruner(self.model, self.structure, self.config.pruning.criterion, self.calibration)
+        config = self.config
+        return ChannelPruner(self.model, self.structure, config.pruning.criterion, self.calibration, cache=config.cache)
 
     @cached_property
     def evaluator(self) -> CandidateEvaluator:
@@ -193,10 +194,15 @@ class Task:
 
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.trained_here:
-            save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, folder / DENSE_NAME)
-        (folder / CONFIG_NAME).write_text(dump_config(self.config), encoding="utf-8")
+        if self.trained_here and not (folder / DENSE_NAME).exists():
+            write_tensors(folder / DENSE_NAME, {name: t.clone() for name, t in self.model.state_dict().items()})
+        save_config(self.config, folder)
+
+
+def save_config(config: Config, folder: Path) -> None:
+    """Write a config to a run folder, with paths that hold from anywhere."""
+    with replacing(folder / CONFIG_NAME) as temporary:
+        temporary.write_text(dump_config(_absolute(config)), encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -248,10 +254,18 @@ def resolve_config(
         ConfigError: see `load_config`; or neither is there.
     """
     if config is None and folder is not None:
-        config = folder / CONFIG_NAME
-        if not config.is_file():
-            raise ConfigError(f"no {CONFIG_NAME} in {folder}: give the config that the plan was made with (--config)")
+        config = _config_of(folder)
     return load_config(config, overrides, seed=seed)
+
+
+def _config_of(folder: Path) -> Config:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ConfigError(f"no {CONFIG_NAME} in {folder}: give the config that the plan was made with (--config)")
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; restore it, or write it anew with the settings of the run") from error
 
 
 def home_of(config: Config | str | Path | None, beside: Path | None) -> Path | None:
@@ -375,7 +389,10 @@ def _network(task: Task, network: NetworkConfig, folder: Path | None, reporter: 
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
     if saved is not None and saved.is_file():
-        load_weights(model, saved)
+        try:
+            load_weights(model, saved)
+        except ValueError as error:
+            raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
         return model, True
     assert network.pretrain is not None, "the schema asks for weights or training"
     if task.train is None or data is None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from ..agents import Episode, Learner
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
@@ -19,10 +18,11 @@ from ..configs import Config
 from ..envs import LayerSparsityEnv, layer_statistics
 from ..pruners.loss_model import LossModel
 from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
+from ..reports.events import Events
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
-from .folders import check_free, existing_run, new_folder
-from .task import Finalist, Images, Task, describe, judge_finalists, make_task, resolve_config
+from .folders import check_free, claimed, existing_run, free_folder
+from .task import Finalist, Images, Task, describe, judge_finalists, make_task, resolve_config, save_config
 
 SUMMARY_NAME = "summary.json"
 
@@ -84,12 +84,28 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
-    task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)
+    with claimed(previous or free_folder(out, Path("runs") / resolved.name), "train", LOG_NAME) as folder:
+        reporter.say(f"run folder: {folder}")
+        if previous is None:
+            save_config(resolved, folder)  # from here on the run can be resumed
+        task = make_task(resolved, folder=folder, model=model, images=images, reporter=reporter)
+        if previous is None:
+            task.save(folder)
+        return _search(task, folder, ray_address, reporter, on_episode, start)
+
+
+def _search(
+    task: Task,
+    folder: Path,
+    ray_address: str | None,
+    reporter: Reporter,
+    on_episode: Callable[[Episode], None] | None,
+    start: float,
+) -> Training:
     reporter.say(describe(task))
     evaluator = task.evaluator
     statistics = layer_statistics(task.pruner)
     losses = LossModel.of(task.pruner.context)
-    folder = previous or new_folder(out, Path("runs") / resolved.name)
     task.save(folder)
 
     log = EpisodeLog(folder / LOG_NAME)
@@ -101,15 +117,17 @@ def train(
 
     episodes: list[Episode] = []
     finished = True
-    writer = SummaryWriter(folder / "tensorboard", purge_step=len(past))
+    events = Events(folder / "tensorboard", len(past))
     try:
         with task.judges(ray_address) as judges, reporter.bar("search", task.config.agent.episodes) as advance:
             env.evaluator = judges
             for episode in learner.run([record["actions"] for record in past]):
                 episodes.append(episode)
-                if episode.number >= len(past):
+                if episode.number < len(past):
+                    log.check(episode, past[episode.number])
+                else:
                     log.append(episode, task.structure)
-                    _to_tensorboard(writer, episode)
+                    events.write(episode.number, _scalars(episode))
                     _plan(task, episodes).save(folder / PLAN_NAME)
                 advance(_note(episode, max(e.reward for e in _asked(task, episodes))))
                 if on_episode is not None:
@@ -120,7 +138,7 @@ def train(
             raise
         reporter.say(f"stopped after {len(episodes)} episodes; go on with: secateur train --resume {folder}")
     finally:
-        writer.close()
+        events.close()
 
     began = time.perf_counter()
     rewards = {tuple(episode.widths.tolist()): episode.reward for episode in _asked(task, episodes)}
@@ -167,8 +185,8 @@ def _note(episode: Episode, best: float) -> str:
     )
 
 
-def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
-    scalars = {
+def _scalars(episode: Episode) -> dict[str, float]:
+    return {
         "reward/total": episode.reward,
         **{f"reward/{name}": value for name, value in episode.terms.items()},
         "candidate/accuracy": episode.evaluation.accuracy,
@@ -177,8 +195,6 @@ def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
         "search/noise": episode.noise,
         "search/seconds": episode.seconds,
     }
-    for name, value in scalars.items():
-        writer.add_scalar(name, value, episode.number)
 
 
 def _summary(

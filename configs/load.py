@@ -82,7 +82,10 @@ def _read(source: str | Path | None) -> tuple[str, str]:
         return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"config {name}"
     path = Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
     known = builtin_configs()
     raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}")
 

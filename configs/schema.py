@@ -217,6 +217,7 @@ class Config(Section):
     ray_address: str | None = Field(
         default=None, description="the workers are actors of this Ray cluster: auto, host:port, local to start one"
     )
+    cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
     layers: LayersConfig = LayersConfig()

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..pruners.cache import digest
 from ..pruners.fused import Fused
 from ..pruners.inference import channels_last, logits
 from ..pruners.layers import Structure
@@ -88,7 +89,9 @@ class CandidateEvaluator:
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
         self._fused = Fused(pruner.dense, self.search[0][0][:1])
-        self._logits = logits(pruner.dense, search)
+        name = f"logits-{digest(images for images, _ in search)}"
+        dense = pruner.context.store.get(name, lambda: {"logits": logits(pruner.dense, search)})["logits"]
+        self._logits = dense.to(search[0][0].device)
         self._spread = float(self._logits.var(dim=0).sum())
         if not np.isfinite(self._spread) or self._spread == 0.0:
             raise ValueError(
@@ -136,7 +139,7 @@ class CandidateEvaluator:
         if not torch.isfinite(distance):
             distance = torch.tensor(torch.finfo(torch.float32).max)
         return Evaluation(
-            accuracy=100.0 * float((outputs.argmax(1) == labels).double().mean()),
+            accuracy=100.0 * float(((outputs.argmax(1) == labels) & outputs.isfinite().all(1)).double().mean()),
             reconstruction_loss=float(distance),
             flops=self.structure.fraction("flops", widths),
             params=self.structure.fraction("params", widths),

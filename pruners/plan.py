@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
+from .files import replacing
 from .layers import Method, PlanError, Structure
 
 SCHEMA_VERSION = 1
@@ -230,12 +231,9 @@ def plan_path(path: str | Path) -> Path:
 
 
 def write_json(path: str | Path, tree: Any) -> None:
-    """Write JSON through a temporary file, so that a crash leaves the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON, whole or not at all."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def package_versions() -> dict[str, str]:

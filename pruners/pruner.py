@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .batchnorm import adapt_batchnorm
+from .cache import Store, dense_store
 from .criteria import Context, rank, select
 from .inference import channels_last, first_images, logits
 from .layers import Selection, Structure
@@ -39,12 +40,22 @@ class ChannelPruner:
         seconds: time spent in `prune`, `repair` and `adaptive_bn` since the start, for the summary.
     """
 
-    def __init__(self, dense: nn.Module, structure: Structure, criterion: str, calibration: Batches, seed: int = 0):
+    def __init__(
+        self,
+        dense: nn.Module,
+        structure: Structure,
+        criterion: str,
+        calibration: Batches,
+        seed: int = 0,
+        *,
+        cache: bool = False,
+    ):
         self.dense = dense
         self.structure = structure
         self.criterion = criterion
         self.calibration = [(channels_last(images), labels) for images, labels in calibration]
-        self.context = Context(dense, structure, self.calibration, seed)
+        store = dense_store(dense, structure, self.calibration, seed) if cache else Store()
+        self.context = Context(dense, structure, self.calibration, seed, store)
         self.ranking = rank(self.context, criterion)
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
         self._repairs: dict[int, SequentialRepair] = {}

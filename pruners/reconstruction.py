@@ -151,6 +151,19 @@ class Moments:
             self._t = self._t + t.sum(1).double()
             self._xt = self._xt + (x.transpose(1, 2) @ t).double()
 
+    def state(self, prefix: str = "") -> dict[str, Tensor]:
+        """What the inputs' moments are made of, by name; `restored` makes them again."""
+        state = {"count": torch.tensor(self.count), "origin": self._origin_x, "x": self._x, "xx": self._xx}
+        return {prefix + name: tensor for name, tensor in state.items()}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Tensor], prefix: str, device: torch.device) -> Moments:
+        """The moments that `state` described, without targets."""
+        moments = cls()
+        moments.count = int(state[f"{prefix}count"])
+        moments._origin_x, moments._x, moments._xx = (state[prefix + name].to(device) for name in ("origin", "x", "xx"))
+        return moments
+
     @property
     def mean(self) -> Tensor:
         """(groups, p) of the inputs."""
@@ -314,7 +327,12 @@ class DenseMoments:
 
 
 def collect_moments(model: nn.Module, structure: Structure, batches: Batches) -> DenseMoments:
-    """One pass of the calibration images through the dense network.
+    """`collect_inputs`, and the batch norms behind."""
+    return DenseMoments(collect_inputs(model, structure, batches), following_norms(model, batches[0][0][:1]))
+
+
+def collect_inputs(model: nn.Module, structure: Structure, batches: Batches) -> dict[str, Moments]:
+    """Consumer's name → moments of its unfolded input: one pass of the calibration images through the dense network.
 
     Args:
         model: in eval mode.
@@ -341,8 +359,7 @@ def collect_moments(model: nn.Module, structure: Structure, batches: Batches) ->
     finally:
         for hook in hooks:
             hook.remove()
-    with torch.inference_mode():
-        return DenseMoments(inputs, following_norms(model, batches[0][0][:1]))
+    return inputs
 
 
 def repair_from_moments(

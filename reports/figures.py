@@ -13,6 +13,7 @@ mpl.use("Agg", force=False)
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..pruners.files import replacing
 from ..pruners.plan import RatioPlan
 
 BLUE, GREY, ORANGE = "#2a6fbb", "#b9c0c8", "#d9822b"
@@ -197,5 +198,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:])
     return path

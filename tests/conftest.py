@@ -29,3 +29,11 @@ def real_data() -> Path:
     if not (folder / "cifar10-lossless").is_dir():
         pytest.skip(f"no real data in {folder}: set SECATEUR_DATA")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing is kept in the user's own cache; processes that tests start share this one."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SECATEUR_CACHE"] = str(folder)
+    return folder

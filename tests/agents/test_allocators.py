@@ -12,6 +12,7 @@ import zoo
 from secateur.agents import Allocation, allocators, get_allocator
 from secateur.agents.allocators import registry, rules
 from secateur.pruners.budget import Budget
+from secateur.pruners.cache import Store
 from secateur.pruners.coupling import find_layers
 from secateur.pruners.criteria import Context, Elimination
 
@@ -101,9 +102,9 @@ def test_the_threshold_is_the_same_for_every_layer(allocation):
     given = allocation()
     layers = given.budget.structure.layers
     curves = [np.append(np.sort(rng.uniform(size=layer.width))[::-1], 0.0) for layer in layers]
-    context = replace(given.context)  # with a memo of its own
+    context = replace(given.context, store=Store())
     for layer, curve in zip(layers, curves, strict=True):
-        context.memo["obs", layer.name] = Elimination(np.arange(layer.width), curve)
+        context.store.get(f"obs-{layer.name}", Elimination(np.arange(layer.width), curve).state)
     widths = get_allocator("threshold").allocate(replace(given, context=context))
     errors = [curve[width] for curve, width in zip(curves, widths, strict=True)]
     before = [curve[width - 1] for curve, width in zip(curves, widths, strict=True)]

@@ -151,6 +151,12 @@ def test_same_seed_same_run(algorithm: str) -> None:
     assert_same(first, second)
 
 
+@EVERY
+def test_one_that_diverges_says_so(algorithm: str) -> None:
+    with pytest.raises(RuntimeError, match=r"diverged after \d episodes .* below agent\.learning_rate=1e\+30"):
+        list(learner(algorithm=algorithm, learning_rate=1e30).run())
+
+
 def test_other_seed_other_run() -> None:
     first, second = (list(learner(seed).run()) for seed in (0, 1))
     assert first[0].reward == second[0].reward  # the base plan
