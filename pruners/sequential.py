@@ -213,12 +213,18 @@ def _other_operand(node: fx.Node, norm: str | None) -> fx.Node | None:
     if norm is not None:
         node = next(iter(node.users))
     users = list(node.users)
-    if len(users) != 1 or users[0].target not in _ADDITIONS or users[0].kwargs:
-        return None
-    operands = [a for a in users[0].args if isinstance(a, fx.Node)]
-    if len(operands) != 2 or operands[0] is operands[1]:
+    operands = summands(users[0]) if len(users) == 1 else []
+    if not operands:
         return None
     return operands[1] if operands[0] is node else operands[0]
+
+
+def summands(node: fx.Node) -> list[fx.Node]:
+    """The two values that a node adds, or nothing if it does something else."""
+    if node.target not in _ADDITIONS or node.kwargs:
+        return []
+    operands = [a for a in node.args if isinstance(a, fx.Node)]
+    return operands if len(operands) == 2 and operands[0] is not operands[1] else []
 
 
 def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import zoo
@@ -102,12 +103,15 @@ def test_the_threshold_is_the_same_for_every_layer(allocation):
     given = allocation()
     layers = given.budget.structure.layers
     curves = [np.append(np.sort(rng.uniform(size=layer.width))[::-1], 0.0) for layer in layers]
+    shares = rng.uniform(0.1, 2.0, len(layers))
     context = replace(given.context, store=Store())
+    context.store.get("shares", lambda: {"shares": torch.from_numpy(shares)})
     for layer, curve in zip(layers, curves, strict=True):
         context.store.get(f"obs-{layer.name}", Elimination(np.arange(layer.width), curve).state)
     widths = get_allocator("threshold").allocate(replace(given, context=context))
-    errors = [curve[width] for curve, width in zip(curves, widths, strict=True)]
-    before = [curve[width - 1] for curve, width in zip(curves, widths, strict=True)]
+    scaled = [share * curve for share, curve in zip(shares, curves, strict=True)]
+    errors = [curve[width] for curve, width in zip(scaled, widths, strict=True)]
+    before = [curve[width - 1] for curve, width in zip(scaled, widths, strict=True)]
     level = max(errors)  # one channel less anywhere is above it, but where the rest of the budget was spent
     assert sum(error <= level <= previous for error, previous in zip(errors, before, strict=True)) >= 5
 

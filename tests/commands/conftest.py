@@ -16,7 +16,6 @@ QUICK = (
     "agent.episodes=8",
     "agent.warmup=2",
     "agent.updates=1",
-    "agent.demonstrations=[shallow,deep]",
     "agent.hidden=[16]",
     "finetune.epochs=0",
 )

@@ -66,27 +66,22 @@ def test_finalists_are_the_best_of_the_search_and_all_different(quick, tmp_path)
     assert min(record["reward"] for record in chosen) >= max(others)
 
 
-def test_the_search_begins_with_the_base_plan_and_the_demonstrations(run):
+def test_the_search_begins_with_the_base_plan(run):
     first = episodes(run.folder)
-    assert first[0]["actions"] == [0.0] * 6
-    assert [record["noise"] for record in first[:3]] == [0.0, 0.0, 0.0]
-    shallow, deep = first[1]["ratios"], first[2]["ratios"]
-    assert shallow[0] > shallow[-1]
-    assert deep[0] < deep[-1]
+    assert first[0]["actions"] == [0.0] * len(first[0]["actions"])
+    assert first[0]["noise"] == 0.0 < first[1]["noise"]
+    assert {record["budget"] for record in first} == {0.14}
 
 
-def test_rankings_are_demonstrations_too(quick, tmp_path):
-    names = ["erk", "lamp", "global_taylor"]
-    overrides = [*quick, f"agent.demonstrations=[{','.join(names)}]", "agent.episodes=4"]
+def test_a_budget_for_every_episode_and_a_plan_for_the_one_asked(quick, tmp_path):
+    overrides = [*quick, "agent.budgets=[0.12,0.4]", "agent.episodes=6"]
     done = secateur.train("digits", overrides=overrides, out=tmp_path / "run")
-    compared = secateur.compare([done.folder], against=names)
-    shown = [record["widths"] for record in episodes(done.folder)[1:]]
-    assert shown == [plan.widths.tolist() for plan in compared.plans[1:]]
-
-
-def test_a_demonstration_that_searches_is_refused(quick, tmp_path):
-    with pytest.raises(ValueError, match=r"agent\.demonstrations names random, which searches"):
-        secateur.train("digits", overrides=[*quick, "agent.demonstrations=[random]"], out=tmp_path / "run")
+    records = episodes(done.folder)
+    asked = [record for record in records if record["budget"] == 0.14]
+    assert [record["episode"] for record in asked] == [0, 5]
+    assert len({record["budget"] for record in records}) == 5
+    assert all(record["flops"] <= record["budget"] for record in records)
+    assert done.plan.widths.tolist() in [record["widths"] for record in asked]
 
 
 def test_tensorboard_shows_what_was_logged(run):
