@@ -222,16 +222,16 @@ class Structure:
 
     def kept_positions(self, selection: Selection) -> dict[tuple[str, int], NDArray[np.int64]]:
         """(parameter, dim) → positions that stay, ascending, for every slice that shrinks."""
-        removed: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
-        sizes: dict[tuple[str, int], int] = {}
+        stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
         for layer, keep in zip(self.layers, selection, strict=True):
             if len(keep) == layer.width:
                 continue
-            gone = np.setdiff1d(np.arange(layer.width), keep)
+            gone = np.ones(layer.width, dtype=bool)
+            gone[keep] = False
             for part in layer.slices:
-                removed.setdefault((part.parameter, part.dim), []).append(part.positions[gone].ravel())
-                sizes[part.parameter, part.dim] = part.size
-        return {key: np.setdiff1d(np.arange(sizes[key]), np.concatenate(gone)) for key, gone in removed.items()}
+                mask = stays.setdefault((part.parameter, part.dim), np.ones(part.size, dtype=bool))
+                mask[part.positions[gone]] = False
+        return {key: np.flatnonzero(mask) for key, mask in stays.items()}
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class ChannelPruner:
             if attempt == "gram":
                 repair_from_moments(pruned, self.dense, self.structure, selection, self.moments)
             elif attempt == "sequential":
-                self._sequential(images)(pruned, selection, refit=refit)
+                self.sequential(images)(pruned, selection, refit=refit)
             self.seconds["repair"] += time.perf_counter() - start
             if adaptive_bn and not untouched:
                 start = time.perf_counter()
@@ -126,7 +126,8 @@ class ChannelPruner:
         self.seconds["prune"] += time.perf_counter() - start
         return pruned
 
-    def _sequential(self, images: int | None) -> SequentialRepair:
+    def sequential(self, images: int | None = None) -> SequentialRepair:
+        """The sequential repair on about this many calibration images, none for all; made once."""
         batches = self.calibration if images is None else first_images(self.calibration, images)
         if len(batches) not in self._repairs:
             self._repairs[len(batches)] = SequentialRepair(self.dense, self.structure, batches)

@@ -27,16 +27,16 @@ from .graph import UntraceableError as UntraceableError
 from .graph import Walk, trace
 from .layers import Selection, Structure
 from .reconstruction import (
+    PLACES,
     RIDGE,
     Batches,
-    Moments,
     Sampler,
     damping,
     following_norms,
     repairable,
-    ridge_step,
     shift_output,
 )
+from .regression import fit
 
 REFIT_RIDGE = 1e-2
 HELD = 2**30  # bytes of the dense network's features that are kept for the next candidate
@@ -85,13 +85,16 @@ class SequentialRepair:
         images: that repair, in batches.
     """
 
-    def __init__(self, dense: nn.Module, structure: Structure, batches: Batches, held: int = HELD):
+    def __init__(
+        self, dense: nn.Module, structure: Structure, batches: Batches, *, places: int = PLACES, held: int = HELD
+    ):
         """Trace the network.
 
         Args:
             dense: the network, in eval mode.
             structure: its layers.
             batches: calibration images, (N, C, H, W) and labels.
+            places: output positions an image that a fit looks at, at most.
             held: keep the dense network's features if they take no more than this many bytes.
 
         Raises:
@@ -100,6 +103,7 @@ class SequentialRepair:
         self.dense = dense
         self.structure = structure
         self.images = [images for images, _ in batches]
+        self._places = places
         self._held = held
         self._example = self.images[0][:1]
         self._graph = trace(dense, self._example)
@@ -119,7 +123,8 @@ class SequentialRepair:
         if not kept:
             return
         sites = _chosen_sites(self._sites, kept, refit)
-        _PrunedWalk(self._graph, pruned, self.images, sites, kept, self._source(sites.values())).run()
+        features = self._source(sites.values())
+        _PrunedWalk(self._graph, pruned, self.images, self._places, sites, kept, features).run()
 
     @cached_property
     @torch.no_grad()
@@ -141,7 +146,8 @@ class SequentialRepair:
         return lambda site: features[site.name]
 
     def _walk(self, images: Sequence[Tensor], sites: Collection[Site]) -> _DenseWalk:
-        return _DenseWalk(self._graph, self.dense, images, [node for site in sites for node in site.nodes])
+        reads = [node for site in sites for node in site.nodes]
+        return _DenseWalk(self._graph, self.dense, images, self._places, reads)
 
 
 def repair_sequentially(
@@ -247,9 +253,15 @@ def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> boo
 class _DenseWalk(Walk):
     """The dense network, computed as far as its features are asked for."""
 
+    def __init__(
+        self, graph: fx.Graph, dense: nn.Module, images: Sequence[Tensor], places: int, reads: Sequence[fx.Node]
+    ):
+        super().__init__(graph, dense, images, reads)
+        self.places = places
+
     def feature(self, site: Site) -> Feature:
         """What it computes there; once a site."""
-        sampler = Sampler(self.model.get_submodule(site.name))
+        sampler = Sampler(self.model.get_submodule(site.name), self.places)
         outputs = self.read(site.node)
         others = None if site.other is None else self.read(site.other)
         if others is not None and not (isinstance(others[0], Tensor) and others[0].shape == outputs[0].shape):
@@ -265,11 +277,13 @@ class _PrunedWalk(Walk):
         graph: fx.Graph,
         pruned: nn.Module,
         images: Sequence[Tensor],
+        places: int,
         sites: Mapping[fx.Node, Site],
         kept: Mapping[tuple[str, int], NDArray[np.int64]],
         features: Callable[[Site], Feature],
     ):
         super().__init__(graph, pruned, images, [site.other for site in sites.values() if site.other is not None])
+        self.places = places
         self.sites = sites
         self.kept = kept
         self.features = features
@@ -293,23 +307,21 @@ class _PrunedWalk(Walk):
     def _solve(self, site: Site, feature: Feature) -> None:
         module: Any = self.model.get_submodule(site.name)
         inputs = self.values[site.node.all_input_nodes[0]]
-        moments, sampler = Moments(), Sampler(module)
-        for x, target in zip(inputs, self._targets(site, feature, sampler), strict=True):
-            moments.add(sampler.inputs(x), sampler.grouped(target))
+        sampler = Sampler(module, self.places)
+        targets = self._targets(site, feature, sampler)
+        samples = sum(len(target) for target in targets)
         weight = sampler.weight(module.weight.detach())
-        intercept = module.bias is not None or site.norm is not None
-        mean_x, mean_t, xx, xt = moments.centered()
-        if not intercept:
-            xx, xt = moments.raw()
-        samples = independent(moments.count, sum(len(x) for x in inputs))
-        ridge = damping(samples, xx.shape[-1], RIDGE if site.cut else REFIT_RIDGE)
-        step = ridge_step(xx, xt - xx @ weight.transpose(1, 2), ridge)
-        fitted = weight + step.transpose(1, 2)
+        believed = independent(samples, sum(len(x) for x in inputs))
+        fitted, constant = fit(
+            ((sampler.inputs(x), sampler.grouped(t)) for x, t in zip(inputs, targets, strict=True)),
+            samples,
+            weight,
+            damping(believed, weight.shape[2], RIDGE if site.cut else REFIT_RIDGE),
+            intercept=module.bias is not None or site.norm is not None,
+        )
         module.weight.data = sampler.unweight(fitted, module.weight)
-        if intercept:
-            bias = 0.0 if module.bias is None else module.bias.detach().double()
-            shift = (mean_t - (fitted @ mean_x.unsqueeze(2)).squeeze(2)).flatten() - bias
-            shift_output(self.model, site.name, site.norm, shift)
+        bias = 0.0 if module.bias is None else module.bias.detach().double()
+        shift_output(self.model, site.name, site.norm, constant.flatten() - bias)
 
     def _targets(self, site: Site, feature: Feature, sampler: Sampler) -> list[Tensor]:
         """(samples, outputs) a batch: Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
