@@ -57,7 +57,7 @@ class Actors:
         self._evaluator = ray.put(content.getvalue())
 
     def hire(self) -> _Actor:
-        """Start another worker."""
+        """Another worker, not yet started."""
         return _Actor(self._ray, self._actor.remote(), self._evaluator, self._threads)
 
     def close(self) -> None:
@@ -72,14 +72,19 @@ class _Actor:
     def __init__(self, ray: Any, actor: Any, evaluator: Any, threads: int):
         self._ray = ray
         self._actor = actor
-        self.started: Future[None] = _outcome(actor.start.remote(evaluator, threads))
+        self._evaluator = evaluator
+        self._threads = threads
+
+    def start(self) -> Future[None]:
+        """Done as soon as it can judge."""
+        return _outcome(self._actor.start.remote(self._evaluator, self._threads))
 
     def judge(self, widths: Key) -> Future[Judgement]:
         """A candidate's evaluation to be, and the seconds it took, by part."""
         return _outcome(self._actor.judge.remote(widths))
 
     def stop(self) -> None:
-        """End it now, if it has not ended."""
+        """End it, whatever it is doing and whether it has started or not; also one that is dead."""
         self._ray.kill(self._actor)
 
 

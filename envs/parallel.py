@@ -29,20 +29,18 @@ Judgement = tuple[Evaluation, dict[str, float]]
 
 
 class Worker(Protocol):
-    """Judges candidates elsewhere, one at a time.
+    """Judges candidates elsewhere, one at a time."""
 
-    Attributes:
-        started: done as soon as it can judge.
-    """
-
-    started: Future[None]
+    def start(self) -> Future[None]:
+        """Done as soon as it can judge."""
+        ...
 
     def judge(self, widths: Key) -> Future[Judgement]:
         """A candidate's evaluation to be, and the seconds it took, by part."""
         ...
 
     def stop(self) -> None:
-        """End it now, if it has not ended."""
+        """End it, whatever it is doing and whether it has started or not; also one that is dead."""
         ...
 
 
@@ -56,7 +54,7 @@ class Crew(Protocol):
     died: type[Exception]
 
     def hire(self) -> Worker:
-        """Start another worker."""
+        """Another worker, not yet started."""
         ...
 
     def close(self) -> None:
@@ -78,6 +76,7 @@ class ParallelEvaluator:
         self._evaluator = evaluator
         self._crew = crew
         self._workers = workers
+        self._hired: list[Worker] = []
         self._idle: list[Worker] = []
         self._busy: dict[Future[Any], tuple[Worker, Key | None]] = {}  # with a candidate, or none yet: starting
         self._deaths: Counter[Key | None] = Counter()
@@ -87,7 +86,7 @@ class ParallelEvaluator:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for worker in [*self._idle, *(worker for worker, _ in self._busy.values())]:
+        for worker in self._hired:
             worker.stop()
         self._crew.close()
 
@@ -127,7 +126,8 @@ class ParallelEvaluator:
         starting = sum(key is None for _, key in self._busy.values())
         for _ in range(min(len(waiting) - starting, self._workers - len(self._busy))):
             worker = self._crew.hire()
-            self._busy[worker.started] = worker, None
+            self._hired.append(worker)  # before it starts: it is to be stopped, whenever an interrupt comes
+            self._busy[worker.start()] = worker, None
 
     def _collect(self, waiting: deque[Key]) -> None:
         """Wait until a worker is done, and take down what was found; what a dead one left goes to the front."""
@@ -137,6 +137,7 @@ class ParallelEvaluator:
                 judgement = future.result()
             except Exception as error:
                 worker.stop()
+                self._hired.remove(worker)
                 if not isinstance(error, self._crew.died):
                     raise
                 self._count_death(key, error)

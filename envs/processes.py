@@ -58,7 +58,7 @@ class Processes:
         send(evaluator, self._file)
 
     def hire(self) -> _Process:
-        """Start another worker."""
+        """Another worker, not yet started."""
         return _Process(self._context, self._file.name, self._threads)
 
     def close(self) -> None:
@@ -72,8 +72,13 @@ class _Process:
     def __init__(self, context: ForkServerContext, file: str, threads: int):
         line, self._line = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(1, context, initializer=_listen, initargs=(line, file))
-        with _interrupts_blocked():
-            self.started: Future[None] = self._executor.submit(_start, file, threads)
+        self._file = file
+        self._threads = threads
+
+    def start(self) -> Future[None]:
+        """Done as soon as it can judge."""
+        with _interrupts_held():
+            return self._executor.submit(_start, self._file, self._threads)
 
     def judge(self, widths: Key) -> Future[Judgement]:
         """A candidate's evaluation to be, and the seconds it took, by part."""
@@ -85,20 +90,31 @@ class _Process:
             return broken
 
     def stop(self) -> None:
-        """End it now, if it has not ended."""
+        """End it, whatever it is doing and whether it has started or not; also one that is dead."""
         self._line.send("stop")
-        self._executor.shutdown(cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """A process started in here never sees a Ctrl-C, which a terminal sends to all: it is the parent's to handle."""
+def _interrupts_held() -> Iterator[None]:
+    """A process started in here never sees a Ctrl-C, which a terminal sends to all; this one sees it afterwards.
+
+    A blocked signal is blocked in the child, too. It reaches this process all the same where other threads run, and a
+    process that is left half started would complain of it.
+    """
+    held: list[int] = []
+    here = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _frame: held.append(number)) if here else None
     resource_tracker.ensure_running()  # it would lift the block when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if here:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 _evaluator: CandidateEvaluator  # a worker's own

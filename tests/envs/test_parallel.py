@@ -82,6 +82,9 @@ class FakeWorker:
         if start != "never":
             self.started.outcome = start  # type: ignore[attr-defined]
 
+    def start(self) -> Future[None]:
+        return self.started
+
     def judge(self, widths: tuple[int, ...]):
         assert not self.stopped
         assert self.started.done()

@@ -148,7 +148,7 @@ def test_leaving_ends_the_workers_at_once_whatever_they_do(tmp_path: Path) -> No
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert (tmp_path / "2-0").exists()
-    assert not any(alive(pid) for pid in pids(tmp_path))
+    wait_for(lambda: not any(alive(pid) for pid in pids(tmp_path)))
 
 
 def test_an_error_in_a_worker_is_the_callers() -> None:
