@@ -109,9 +109,9 @@ def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
             if new and not (folder / log).exists():
                 _clear(folder, made)
             if isinstance(error, OSError) and error.errno in _FULL:
-                again = f"--resume {folder}" if folder.exists() else "again"
+                again = f"--resume {folder}" if folder.exists() else "again"  # what was finished is kept
                 raise OSError(
-                    f"disk full: {folder} cannot be written ({error.strerror}); what was finished is kept: free space, "
+                    f"disk full: {folder} cannot be written ({error.strerror}): free space, "
                     f"then secateur {command} {again}"
                 ) from error
             raise

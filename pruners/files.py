@@ -65,8 +65,9 @@ def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str] | None 
         try:
             save_file(ready, temporary, metadata={**(about or {}), "checksum": _checksum(ready)})
         except SafetensorError as error:  # its own kind of error, with the system's number in the text
-            number = re.search(r"(?:os error|code:) (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error), str(path)) from error
+            found = re.search(r"(?:os error|code:) (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -27,11 +27,12 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def run_and_die(command: str, at: int, **arguments: Any) -> None:
+def run_and_die(command: str, cache: str, at: int, **arguments: Any) -> None:
     """Call a command, and kill the process at its so-manieth write: before the disk has it, or just after.
 
-    A line that is being appended is torn.
+    A line that is being appended is torn. At 0, it lives.
     """
+    os.environ["SECATEUR_CACHE"] = cache
     torch.set_num_threads(1)
     left = at
     fsync, replace = os.fsync, Path.replace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import shutil
 import signal
@@ -28,13 +29,14 @@ SERVER.set_forkserver_preload(["crash", "secateur.commands.train", "secateur.com
 
 
 def start(command: str, at: int = 0, **arguments) -> multiprocessing.Process:
-    process = SERVER.Process(target=crash.run_and_die, args=(command, at), kwargs=arguments, daemon=True)
+    given = (command, os.environ["SECATEUR_CACHE"], at)  # a server's children have its environment, not the test's
+    process = SERVER.Process(target=crash.run_and_die, args=given, kwargs=arguments, daemon=True)
     process.start()
     return process
 
 
 def was_killed(process: multiprocessing.Process) -> bool:
-    process.join(120)
+    process.join(600)
     assert process.exitcode in (0, -signal.SIGKILL)  # it must not fail
     return process.exitcode != 0
 
