@@ -221,16 +221,18 @@ class Finalist:
 
 
 def judge_finalists(task: Task, rewards: Mapping[tuple[int, ...], float], reporter: Reporter) -> list[Finalist]:
-    """The best plans of a search, judged again on the search images with the final repair, best first.
+    """The best plans of a search, and its first, judged again on the search images with the final repair, best first.
 
-    A candidate's quick repair ranks plans well but not perfectly, and the best of many is partly luck.
+    A candidate's quick repair ranks plans well but not perfectly, and the best of many is partly luck; the first is
+    where the search began, and tells what it gained.
 
     Args:
-        task: `agent.finalists` of its config says how many.
-        rewards: of the search's candidates, by widths.
+        task: `agent.finalists` of its config says how many of the best.
+        rewards: of the search's candidates, by widths, in the order judged.
         reporter: shows progress.
     """
-    chosen = sorted(rewards, key=lambda widths: -rewards[widths])[: task.config.agent.finalists]
+    best = sorted(rewards, key=lambda widths: -rewards[widths])[: task.config.agent.finalists]
+    chosen = list(dict.fromkeys([*best, *list(rewards)[:1]]))
     finalists = []
     with reporter.bar("finals", len(chosen)) as advance:
         for key in chosen:

@@ -208,6 +208,7 @@ def _summary(
     asked = _asked(task, episodes)
     numbers = {tuple(episode.widths.tolist()): episode.number for episode in reversed(asked)}
     best = finalists[0] if finalists else max(asked, key=lambda episode: episode.reward)
+    base = next((f for f in finalists if np.array_equal(f.widths, episodes[0].widths)), episodes[0])
     rewards = np.array([episode.reward for episode in episodes])
     quarter = max(1, len(episodes) // 4)
     walked = [episode.seconds for episode in episodes[replayed:]]
@@ -228,7 +229,7 @@ def _summary(
             "reconstruction_loss": best.evaluation.reconstruction_loss,
             **task.priced.fractions(best.widths),
         },
-        "base": {"reward": episodes[0].reward, "search_accuracy": episodes[0].evaluation.accuracy},
+        "base": {"reward": base.reward, "search_accuracy": base.evaluation.accuracy},
         "finalists": [
             {
                 "episode": numbers[tuple(f.widths.tolist())],

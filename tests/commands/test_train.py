@@ -59,7 +59,11 @@ def test_the_plan_is_the_finalist_that_was_best_when_repaired_as_in_the_end(run)
 
 def test_finalists_are_the_best_of_the_search_and_all_different(run):
     records = episodes(run.folder)
-    chosen = [records[finalist["episode"]] for finalist in run.summary["finalists"]]
+    finalists = run.summary["finalists"]
+    first = next(finalist for finalist in finalists if finalist["episode"] == 0)  # tells what the search gained
+    assert run.summary["base"] == {key: first[key] for key in ("reward", "search_accuracy")}
+    assert run.summary["best"]["reward"] == max(finalist["reward"] for finalist in finalists) >= first["reward"]
+    chosen = sorted((records[f["episode"]] for f in finalists), key=lambda record: -record["reward"])[:3]
     assert len({tuple(record["widths"]) for record in chosen}) == 3
     others = [record["reward"] for record in records if record["widths"] not in [c["widths"] for c in chosen]]
     assert min(record["reward"] for record in chosen) >= max(others)
