@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,11 @@ class Context:
     def _moments(self) -> dict[str, Tensor]:
         found = collect_inputs(self.model, self.structure, self.calibration)
         return {key: tensor for name, moments in found.items() for key, tensor in moments.state(f"{name}:").items()}
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What criteria keep for the next layer, in this process."""
+        return {}
 
     def filters(self, layer: Layer) -> list[Tensor]:
         """For every coupled producer the (width, weights) filters of the layer's units, double.
