@@ -216,7 +216,7 @@ def test_exploration_never_dies(episodes: int, warmup: int) -> None:
     assert loud == sorted(loud, reverse=True)
     assert loud[0] == pytest.approx(0.5, abs=0.02)
     if episodes > 2 * warmup + 10:
-        assert loud[-1] == pytest.approx(0.1, abs=0.02)
+        assert loud[-1] == pytest.approx(0.1, abs=0.03)
 
 
 def test_exploring_episodes_are_not_the_policys() -> None:
