@@ -10,6 +10,7 @@ search its generation.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -63,7 +64,7 @@ class Crew(Protocol):
 
 
 class ParallelEvaluator:
-    """Judges by several workers at a time; a dead worker's candidate is judged again by another.
+    """Judges by several workers at a time; a dead worker's candidate is judged again by another, with a warning.
 
     Workers are hired when there is something to judge, and stay until the end of the `with` block.
 
@@ -153,6 +154,8 @@ class ParallelEvaluator:
     def _count_death(self, key: Key | None, error: Exception) -> None:
         self._deaths[key] += 1
         if self._deaths[key] < DEATHS:
+            what = "while starting" if key is None else f"of the plan with widths {list(key)}, which is judged again"
+            warnings.warn(f"a worker died {what}", RuntimeWarning, stacklevel=4)
             return
         if key is None:
             raise RuntimeError(

@@ -44,6 +44,9 @@ class Processes:
         evaluator: what the workers judge with.
         threads: torch's, of every worker.
 
+    Attributes:
+        file: what every worker maps.
+
     Raises:
         ValueError: the network cannot be pickled.
     """
@@ -54,16 +57,17 @@ class Processes:
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
-        self._file = NamedTemporaryFile(prefix="secateur-", suffix=".pt")  # noqa: SIM115 – lives until close()
-        send(evaluator, self._file)
+        self._shared = NamedTemporaryFile(prefix="secateur-", suffix=".pt")  # noqa: SIM115 – lives until close()
+        self.file = self._shared.name
+        send(evaluator, self._shared)
 
     def hire(self) -> _Process:
         """Another worker, not yet started."""
-        return _Process(self._context, self._file.name, self._threads)
+        return _Process(self._context, self.file, self._threads)
 
     def close(self) -> None:
         """Delete the file."""
-        self._file.close()
+        self._shared.close()
 
 
 class _Process:

@@ -72,7 +72,10 @@ def test_a_node_that_is_killed_takes_no_candidate_with_it(cluster, tmp_path: Pat
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     plans, evaluator = draw(10), make(Doomed)
-    with ParallelEvaluator(evaluator, Actors(evaluator, 1, 2, cluster.address), 2) as workers:
+    with (
+        pytest.warns(RuntimeWarning, match="a worker died of the plan"),
+        ParallelEvaluator(evaluator, Actors(evaluator, 1, 2, cluster.address), 2) as workers,
+    ):
         found = list(workers.evaluate_all(plans))
     killer.join()
     assert found == list(make().evaluate_all(plans))  # the numbers of this process, too

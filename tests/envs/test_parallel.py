@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -121,11 +122,13 @@ def judges(monkeypatch: pytest.MonkeyPatch):
 def test_all_are_judged_in_order_whoever_is_first_and_whoever_dies(asked, workers, seed, dies):
     deaths = {width: dies.draw(st.integers(0, 2)) for width in set(asked)}
     crew = Crew(seed, lambda widths, attempt: DiedError() if attempt <= deaths[widths[0]] else None)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         patch.setattr("secateur.envs.parallel.wait", crew.look)
         with ParallelEvaluator(Serial(), crew, workers) as evaluator:
             found = list(evaluator.evaluate_all(plans(*asked)))
             assert sum(not worker.stopped for worker in crew.hired) <= workers
+    assert len(told) == sum(deaths.values())
     assert found == [worth((width, 7)) for width in asked]
     assert crew.judged == {(width, 7): 1 + count for width, count in deaths.items()}
     assert crew.most <= workers
@@ -159,6 +162,10 @@ def test_an_evaluation_is_there_before_the_rest_are(judges):
     assert crew.judged == {(1, 7): 1}
 
 
+DIED = pytest.mark.filterwarnings("ignore:a worker died")
+
+
+@DIED
 def test_a_plan_that_three_workers_die_of_ends_the_run(judges):
     crew = Crew(fate=lambda widths, _: DiedError() if widths[0] == 4 else None)
     with (
@@ -170,6 +177,7 @@ def test_a_plan_that_three_workers_die_of_ends_the_run(judges):
     assert crew.closed
 
 
+@DIED
 def test_workers_that_do_not_start_end_the_run(judges):
     crew = Crew(starts=(DiedError(), DiedError(), DiedError()))
     with pytest.raises(RuntimeError, match="3 workers in a row died while starting"), judges(crew, 1) as evaluator:
