@@ -41,17 +41,17 @@ def spent(budget, widths):
     return True
 
 
-@pytest.mark.parametrize("name", allocators())
 @pytest.mark.parametrize(("network", "cut", "kind", "fraction"), CASES)
-def test_every_allocator_spends_the_budget_and_no_more(allocation, name, network, cut, kind, fraction):
-    given = allocation(network, fraction, kind, cut, reward=Reward(), candidates=5)
-    widths = get_allocator(name).allocate(given)
-    budget = given.budget
-    assert widths.dtype == np.int64
-    assert budget.cost(widths) <= budget.limit
-    assert np.all(widths >= budget.least)
-    assert np.all(widths <= budget.structure.widths)
-    assert spent(budget, widths)
+def test_every_allocator_spends_the_budget_and_no_more(allocation, network, cut, kind, fraction):
+    for name in allocators():
+        given = allocation(network, fraction, kind, cut, reward=Reward(), candidates=5)
+        widths = get_allocator(name).allocate(given)
+        budget = given.budget
+        assert widths.dtype == np.int64, name
+        assert budget.cost(widths) <= budget.limit, name
+        assert np.all(widths >= budget.least), name
+        assert np.all(widths <= budget.structure.widths), name
+        assert spent(budget, widths), name
 
 
 @pytest.mark.parametrize("name", allocators())
