@@ -14,7 +14,7 @@ import torch
 
 torch.set_num_threads(1)  # the networks are small, and the machine may be shared
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-hypothesis.settings.register_profile("shared", deadline=None)  # however long an example takes there
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
 
@@ -31,6 +31,8 @@ hypothesis.register_random(TORCH)
 
 
 def seed() -> None:
+    """Whatever a module draws when it is imported, a fixture when it is made or a test when it runs, it draws the same,
+    whichever came before it and in whichever process."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -38,8 +40,6 @@ def seed() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_make_collect_report() -> None:
-    """Whatever a module draws when it is imported, a fixture when it is made, a test when it runs: the same numbers,
-    whichever came before it and in whichever process."""
     seed()
 
 
