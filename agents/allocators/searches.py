@@ -164,7 +164,7 @@ def adaptive_knapsack(allocation: Allocation) -> Widths:
     """The `knapsack` plan of a loss model that is fitted anew to every plan judged (`LossModel.fitted`).
 
     Every plan is the model's own with all layers' losses mistaken by random factors; the mistakes shrink as the search
-    goes on. It is what a training does without a policy.
+    goes on, and grow where they bring nothing new. It is what a training does without a policy.
     """
     budget, first = allocation.budget, LossModel.of(allocation.context)
     judged = Judged(allocation)
@@ -173,6 +173,7 @@ def adaptive_knapsack(allocation: Allocation) -> Widths:
         plans = [*judged.rewards]
         losses = first.fitted(plans, [max(LEAST_LOSS, allocation.dense_reward - judged.rewards[p]) for p in plans])
         spread = FIRST_MISTAKE + judged.progress * (LAST_MISTAKE - FIRST_MISTAKE)
+        spread *= 1.0 + judged.repeats / 10
         mistakes = np.exp(allocation.rng.normal(0.0, spread, len(losses.factors)))
         judged([best_units(budget, replace(losses, factors=losses.factors * mistakes).gains(budget))])
     return judged.best

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.agents import get_allocator
-from secateur.agents.allocators import ranks
 from secateur.agents.allocators.ranks import best_units, lamp_scores
+from secateur.pruners import loss_model
 from secateur.pruners.budget import Budget
 from secateur.pruners.criteria import scores
 
@@ -111,7 +111,7 @@ def test_knapsack_is_within_a_unit_of_the_best_there_is(allocation, seed, share)
     rng = np.random.default_rng(seed)
     curves = [np.append(np.cumsum(np.sort(rng.exponential(size=n)))[::-1], 0.0) for n in structure.widths]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "loss_curves", lambda _context: curves)
+        patch.setattr(loss_model, "loss_curves", lambda _context: curves)
         widths = get_allocator("knapsack").allocate(replace(given_, budget=budget))
 
     def predicted(plan):
@@ -128,7 +128,7 @@ def test_knapsack_sees_through_a_curve_that_is_not_convex(allocation, monkeypatc
     """A layer that loses nothing until it loses all at once is not cut for what its first units seem to be worth."""
     given_ = allocation("residual", 0.9)
     cliff = [np.array([1.0] * n + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n + 1) for i, n in enumerate((4, 6, 8))]
-    monkeypatch.setattr(ranks, "loss_curves", lambda _context: cliff)
+    monkeypatch.setattr(loss_model, "loss_curves", lambda _context: cliff)
     assert get_allocator("knapsack").allocate(given_)[2] == 8
 
 
@@ -145,6 +145,6 @@ def test_knapsack_buys_whole_stairs(allocation, monkeypatch):
     structure = replace(given_.budget.structure, latency=Stairs())
     gains = [(0.0,) * 4, (1, 1, 1, 0.5, 0.4, 0.3), (1, 1, 1, 1, 1, 1, 0.55, 0.05)]
     curves = [np.append(np.cumsum(gain[::-1])[::-1], 0.0) for gain in gains]
-    monkeypatch.setattr(ranks, "loss_curves", lambda _context: curves)
+    monkeypatch.setattr(loss_model, "loss_curves", lambda _context: curves)
     budget = Budget(structure, "latency", 5 / 7, 0.9)
     assert get_allocator("knapsack").allocate(replace(given_, budget=budget)).tolist() == [3, 6, 6]

@@ -266,11 +266,11 @@ def test_one_training_is_good_on_every_budget() -> None:
     untrained = learner()
     next(untrained.run())
     list(agent.run())
-    for fraction in (0.3, 0.4, 0.5, 0.6, 0.7):
-        before, after = (
-            a.env.evaluator.evaluate(a.policy_plan(fraction)).reconstruction_loss for a in (untrained, agent)
-        )
-        assert after < before, fraction
+    before, after = (
+        [a.env.evaluator.evaluate(a.policy_plan(f)).reconstruction_loss for f in (0.3, 0.4, 0.5, 0.6, 0.7)]
+        for a in (untrained, agent)
+    )
+    assert sum(after) < 0.8 * sum(before)
 
 
 def test_budgets_that_cannot_be_met_are_refused_before_the_first_episode() -> None:
