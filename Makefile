@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+WORKERS ?= 2
 DEMO = runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: help install demo test lint types check clean
@@ -21,8 +22,8 @@ demo: install ## train, apply and compare on the embedded default (minutes)
 	$(BIN)/secateur apply $(DEMO) --out $(DEMO)/applied
 	$(BIN)/secateur compare $(DEMO) --out $(DEMO)/compare
 
-test: install ## run the tests
-	$(BIN)/python -m pytest
+test: install ## run the tests, on so many processes as WORKERS says
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: install ## check format and style
 	$(BIN)/ruff format --check .

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .commands.correlate import Correlation, correlate
     from .commands.filters import Filters, filters
     from .commands.magnitude import magnitude
+    from .commands.plan import Proposal, plan
     from .commands.sensitivity import Sensitivity, sensitivity
     from .commands.task import Images
     from .commands.train import Training, train
@@ -30,6 +31,7 @@ _HOMES = {
     "Correlation": ".commands.correlate",
     "Filters": ".commands.filters",
     "Images": ".commands.task",
+    "Proposal": ".commands.plan",
     "RatioPlan": ".pruners.plan",
     "Sensitivity": ".commands.sensitivity",
     "Training": ".commands.train",
@@ -39,6 +41,7 @@ _HOMES = {
     "filters": ".commands.filters",
     "load": ".commands.apply",
     "magnitude": ".commands.magnitude",
+    "plan": ".commands.plan",
     "sensitivity": ".commands.sensitivity",
     "train": ".commands.train",
 }
@@ -50,6 +53,7 @@ __all__ = [
     "Correlation",
     "Filters",
     "Images",
+    "Proposal",
     "RatioPlan",
     "Sensitivity",
     "Training",
@@ -59,6 +63,7 @@ __all__ = [
     "filters",
     "load",
     "magnitude",
+    "plan",
     "sensitivity",
     "train",
 ]

@@ -8,23 +8,31 @@ at the last step): every transition's target is what the finished plan was paid,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3 import DDPG, SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
+from torch import nn
 
 from ..configs.schema import AgentConfig
 from ..envs import Evaluation, LayerSparsityEnv
+from .allocators.ranks import best_units
 
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
+
+Policy = Callable[[int, NDArray[np.float32]], float]  # (layer, observation) → action, without noise
+
+GREEDY = 25  # every so many episodes there is no noise
+WORST = -1.5  # advantage that a replay buffer holds; what is worse is bad, and no more than that
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,7 @@ class Episode:
 
     Attributes:
         number: 0 for the first.
+        budget: the fraction of the dense network's cost that was walked on.
         actions: (layers,) as carried out, in [-1, 1].
         widths: (layers,) units kept.
         evaluation: of the finished plan.
@@ -43,6 +52,7 @@ class Episode:
     """
 
     number: int
+    budget: float
     actions: NDArray[np.float32]
     widths: NDArray[np.int64]
     evaluation: Evaluation
@@ -56,6 +66,7 @@ class Episode:
 class _Walk:
     """A finished plan and how it came about: what was seen, with the end (layers + 1), and done (layers,)."""
 
+    budget: float
     observations: list[NDArray[np.float32]]
     actions: NDArray[np.float32]
     widths: NDArray[np.int64]
@@ -64,11 +75,19 @@ class _Walk:
 class Learner:
     """Learns to allocate sparsity.
 
-    Episode 0 is the base plan (all-zero actions); what it is paid is the baseline that is taken
-    from every reward before it is stored, a constant that moves no optimum and keeps returns near zero. The
-    demonstrations follow: plans that somebody else made, walked as if the agent had. Then `warmup` episodes explore
-    round the base plan, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every
-    twenty-fifth episode acts without noise.
+    Two things learn. The *loss model* that the environment's actions correct is fitted anew to all judged plans after
+    every episode: few numbers, learnt fast, good for any budget. The *policy* learns what such a sum over layers
+    cannot say. Episode 0 is the model's own plan (all-zero actions); then `warmup` episodes explore round the model's
+    plans, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every twenty-fifth
+    episode acts without noise, and so does the last.
+
+    With `budgets`, every episode walks on a budget of its own, drawn evenly from that range; those without noise, and
+    the first, walk on the budget asked.
+
+    A return is the advantage over what the loss model, before it had learnt anything but the loss of episode 0,
+    predicts for its own plan on the budget at hand, in units of that loss: 0 for the first episode, 1 for a plan that
+    loses nothing, whatever the network and the budget. Every action costs `effort` times its square, so that a
+    correction that brings nothing fades.
 
     With several workers it walks as many episodes with the policy as it stands, has their plans judged together, and
     then learns as much as it would have after each of them.
@@ -80,31 +99,27 @@ class Learner:
     Attributes:
         env: the environment, with its evaluator.
         config: the agent's section.
-        demonstrations: (layers,) widths of each.
-        warmup: episodes before the policy acts.
         workers: episodes that are walked, and judged, together.
         model: the SB3 algorithm.
+        learnt: episodes that it has learnt from.
         seconds: time spent on choosing actions and on learning.
     """
 
-    def __init__(
-        self,
-        env: LayerSparsityEnv,
-        config: AgentConfig,
-        seed: int,
-        demonstrations: Sequence[NDArray[np.int64]] = (),
-        workers: int = 1,
-    ):
+    def __init__(self, env: LayerSparsityEnv, config: AgentConfig, seed: int, workers: int = 1):
         self.env = env
         self.config = config
         self.seed = seed
-        self.demonstrations = demonstrations
-        self.warmup = config.warmup + len(demonstrations)
         self.workers = workers
         self.layers = len(env.statistics)
+        self.learnt = 0
         self.seconds = 0.0
-        self.baseline = 0.0
+        self.asked = env.budget
         self.model = self._make_model()
+        self._first = env.losses
+        self._plans: list[NDArray[np.int64]] = []
+        self._losses: list[float] = []
+        if config.budgets is not None:
+            replace(self.asked, fraction=config.budgets[0])  # refuses what cannot be met
 
     def _make_model(self) -> OffPolicyAlgorithm:
         config = self.config
@@ -118,11 +133,13 @@ class Learner:
             gamma=1.0,
             replay_buffer_class=NStepReplayBuffer,
             replay_buffer_kwargs={"n_steps": self.layers, "gamma": 1.0},
-            policy_kwargs={"net_arch": list(config.hidden)},
+            policy_kwargs={"net_arch": list(config.hidden), "optimizer_kwargs": {"fused": True}},
             seed=self.seed,
             device="cpu",
         )
         model.set_logger(Logger(folder=None, output_formats=[]))
+        for actor in (model.actor, getattr(model, "actor_target", None)):
+            _start_at_zero(actor)
         return model
 
     def run(self, past: Sequence[Sequence[float]] = ()) -> Iterator[Episode]:
@@ -135,89 +152,138 @@ class Learner:
         for first in range(0, self.config.episodes, self.workers):
             yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past)
 
-    def policy_actions(self) -> NDArray[np.float32]:
-        """(layers,) what the policy does without noise, on a walk of its own that is not evaluated."""
-        observation, _ = self.env.reset()
-        actions = np.zeros(self.layers, dtype=np.float32)
-        for t in range(self.layers):
-            actions[t] = self._greedy(observation)
-            observation = self.env.walk(actions[t : t + 1])
-        return actions
+    def policy_plan(self, fraction: float) -> NDArray[np.int64]:
+        """(layers,) widths that the policy gives without noise, on a budget; nothing is evaluated."""
+        return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).widths
 
     def _group(self, numbers: range, past: Sequence[Sequence[float]]) -> list[Episode]:
         """Episodes that are walked with the same policy, judged together, and learnt from in their order."""
         start = time.perf_counter()
-        walks = [self._walk(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
+        walks = [self._episode(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
         evaluations = list(self.env.evaluator.evaluate_all([walk.widths for walk in walks]))
-        terms = [self.env.rewards(evaluation) for evaluation in evaluations]
-        rewards = [sum(paid.values()) for paid in terms]
         began = time.perf_counter()
-        if numbers.start == 0:
-            self.baseline = rewards[0]
-        for walk, reward in zip(walks, rewards, strict=True):
-            self._store(walk, reward - self.baseline)
+        dense = self.env.evaluator.dense
+        for walk, evaluation in zip(walks, evaluations, strict=True):
+            self._plans.append(walk.widths)
+            self._losses.append(self.env.weights.lost(evaluation, dense))
+            self._store(walk, self._advantage(walk.budget, evaluation))
         for number in numbers:
             self._learn(number)
         self.seconds += time.perf_counter() - began
         seconds = (time.perf_counter() - start) / len(numbers)
-        return [
-            Episode(number, walk.actions, walk.widths, evaluation, paid, reward, self._noise(number), seconds)
-            for number, walk, evaluation, paid, reward in zip(numbers, walks, evaluations, terms, rewards, strict=True)
-        ]
+        episodes = []
+        for number, walk, evaluation in zip(numbers, walks, evaluations, strict=True):
+            terms = self.env.rewards(evaluation)
+            paid = sum(terms.values())
+            episodes.append(
+                Episode(
+                    number,
+                    walk.budget,
+                    walk.actions,
+                    walk.widths,
+                    evaluation,
+                    terms,
+                    paid,
+                    self._noise(number),
+                    seconds,
+                )
+            )
+        return episodes
 
-    def _walk(self, number: int, past: NDArray[np.float32] | None) -> _Walk:
+    def _episode(self, number: int, past: NDArray[np.float32] | None) -> _Walk:
+        if past is not None:
+            return self._walk(number, self._fraction(number), 0.0, lambda t, _observation: float(past[t]))
+        own = number > self.config.warmup
+        policy: Policy = (lambda _t, observation: self._greedy(observation)) if own else (lambda _t, _observation: 0.0)
+        return self._walk(number, self._fraction(number), self._noise(number), policy)
+
+    def _walk(self, number: int, fraction: float, noise: float, policy: Policy) -> _Walk:
         rng = np.random.default_rng((self.seed, number))
-        noise = self._noise(number)
-        observation, _ = self.env.reset()
+        observation, _ = self.env.reset(options={"budget": fraction})
         observations, actions = [observation], np.zeros(self.layers, np.float32)
         for t in range(self.layers):
             began = time.perf_counter()
             jitter = float(rng.normal(0.0, noise)) if noise else 0.0
-            action = past[t : t + 1] if past is not None else self._act(number, t, observations[-1], jitter)
+            actions[t] = np.clip(policy(t, observations[-1]) + jitter, -1.0, 1.0)
             self.seconds += time.perf_counter() - began
-            actions[t] = action[0]
-            observations.append(self.env.walk(action))
-        return _Walk(observations, actions, np.array(self.env.widths))
-
-    def _noise(self, number: int) -> float:
-        if number <= len(self.demonstrations) or (number > self.warmup and number % 25 == 0):
-            return 0.0
-        done = min(1.0, max(0, number - self.warmup) / max(1, self.config.episodes - self.warmup))
-        return self.config.noise_start + done * (self.config.noise_end - self.config.noise_start)
-
-    def _act(self, number: int, t: int, observation: NDArray[np.float32], jitter: float) -> NDArray[np.float32]:
-        if 0 < number <= len(self.demonstrations):
-            wish = self.env.action_for(int(self.demonstrations[number - 1][t]))
-        else:
-            wish = 0.0 if number <= self.warmup else self._greedy(observation)
-        return np.clip(np.array([wish + jitter], dtype=np.float32), -1.0, 1.0)
+            observations.append(self.env.walk(actions[t : t + 1]))
+        return _Walk(fraction, observations, actions, np.array(self.env.widths))
 
     def _greedy(self, observation: NDArray[np.float32]) -> float:
         action, _ = self.model.predict(observation, deterministic=True)
         return float(action[0])
 
-    def _store(self, walk: _Walk, reward: float) -> None:
+    def _noise(self, number: int) -> float:
+        warmup, last = self.config.warmup, self.config.episodes - 1
+        if number == 0 or (number > warmup and (number % GREEDY == 0 or number == last)):
+            return 0.0
+        done = min(1.0, max(0, number - warmup) / max(1, self.config.episodes - warmup))
+        return self.config.noise_start + done * (self.config.noise_end - self.config.noise_start)
+
+    def _fraction(self, number: int) -> float:
+        """The budget of an episode."""
+        if self.config.budgets is None or self._noise(number) == 0.0:
+            return self.asked.fraction
+        low, high = self.config.budgets
+        return low + (high - low) * float(np.random.default_rng((self.seed, number, 1)).random())
+
+    def _advantage(self, fraction: float, evaluation: Evaluation) -> float:
+        """Of a plan over the first model's own on its budget, in units of what that is predicted to lose."""
+        base, expected = self._plans[0], self._losses[0]
+        if fraction != self.asked.fraction:
+            first = self._first.fitted(self._plans[:1], self._losses[:1])
+            base = best_units(replace(self.asked, fraction=fraction), first.gains(self.asked))
+            expected = float(first.predict(base))
+        weights = self.env.weights
+        spared = weights.flops * (self.asked.structure.fraction("flops", base) - evaluation.flops)
+        lost = weights.lost(evaluation, self.env.evaluator.dense)
+        return max(WORST, (expected - lost + spared) / expected)
+
+    def _store(self, walk: _Walk, advantage: float) -> None:
         buffer = self.model.replay_buffer
         assert buffer is not None
-        for t in range(self.layers):
+        for t, action in enumerate(walk.actions):
             done = t == self.layers - 1
+            effort = self.config.effort * float(action) ** 2
             buffer.add(
                 walk.observations[t][None],
                 walk.observations[t + 1][None],
-                walk.actions[None, t : t + 1],
-                np.array([reward if done else 0.0]),
+                np.array([[action]]),
+                np.array([(advantage if done else 0.0) - effort]),
                 np.array([done]),
                 [{}],
             )
 
     def _learn(self, number: int) -> None:
+        self.learnt = number + 1
+        self.env.believe(self._first.fitted(self._plans, self._losses))
         updates = self.config.updates * self.layers
-        if number < self.warmup or updates == 0:
+        if number < self.config.warmup or updates == 0:
             return
         set_random_seed((self.seed * 1_000_003 + number) % 2**32)
-        if number == self.warmup:
-            updates *= max(1, self.warmup)  # catch up on what the warm-up brought
-        self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+        if number == self.config.warmup:
+            updates *= max(1, self.config.warmup)  # catch up on what the warm-up brought
+        try:
+            self.model.train(gradient_steps=updates, batch_size=self.config.batch_size)
+        finally:  # where there is a NaN, SAC fails with an error of its own
+            self._check()
+
+    def _check(self) -> None:
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.model.policy.parameters()):
+            raise RuntimeError(
+                f"the agent diverged after {self.learnt} episodes (its networks hold a NaN); the plan found so far is "
+                f"kept: go on with a learning rate below agent.learning_rate={self.config.learning_rate:g}"
+            )
+
+
+def _start_at_zero(actor: Any) -> None:
+    """Let an untrained policy be the loss model's own: its last layer gives next to nothing."""
+    if actor is None:
+        return
+    last = actor.mu if isinstance(actor.mu, nn.Linear) else actor.mu[-2]  # SAC's is bare, the others' has a tanh behind
+    with torch.no_grad():
+        last.weight.mul_(0.01)
+        last.bias.zero_()
 
 
 class _SpacesOnly(gym.Env[NDArray[np.float32], NDArray[np.float32]]):

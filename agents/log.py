@@ -62,7 +62,8 @@ class WidthsLog:
             try:
                 record = json.loads(line)
                 complete = self.keys <= record.keys() and record.get("episode", number) == number
-            except (ValueError, AttributeError):
+                complete = complete and all(isinstance(width, int) for width in record["widths"])
+            except (ValueError, AttributeError, TypeError):
                 complete = False
             if not complete:
                 raise ValueError(
@@ -75,13 +76,14 @@ class EpisodeLog(WidthsLog):
     """The episodes of a training."""
 
     def __init__(self, path: Path):
-        super().__init__(path, {"episode", "actions"})
+        super().__init__(path, {"episode", "actions", "terms", "noise", "seconds", *Evaluation.__dataclass_fields__})
 
     def append(self, episode: Episode, structure: Structure) -> None:
         """Write one episode."""
         self.write(
             {
                 "episode": episode.number,
+                "budget": episode.budget,
                 "actions": [float(a) for a in episode.actions],
                 "widths": [int(w) for w in episode.widths],
                 "ratios": [
@@ -94,6 +96,18 @@ class EpisodeLog(WidthsLog):
                 "seconds": round(episode.seconds, 4),
             }
         )
+
+    def check(self, episode: Episode, record: Mapping[str, Any]) -> None:
+        """Make sure that an episode came out of the replay as it was logged.
+
+        Raises:
+            ValueError: it did not.
+        """
+        if episode.widths.tolist() != record["widths"]:
+            raise ValueError(
+                f"{self.path}, line {episode.number + 1}: its actions give other widths now, with other settings or "
+                "another version than it was made with; resume with those, or start a new run"
+            )
 
 
 class CandidateLog(WidthsLog):

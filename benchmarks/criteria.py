@@ -27,7 +27,6 @@ REPAIRS: dict[str, dict[str, Any]] = {
     "sequential": {"repair": "sequential"},
     "… producers re-fitted": {"repair": "sequential", "refit": True},
 }
-SLOW = ("car", "rar")  # tens of minutes to rank the units of a ResNet-56
 
 
 def main() -> None:
@@ -37,16 +36,14 @@ def main() -> None:
     parser.add_argument("--criteria", nargs="+", default=criteria())
     parser.add_argument("--allocators", nargs="+", default=["uniform"])
     parser.add_argument("--draws", type=int, default=3, help="draws of the calibration images")
-    parser.add_argument("--slow-draws", type=int, default=1, help=f"of {' and '.join(SLOW)}")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
     for depth in args.depths:
         rows = []
         for criterion in args.criteria:
-            draws = min(args.draws, args.slow_draws) if criterion in SLOW else args.draws
             found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in args.allocators}
-            for draw in range(draws):
+            for draw in range(args.draws):
                 options = (f"data.split_seed={draw}", f"pruning.criterion={criterion}", "layers.max_sparsity=0.95")
                 task = cifar_task(depth, args.data, *options)
                 for name in args.allocators:
@@ -54,7 +51,9 @@ def main() -> None:
                         found[name][repair].append(figure)
                         print(f"ResNet-{depth} {criterion} draw {draw} {name} {repair}: {figure:.2f}", file=sys.stderr)
             for name, figures in found.items():
-                rows.append([criterion, name, str(draws), *(mean_and_deviation(figures[repair]) for repair in REPAIRS)])
+                rows.append(
+                    [criterion, name, str(args.draws), *(mean_and_deviation(figures[repair]) for repair in REPAIRS)]
+                )
         print(f"\nResNet-{depth}, half of the FLOPs; top-1 on the test images, mean ± sd over the draws\n")
         print(table(["criterion", "widths", "draws", *REPAIRS], rows), flush=True)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from secateur.commands.task import Task
 from secateur.pruners.inference import accuracy
-from secateur.pruners.latency import BATCH, measure_latency
+from secateur.pruners.latency import measure_latency
 from secateur.pruners.layers import Structure
 from secateur.pruners.magnitude import find_weights, kept_weights, prune_weights
 
@@ -40,7 +40,7 @@ def main() -> None:
                 candidates[f"{sparsity:g}", f"weights, {scope}"] = weights(task, sparsity, scope)
             candidates[f"{sparsity:g}", "channels"] = channels(task, sparsity)
         models = {" ".join(key): model for key, (model, _) in candidates.items()}
-        latency = measure_latency(models, task.input_shape, runs=args.runs)
+        latency = measure_latency(models, task.input_shape, task.config.latency, runs=args.runs)
         dense = latency["– dense"]
         assert task.test is not None
         for key, (model, cost) in candidates.items():
@@ -55,10 +55,10 @@ def main() -> None:
     head = ["network", "sparsity", "pruned", "params %", "FLOPs %", "ms", "of dense", "top-1 one-shot"]
     print(table(head, rows))
     print(
-        f"\nms: median of {args.runs} passes of {BATCH} images, the networks of one depth taking turns. FLOPs of "
-        "weights: without the zeros, which dense kernels multiply all the same. Channels: the same sparsity in every "
-        "block, residual trunks whole, ranked and repaired as `apply` does (500 calibration images). Weights: nothing "
-        "repaired. No fine-tuning."
+        f"\nms: median of {args.runs} passes of {task.config.latency.batch} images, the networks of one depth taking "
+        "turns, all in the default memory format. FLOPs of weights: without the zeros, which dense kernels multiply "
+        "all the same. Channels: the same sparsity in every block, residual trunks whole, ranked and repaired as "
+        "`apply` does (500 calibration images). Weights: nothing repaired. No fine-tuning."
     )
 
 

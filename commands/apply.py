@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from ..configs import Config
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, load_tensors
+from ..pruners.files import write_tensors
 from ..pruners.inference import accuracy, first_images, logits
-from ..pruners.latency import BATCH, measure_latency
+from ..pruners.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
 from ..pruners.shrink import narrow
 from ..reports.figures import plan_figure
@@ -107,10 +108,16 @@ def apply(
     summary = {
         **rows,
         "finetune_epochs": epochs,
-        "latency_batch": BATCH,
+        "latency_batch": task.config.latency.batch,
         "masked_difference": difference,
         "plan": plan.provenance.model_dump(),
     }
+    if task.config.budget.kind == "latency":
+        found = summary["latency"] = _table_error(task, plan.widths, rows)
+        reporter.say(
+            "latency kept: {predicted:.1%} by the table, {measured:.1%} measured; dense: {dense_predicted_ms:.2f} ms "
+            "by the table, {dense_measured_ms:.2f} ms measured".format(**found)
+        )
     save_network(pruned, folder, task, task.structure.kept_positions(task.pruner.selection(plan.widths)))
     write_json(folder / SUMMARY_NAME, summary)
     plan.save(folder / PLAN_NAME)
@@ -122,7 +129,9 @@ def apply(
         "repaired": "pruned and repaired",
         "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
     }
-    reporter.show(figures_table("The plan, applied", rows, titles))
+    reporter.show(
+        figures_table("The plan, applied", rows, titles, f"ms: one pass of {summary['latency_batch']} images")
+    )
     return Applied(pruned, folder, summary)
 
 
@@ -184,8 +193,7 @@ def save_network(model: nn.Module, folder: Path, task: Task, kept: Mapping[tuple
         "kept": [{"tensor": name, "dim": dim, "positions": [int(p) for p in at]} for (name, dim), at in kept.items()],
     }
     write_json(folder / NETWORK_NAME, tree)
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    save_file(state, folder / WEIGHTS_NAME)
+    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -247,7 +255,7 @@ def measure(
 ) -> dict[str, dict[str, float | None]]:
     """Test accuracy, the costs as given, and latency of every network; they are timed in turn."""
     with reporter.bar("measure", len(models)) as advance:
-        latency = measure_latency(models, task.input_shape)
+        latency = measure_latency(models, task.input_shape, task.config.latency)
         rows: dict[str, dict[str, float | None]] = {}
         for name, model in models.items():
             rows[name] = {
@@ -259,14 +267,25 @@ def measure(
     return rows
 
 
+def _table_error(task: Task, widths: NDArray[np.int64], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """What this machine's table says of the plan and of the dense network, beside what `measure` found."""
+    dense, pruned = (float(rows[name]["latency_ms"]) for name in ("dense", "pruned"))
+    return {
+        "predicted": task.priced.fraction("latency", widths),
+        "measured": pruned / dense,
+        "dense_predicted_ms": task.priced.cost("latency", task.structure.widths) / 1e6,
+        "dense_measured_ms": dense,
+    }
+
+
 def figures_table(
-    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str = ""
+    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str
 ) -> Table:
     """What `measure` found, side by side: a row for every title there are figures for."""
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
-        caption=f"test accuracy, FLOPs and parameters kept in per cent; ms: one pass of {BATCH} images{note}",
+        caption=f"test accuracy, FLOPs and parameters kept in per cent; {note}",
     )
     for column in ("network", "test", "FLOPs", "params", "ms"):
         table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)

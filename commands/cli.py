@@ -76,6 +76,7 @@ def train_command(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
         f"(base plan {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
         f"{100 * best['flops']:.1f} % of the FLOPs"
+        + (f", {100 * best['latency']:.1f} % of the latency by the table" if "latency" in best else "")
     )
     _wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "reward.png")
     if not done.finished:
@@ -153,6 +154,40 @@ def compare_command(
         reporter=reporter,
     )
     _wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
+
+
+@app.command("plan")
+def plan_command(
+    policy: Annotated[Path, typer.Argument(help="A run folder, or its policy.safetensors.")],
+    flops: Annotated[float | None, typer.Option("--flops", help="The budget: a fraction of the FLOPs.")] = None,
+    params: Annotated[float | None, typer.Option("--params", help="The budget: a fraction of the parameters.")] = None,
+    latency: Annotated[float | None, typer.Option("--latency", help="The budget: of the measured latency.")] = None,
+    out: Out = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Ask a trained policy for a plan: any budget, also another network; no candidate is evaluated.
+
+    Example: secateur plan runs/r20 --flops 0.4
+
+    A policy that was trained with --set agent.budgets=[0.3,0.7] has seen all budgets in between.
+    """
+    from .plan import plan
+
+    reporter = RichReporter()
+    done = plan(
+        policy,
+        flops=flops,
+        params=params,
+        latency=latency,
+        out=out,
+        config=config,
+        overrides=overrides or (),
+        reporter=reporter,
+    )
+    _wrote(reporter, done.folder, "plan.json", "plan.png")
 
 
 @app.command("magnitude")

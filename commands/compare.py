@@ -24,8 +24,8 @@ from ..pruners.plan import RatioPlan, plan_path, write_json
 from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
-from .folders import check_free, interrupted_run, new_folder
-from .task import CONFIG_NAME, Images, Task, describe
+from .folders import check_free, claimed, free_folder, interrupted_run
+from .task import CONFIG_NAME, Images, Task, describe, judge_finalists
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -109,8 +109,22 @@ def compare(
             (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
         )
     default = beside / "compare" if beside else Path("runs") / f"{task.config.name}-compare"
-    folder = previous or new_folder(out, default)
-    task.save(folder)
+    with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
+        task.save(folder)
+        return _compare(task, loaded, chosen, seeds, candidates, finetune, folder, ray_address, reporter)
+
+
+def _compare(
+    task: Task,
+    loaded: list[RatioPlan],
+    chosen: Sequence[Allocator],
+    seeds: Sequence[int],
+    candidates: int,
+    finetune: int,
+    folder: Path,
+    ray_address: str | None,
+    reporter: Reporter,
+) -> Comparison:
     log = CandidateLog(folder / CANDIDATES_NAME, len(task.structure.layers))
     task.evaluator.known.update(log.known)
     with task.judges(ray_address) as evaluator:
@@ -161,22 +175,26 @@ def _allocate(
     log: CandidateLog,
     reporter: Reporter,
 ) -> RatioPlan:
-    rewards: list[float] = []
+    rewards: dict[tuple[int, ...], float] = {}
     with reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
 
         def judged(plans: Sequence[NDArray[np.int64]]) -> Iterator[float]:
             for widths, evaluation in zip(plans, evaluator.evaluate_all(plans), strict=True):
-                rewards.append(task.reward.reward(evaluation))
-                log.append(allocator.name, seed, widths, evaluation, rewards[-1])
-                advance(f"reward {rewards[-1]:+.3f} best {max(rewards):+.3f}")
-                yield rewards[-1]
+                found = task.reward.reward(evaluation)
+                rewards[tuple(widths.tolist())] = found
+                log.append(allocator.name, seed, widths, evaluation, found)
+                advance(f"reward {found:+.3f} best {max(rewards.values()):+.3f}")
+                yield found
 
+        dense_reward = task.reward.reward(task.evaluator.dense)
         rng = np.random.default_rng(seed)
-        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, judged, candidates, rng))
+        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, judged, dense_reward, candidates, rng))
         if not allocator.searches:
             advance("")
+    if allocator.searches:
+        widths = judge_finalists(task, rewards, reporter)[0].widths
     return RatioPlan.make(
-        task.structure,
+        task.priced,
         widths,
         architecture=task.architecture,
         criterion=task.config.pruning.criterion,
@@ -196,8 +214,7 @@ def _judge(task: Task, plan: RatioPlan, finetune: int, reporter: Reporter) -> tu
         "allocator": plan.provenance.allocator,
         "seed": plan.provenance.seed,
         "candidates": plan.provenance.candidates,
-        "flops": judged.flops,
-        "params": judged.params,
+        **task.priced.fractions(plan.widths),
         "search_accuracy": judged.accuracy,
         "reconstruction_loss": judged.reconstruction_loss,
         "test_accuracy": None if hits is None else 100.0 * float(hits.mean()),
@@ -231,9 +248,12 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title="Same cost, same repair, same images",
         box=box.SIMPLE_HEAD,
-        caption="judged: candidates a search looked at; FLOPs and params kept, accuracies and gains in per cent",
+        caption="judged: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
+        "gains in per cent",
     )
-    columns = ["allocator", "seed", "judged", "FLOPs", "params", "search", "test", "over uniform"]
+    timed = any("latency" in row for row in rows)
+    columns = ["allocator", "seed", "judged", "FLOPs", "params", *(["latency"] if timed else [])]
+    columns += ["search", "test", "over uniform"]
     for column in [*columns, "tuned"] if tuned else columns:
         table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)
     for row in rows:
@@ -244,6 +264,7 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
             str(row["candidates"]),
             f"{100 * row['flops']:.1f}",
             f"{100 * row['params']:.1f}",
+            *([f"{100 * row['latency']:.1f}"] if timed else []),
             f"{row['search_accuracy']:.2f}",
             _percent(row["test_accuracy"]),
             "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",

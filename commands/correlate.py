@@ -25,7 +25,7 @@ from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
 from ..reports.progress import Reporter
 from .apply import config_for
-from .folders import check_free, interrupted_run, new_folder
+from .folders import check_free, claimed, free_folder, interrupted_run
 from .task import CONFIG_NAME, Images, Task, describe, home_of, make_task, resolve_config
 
 CORRELATE_NAME = "correlate.json"
@@ -121,13 +121,13 @@ def correlate(
     drawn = random_plans(
         Allocation(task.budget, task.pruner.context, rng=np.random.default_rng(resolved.seed)), resolved.correlate.plans
     )
-    folder = previous or new_folder(out, Path("runs") / f"{task.config.name}-correlate")
-    task.save(folder)
-    rows = _judge_all(task, drawn, folder, reporter)
-
-    tree = _tree(task, rows)
-    write_json(folder / CORRELATE_NAME, tree)
-    correlation_figure(tree, folder / "correlate.png")
+    default = Path("runs") / f"{task.config.name}-correlate"
+    with claimed(previous or free_folder(out, default), "correlate", ROWS_NAME) as folder:
+        task.save(folder)
+        rows = _judge_all(task, drawn, folder, reporter)
+        tree = _tree(task, rows)
+        write_json(folder / CORRELATE_NAME, tree)
+        correlation_figure(tree, folder / "correlate.png")
     reporter.show(correlation_table(tree))
     return Correlation(rows, tree["coefficients"], folder)
 

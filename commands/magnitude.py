@@ -11,7 +11,6 @@ from torch import nn
 from ..configs import Config
 from ..pruners.batchnorm import adapt_batchnorm
 from ..pruners.inference import first_images
-from ..pruners.latency import BATCH
 from ..pruners.layers import WeightStructure
 from ..pruners.magnitude import (
     GradualPruner,
@@ -115,7 +114,7 @@ def magnitude(
         "total_sparsity": removed,
         "sparsity": made.sparsities,
         "finetune_epochs": epochs,
-        "latency_batch": BATCH,
+        "latency_batch": task.config.latency.batch,
         "plan": made.provenance.model_dump(),
     }
     save_network(models["pruned"], folder, task, {})
@@ -127,7 +126,8 @@ def magnitude(
         "at_once": "pruned at once",
         "pruned": f"pruned while trained, {epochs} epochs" if epochs else "pruned at once",
     }
-    note = "; FLOPs without the zeros: dense kernels multiply them"
+    batch = task.config.latency.batch
+    note = f"ms: one pass of {batch} images; FLOPs without the zeros: dense kernels multiply them"
     reporter.show(figures_table(f"{100 * removed:.4g} % of the weights removed", rows, titles, note))
     return Applied(models["pruned"], folder, summary)
 

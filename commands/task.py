@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError, dump_config, load_config
 from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
-from ..envs import CandidateEvaluator, ParallelEvaluator, RewardWeights
+from ..envs import CandidateEvaluator, Evaluation, ParallelEvaluator, RewardWeights
 from ..envs.actors import Actors
 from ..envs.processes import Processes
 from ..networks import Batches as Loader
@@ -26,7 +26,10 @@ from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
 from ..pruners.criteria import get_criterion
+from ..pruners.files import replacing, write_tensors
 from ..pruners.inference import count_images
+from ..pruners.latency import measure_latency
+from ..pruners.latency_profile import take_table
 from ..pruners.layers import Structure
 from ..pruners.pruner import ChannelPruner
 from ..pruners.reconstruction import Batches
@@ -96,15 +99,31 @@ class Task:
         return find_layers(self.model, self.input_shape, cut=layers.cut, exclude=layers.exclude)
 
     @cached_property
+    def priced(self) -> Structure:
+        """The layers, with the table of their latency where the budget needs one; it takes seconds to make."""
+        if self.config.budget.kind != "latency":
+            return self.structure
+        return replace(self.structure, latency=take_table(self.model, self.structure, self.config.latency))
+
+    @cached_property
     def budget(self) -> Budget:
         """What a plan may cost here."""
         asked = self.config.budget
-        return Budget(self.structure, asked.kind, asked.fraction, self.config.layers.max_sparsity)
+        return Budget(self.priced, asked.kind, asked.fraction, self.config.layers.max_sparsity)
+
+    @cached_property
+    def dense_latency(self) -> dict[str, float]:
+        """Milliseconds of the dense network: `predicted_ms` by the table and `measured_ms`; empty without a table."""
+        if self.priced.latency is None:
+            return {}
+        measured = measure_latency({"dense": self.model}, self.input_shape, self.config.latency)["dense"]
+        return {"predicted_ms": self.priced.cost("latency", self.priced.widths) / 1e6, "measured_ms": measured}
 
     @cached_property
     def pruner(self) -> ChannelPruner:
         """The dense network, ready to be pruned in many ways."""
-        return ChannelPruner(self.model, self.structure, self.config.pruning.criterion, self.calibration)
+        config = self.config
+        return ChannelPruner(self.model, self.structure, config.pruning.criterion, self.calibration, cache=config.cache)
 
     @cached_property
     def evaluator(self) -> CandidateEvaluator:
@@ -142,7 +161,7 @@ class Task:
         """Weights of the reward's terms."""
         return RewardWeights(**self.config.reward.model_dump())
 
-    def prune(self, widths: np.ndarray[Any, np.dtype[np.int64]]) -> nn.Module:
+    def prune(self, widths: NDArray[np.int64]) -> nn.Module:
         """A smaller network, repaired as a finished plan is; it owns all its tensors."""
         pruning = self.config.pruning
         pruned = self.pruner.prune(
@@ -175,10 +194,53 @@ class Task:
 
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.trained_here:
-            save_file({name: t.contiguous() for name, t in self.model.state_dict().items()}, folder / DENSE_NAME)
-        (folder / CONFIG_NAME).write_text(dump_config(self.config), encoding="utf-8")
+        if self.trained_here and not (folder / DENSE_NAME).exists():
+            write_tensors(folder / DENSE_NAME, {name: t.clone() for name, t in self.model.state_dict().items()})
+        save_config(self.config, folder)
+
+
+def save_config(config: Config, folder: Path) -> None:
+    """Write a config to a run folder, with paths that hold from anywhere."""
+    with replacing(folder / CONFIG_NAME) as temporary:
+        temporary.write_text(dump_config(_absolute(config)), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A plan of a search that was judged again, repaired as a finished plan is.
+
+    Attributes:
+        widths: (layers,) units kept.
+        evaluation: on the search images.
+        reward: for it.
+    """
+
+    widths: NDArray[np.int64]
+    evaluation: Evaluation
+    reward: float
+
+
+def judge_finalists(task: Task, rewards: Mapping[tuple[int, ...], float], reporter: Reporter) -> list[Finalist]:
+    """The best plans of a search, and its first, judged again on the search images with the final repair, best first.
+
+    A candidate's quick repair ranks plans well but not perfectly, and the best of many is partly luck; the first is
+    where the search began, and tells what it gained.
+
+    Args:
+        task: `agent.finalists` of its config says how many of the best.
+        rewards: of the search's candidates, by widths, in the order judged.
+        reporter: shows progress.
+    """
+    best = sorted(rewards, key=lambda widths: -rewards[widths])[: task.config.agent.finalists]
+    chosen = list(dict.fromkeys([*best, *list(rewards)[:1]]))
+    finalists = []
+    with reporter.bar("finals", len(chosen)) as advance:
+        for key in chosen:
+            widths = np.array(key, dtype=np.int64)
+            evaluation = task.evaluator.judge(task.prune(widths), widths)
+            finalists.append(Finalist(widths, evaluation, task.reward.reward(evaluation)))
+            advance(f"acc {evaluation.accuracy:.1f}%")
+    return sorted(finalists, key=lambda finalist: -finalist.reward)
 
 
 def resolve_config(
@@ -194,10 +256,18 @@ def resolve_config(
         ConfigError: see `load_config`; or neither is there.
     """
     if config is None and folder is not None:
-        config = folder / CONFIG_NAME
-        if not config.is_file():
-            raise ConfigError(f"no {CONFIG_NAME} in {folder}: give the config that the plan was made with (--config)")
+        config = _config_of(folder)
     return load_config(config, overrides, seed=seed)
+
+
+def _config_of(folder: Path) -> Config:
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ConfigError(f"no {CONFIG_NAME} in {folder}: give the config that the plan was made with (--config)")
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ConfigError(f"{error}; restore it, or write it anew with the settings of the run") from error
 
 
 def home_of(config: Config | str | Path | None, beside: Path | None) -> Path | None:
@@ -321,7 +391,10 @@ def _network(task: Task, network: NetworkConfig, folder: Path | None, reporter: 
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
     if saved is not None and saved.is_file():
-        load_weights(model, saved)
+        try:
+            load_weights(model, saved)
+        except ValueError as error:
+            raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
         return model, True
     assert network.pretrain is not None, "the schema asks for weights or training"
     if task.train is None or data is None:
@@ -382,8 +455,10 @@ def describe(task: Task) -> str:
     structure, budget = task.structure, task.budget
     flops = structure.cost("flops", structure.widths)
     test = f", {count_images(task.test)} test" if task.test is not None else ""
+    told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)" if task.dense_latency else ""
+    latency = told.format(**task.dense_latency)
     return (
         f"{task.config.name}: {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, budget "
-        f"{100 * budget.fraction:g} % of the {budget.kind}; images: {count_images(task.calibration)} calibration, "
-        f"{count_images(task.search)} search{test}"
+        f"{100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {count_images(task.calibration)} "
+        f"calibration, {count_images(task.search)} search{test}"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,23 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
-from ..agents import Allocation, Episode, Learner, get_allocator
+from ..agents import Episode, Learner
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
+from ..agents.policy import POLICY_NAME, Policy
 from ..configs import Config
-from ..envs import Evaluation, LayerSparsityEnv, layer_statistics
+from ..envs import LayerSparsityEnv, layer_statistics
+from ..pruners.loss_model import LossModel
 from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
+from ..reports.events import Events
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
-from .folders import check_free, existing_run, new_folder
-from .task import Images, Task, describe, make_task, resolve_config
+from .folders import check_free, claimed, existing_run, free_folder
+from .task import Finalist, Images, Task, describe, judge_finalists, make_task, resolve_config, save_config
 
 SUMMARY_NAME = "summary.json"
-POLICY_NAME = "policy.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,35 +84,52 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
-    task = make_task(resolved, folder=previous, model=model, images=images, reporter=reporter)
+    with claimed(previous or free_folder(out, Path("runs") / resolved.name), "train", LOG_NAME) as folder:
+        reporter.say(f"run folder: {folder}")
+        if previous is None:
+            save_config(resolved, folder)  # from here on the run can be resumed
+        task = make_task(resolved, folder=folder, model=model, images=images, reporter=reporter)
+        if previous is None:
+            task.save(folder)
+        return _search(task, folder, ray_address, reporter, on_episode, start)
+
+
+def _search(
+    task: Task,
+    folder: Path,
+    ray_address: str | None,
+    reporter: Reporter,
+    on_episode: Callable[[Episode], None] | None,
+    start: float,
+) -> Training:
     reporter.say(describe(task))
     evaluator = task.evaluator
     statistics = layer_statistics(task.pruner)
-    base = _by_rule(task, task.config.agent.base, "agent.base")
-    demonstrations = [_by_rule(task, name, "agent.demonstrations") for name in task.config.agent.demonstrations]
-    folder = previous or new_folder(out, Path("runs") / resolved.name)
+    losses = LossModel.of(task.pruner.context)
     task.save(folder)
 
     log = EpisodeLog(folder / LOG_NAME)
     past = log.read(len(task.structure.layers))
     evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
-    env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward, base)
-    learner = Learner(env, task.config.agent, task.config.seed, demonstrations, task.config.workers)
+    env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward, losses)
+    learner = Learner(env, task.config.agent, task.config.seed, task.config.workers)
     setup = time.perf_counter() - start
 
     episodes: list[Episode] = []
     finished = True
-    writer = SummaryWriter(folder / "tensorboard", purge_step=len(past))
+    events = Events(folder / "tensorboard", len(past))
     try:
         with task.judges(ray_address) as judges, reporter.bar("search", task.config.agent.episodes) as advance:
             env.evaluator = judges
             for episode in learner.run([record["actions"] for record in past]):
                 episodes.append(episode)
-                if episode.number >= len(past):
+                if episode.number < len(past):
+                    log.check(episode, past[episode.number])
+                else:
                     log.append(episode, task.structure)
-                    _to_tensorboard(writer, episode)
+                    events.write(episode.number, _scalars(episode))
                     _plan(task, episodes).save(folder / PLAN_NAME)
-                advance(_note(episode, max(e.reward for e in episodes)))
+                advance(_note(episode, max(e.reward for e in _asked(task, episodes))))
                 if on_episode is not None:
                     on_episode(episode)
     except KeyboardInterrupt:
@@ -123,70 +138,39 @@ def train(
             raise
         reporter.say(f"stopped after {len(episodes)} episodes; go on with: secateur train --resume {folder}")
     finally:
-        writer.close()
+        events.close()
 
     began = time.perf_counter()
-    finalists = _judge_finalists(task, episodes if finished else [], reporter)
+    rewards = {tuple(episode.widths.tolist()): episode.reward for episode in _asked(task, episodes)}
+    finalists = judge_finalists(task, rewards if finished else {}, reporter)
     plan = _plan(task, episodes, finalists)
     plan.save(folder / PLAN_NAME)
     parts = {"setup": setup, **judges.seconds, "agent": learner.seconds, "finals": time.perf_counter() - began}
     summary = _summary(task, episodes, finalists, len(past), parts, time.perf_counter() - start)
     write_json(folder / SUMMARY_NAME, summary)
-    _save_policy(learner, folder)
+    Policy.of(learner).save(folder / POLICY_NAME)
     plan_figure(plan, folder / "plan.png")
     reward_figure([episode.reward for episode in episodes], folder / "reward.png")
     return Training(plan, folder, summary, finished)
 
 
-def _by_rule(task: Task, name: str, field: str) -> NDArray[np.int64]:
-    """(layers,) widths of the plan that a rule makes; `field` of the config names it."""
-    rule = get_allocator(name)
-    if rule.searches:
-        raise ValueError(f"{field} names {name}, which searches: a rule only")
-    return rule.allocate(Allocation(task.budget, task.pruner.context))
+def _asked(task: Task, episodes: Sequence[Episode]) -> list[Episode]:
+    """The episodes that were walked on the budget asked; the first one always was."""
+    return [episode for episode in episodes if episode.budget == task.budget.fraction]
 
 
-@dataclass(frozen=True)
-class _Finalist:
-    """A plan that was judged again, repaired as a finished plan is."""
-
-    episode: Episode
-    evaluation: Evaluation
-    reward: float
-
-
-def _judge_finalists(task: Task, episodes: Sequence[Episode], reporter: Reporter) -> list[_Finalist]:
-    """The best plans of the search, judged again on the search images with the final repair, best first.
-
-    A candidate's quick repair ranks plans well but not perfectly, and the best of many is partly luck.
-    """
-    ranked = sorted(episodes, key=lambda episode: -episode.reward)
-    distinct = list({tuple(episode.widths): episode for episode in reversed(ranked)}.values())[::-1]
-    finalists = []
-    chosen = distinct[: task.config.agent.finalists]
-    with reporter.bar("finals", len(chosen)) as advance:
-        for episode in chosen:
-            evaluation = task.evaluator.judge(task.prune(episode.widths), episode.widths)
-            finalists.append(_Finalist(episode, evaluation, task.reward.reward(evaluation)))
-            advance(f"acc {evaluation.accuracy:.1f}%")
-    return sorted(finalists, key=lambda finalist: -finalist.reward)
-
-
-def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[_Finalist] = ()) -> RatioPlan:
-    best = max(episodes, key=lambda episode: episode.reward)
-    evaluation, reward = best.evaluation, best.reward
-    if finalists:
-        best, evaluation, reward = finalists[0].episode, finalists[0].evaluation, finalists[0].reward
+def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[Finalist] = ()) -> RatioPlan:
+    best = finalists[0] if finalists else max(_asked(task, episodes), key=lambda episode: episode.reward)
     return RatioPlan.make(
-        task.structure,
+        task.priced,
         best.widths,
         architecture=task.architecture,
         criterion=task.config.pruning.criterion,
         budget=(task.budget.kind, task.budget.fraction),
         figures={
-            "search_accuracy": evaluation.accuracy,
-            "reconstruction_loss": evaluation.reconstruction_loss,
-            "reward": reward,
+            "search_accuracy": best.evaluation.accuracy,
+            "reconstruction_loss": best.evaluation.reconstruction_loss,
+            "reward": best.reward,
         },
         allocator=task.config.agent.algorithm,
         seed=task.config.seed,
@@ -201,8 +185,8 @@ def _note(episode: Episode, best: float) -> str:
     )
 
 
-def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
-    scalars = {
+def _scalars(episode: Episode) -> dict[str, float]:
+    return {
         "reward/total": episode.reward,
         **{f"reward/{name}": value for name, value in episode.terms.items()},
         "candidate/accuracy": episode.evaluation.accuracy,
@@ -211,20 +195,20 @@ def _to_tensorboard(writer: SummaryWriter, episode: Episode) -> None:
         "search/noise": episode.noise,
         "search/seconds": episode.seconds,
     }
-    for name, value in scalars.items():
-        writer.add_scalar(name, value, episode.number)
 
 
 def _summary(
     task: Task,
     episodes: Sequence[Episode],
-    finalists: Sequence[_Finalist],
+    finalists: Sequence[Finalist],
     replayed: int,
     parts: dict[str, float],
     total: float,
 ) -> dict[str, Any]:
-    best = finalists[0].episode if finalists else max(episodes, key=lambda episode: episode.reward)
-    final = finalists[0] if finalists else best
+    asked = _asked(task, episodes)
+    numbers = {tuple(episode.widths.tolist()): episode.number for episode in reversed(asked)}
+    best = finalists[0] if finalists else max(asked, key=lambda episode: episode.reward)
+    base = next((f for f in finalists if np.array_equal(f.widths, episodes[0].widths)), episodes[0])
     rewards = np.array([episode.reward for episode in episodes])
     quarter = max(1, len(episodes) // 4)
     walked = [episode.seconds for episode in episodes[replayed:]]
@@ -236,18 +220,22 @@ def _summary(
             "params": 1.0,
             "flops_count": structure.cost("flops", structure.widths),
             "params_count": structure.cost("params", structure.widths),
+            **{f"latency_{name}": value for name, value in task.dense_latency.items()},
         },
         "best": {
-            "episode": best.number,
-            "reward": final.reward,
-            "search_accuracy": final.evaluation.accuracy,
-            "reconstruction_loss": final.evaluation.reconstruction_loss,
-            "flops": best.evaluation.flops,
-            "params": best.evaluation.params,
+            "episode": numbers[tuple(best.widths.tolist())],
+            "reward": best.reward,
+            "search_accuracy": best.evaluation.accuracy,
+            "reconstruction_loss": best.evaluation.reconstruction_loss,
+            **task.priced.fractions(best.widths),
         },
-        "base": {"reward": episodes[0].reward, "search_accuracy": episodes[0].evaluation.accuracy},
+        "base": {"reward": base.reward, "search_accuracy": base.evaluation.accuracy},
         "finalists": [
-            {"episode": f.episode.number, "reward": f.reward, "search_accuracy": f.evaluation.accuracy}
+            {
+                "episode": numbers[tuple(f.widths.tolist())],
+                "reward": f.reward,
+                "search_accuracy": f.evaluation.accuracy,
+            }
             for f in finalists
         ],
         "episodes": len(episodes),
@@ -259,14 +247,3 @@ def _summary(
         "seconds_per_part": parts,
         "uncut": dict(structure.uncut),
     }
-
-
-def _save_policy(learner: Learner, folder: Path) -> None:
-    """Actor and critics as safetensors, with what is needed to build them again."""
-    tensors = {name: t.contiguous().clone() for name, t in learner.model.policy.state_dict().items()}
-    about = {
-        "algorithm": learner.config.algorithm,
-        "hidden": json.dumps(list(learner.config.hidden)),
-        "features": json.dumps(learner.env.feature_names),
-    }
-    save_file(tensors, folder / POLICY_NAME, metadata=about)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .schema import Config
+from .schema import BudgetConfig, Config
 
 DEFAULT = "digits"
 
@@ -82,7 +82,10 @@ def _read(source: str | Path | None) -> tuple[str, str]:
         return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"config {name}"
     path = Path(name)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
     known = builtin_configs()
     raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}")
 
@@ -103,7 +106,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
-    if last in ("flops", "params") and path == ["budget"]:
+    if last in BudgetConfig.model_fields and path == ["budget"]:
         node.clear()  # the budgets are alternatives: setting one replaces the other
     node[last] = parsed
 

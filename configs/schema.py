@@ -12,6 +12,7 @@ Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 Cut = Literal["inner", "sampled", "all"]
+CostKind = Literal["flops", "params", "latency"]
 
 
 class Section(BaseModel):
@@ -101,28 +102,38 @@ class PruningConfig(Section):
 
 
 class BudgetConfig(Section):
-    """The most a plan may cost, as a fraction of the dense network. One of the two."""
+    """The most a plan may cost, as a fraction of the dense network. One of the three."""
 
     flops: Fraction | None = None
     params: Fraction | None = None
+    latency: Fraction | None = Field(default=None, description="of the dense network's, as measured on this machine")
 
     @model_validator(mode="after")
     def _one(self) -> BudgetConfig:
-        if (self.flops is None) == (self.params is None):
-            raise ValueError("give exactly one budget: budget.flops or budget.params, a fraction in (0, 1]")
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError(
+                "give exactly one budget: budget.flops, budget.params or budget.latency, a fraction in (0, 1]"
+            )
         return self
 
     @property
-    def kind(self) -> Literal["flops", "params"]:
+    def kind(self) -> CostKind:
         """What is counted."""
-        return "flops" if self.flops is not None else "params"
+        return "flops" if self.flops is not None else "params" if self.params is not None else "latency"
 
     @property
     def fraction(self) -> float:
         """The most that may be kept, in (0, 1]."""
-        value = self.flops if self.flops is not None else self.params
-        assert value is not None
-        return value
+        return float(self.model_dump()[self.kind])
+
+
+class LatencyConfig(Section):
+    """How latency is measured: that of a finished plan, and the table that a latency budget counts by."""
+
+    batch: Count = Field(default=32, description="images a pass")
+    threads: Count | None = Field(default=None, description="torch's while measuring; none: the run's own number")
+    repeats: Count = Field(default=5, description="passes of every network that the table is made from")
+    channels_last: bool = Field(default=False, description="the memory format of weights and images")
 
 
 class RewardConfig(Section):
@@ -143,18 +154,29 @@ class AgentConfig(Section):
     """The reinforcement learner and its schedule."""
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
-    base: str = Field(default="knapsack", description="the rule whose plan the actions correct; see agents/allocators")
     episodes: Count = 200
+    budgets: tuple[Fraction, Fraction] | None = Field(
+        default=None,
+        description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",
+    )
     warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
     noise_start: Annotated[float, Field(gt=0.0)] = 0.25
     noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.08, description="never 0: exploration does not die")
-    demonstrations: list[str] = Field(default=[], description="plans of rules, by name, that are walked before warm-up")
-    finalists: Count = Field(default=10, description="best plans that are judged again, repaired as in the end")
-    hidden: list[Count] = [300, 300]
+    effort: Weight = Field(default=0.5, description="cost of an action, times its square: what brings nothing fades")
+    finalists: Count = Field(
+        default=10, description="best plans of a search, of any, that are judged again, repaired as in the end"
+    )
+    hidden: list[Count] = [64, 64]
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
     batch_size: Count = 64
-    updates: Annotated[int, Field(ge=0)] = Field(default=4, description="gradient steps for every layer walked")
+    updates: Annotated[int, Field(ge=0)] = Field(default=1, description="gradient steps for every layer walked")
+
+    @model_validator(mode="after")
+    def _range(self) -> AgentConfig:
+        if self.budgets is not None and self.budgets[0] > self.budgets[1]:
+            raise ValueError(f"agent.budgets = {list(self.budgets)}: the least first, then the most")
+        return self
 
 
 class MagnitudeConfig(Section):
@@ -195,11 +217,13 @@ class Config(Section):
     ray_address: str | None = Field(
         default=None, description="the workers are actors of this Ray cluster: auto, host:port, local to start one"
     )
+    cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
     layers: LayersConfig = LayersConfig()
     pruning: PruningConfig = PruningConfig()
     budget: BudgetConfig
+    latency: LatencyConfig = LatencyConfig()
     reward: RewardConfig = RewardConfig()
     agent: AgentConfig = AgentConfig()
     finetune: FitConfig = FitConfig()

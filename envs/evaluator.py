@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..pruners.cache import digest
+from ..pruners.fused import Fused
 from ..pruners.inference import channels_last, logits
 from ..pruners.layers import Structure
 from ..pruners.pruner import ChannelPruner, Repair
@@ -44,6 +46,11 @@ class Evaluation:
 class Evaluator(Protocol):
     """Whoever can judge widths. The environment is handed one: a real network's, or a toy with a known optimum."""
 
+    @property
+    def dense(self) -> Evaluation:
+        """The dense network's own figures."""
+        ...
+
     def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
         """Judge a candidate of these widths (layers,)."""
         ...
@@ -61,7 +68,7 @@ class CandidateEvaluator:
     Attributes:
         dense: the dense network's own figures on the search images.
         known: widths → evaluation of everything judged so far; a resumed run fills it from its log.
-        seconds: time spent by part: `prune`, `repair`, `evaluate`.
+        seconds: time spent by part: `prune`, `repair`, `adaptive_bn`, `evaluate`.
     """
 
     def __init__(
@@ -81,7 +88,10 @@ class CandidateEvaluator:
         )
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
-        self._logits = logits(pruner.dense, search)
+        self._fused = Fused(pruner.dense, self.search[0][0][:1])
+        name = f"logits-{digest(images for images, _ in search)}"
+        dense = pruner.context.store.get(name, lambda: {"logits": logits(pruner.dense, search)})["logits"]
+        self._logits = dense.to(search[0][0].device)
         self._spread = float(self._logits.var(dim=0).sum())
         if not np.isfinite(self._spread) or self._spread == 0.0:
             raise ValueError(
@@ -121,9 +131,7 @@ class CandidateEvaluator:
 
     def judge(self, candidate: nn.Module, widths: NDArray[np.int64]) -> Evaluation:
         """The figures of a network that was pruned to these widths and repaired in whatever way."""
-        for parameter in candidate.parameters():
-            parameter.data = channels_last(parameter.data)
-        return self._judge(logits(candidate, self.search), widths)
+        return self._judge(logits(self._fused(candidate), self.search), widths)
 
     def _judge(self, outputs: Tensor, widths: NDArray[np.int64]) -> Evaluation:
         labels = torch.cat([labels for _, labels in self.search])
@@ -131,7 +139,7 @@ class CandidateEvaluator:
         if not torch.isfinite(distance):
             distance = torch.tensor(torch.finfo(torch.float32).max)
         return Evaluation(
-            accuracy=100.0 * float((outputs.argmax(1) == labels).double().mean()),
+            accuracy=100.0 * float(((outputs.argmax(1) == labels) & outputs.isfinite().all(1)).double().mean()),
             reconstruction_loss=float(distance),
             flops=self.structure.fraction("flops", widths),
             params=self.structure.fraction("params", widths),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -10,11 +11,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..pruners.budget import Budget
+from ..pruners.loss_model import LossModel, Prices
 from .evaluator import Evaluation, Evaluator
 from .observation import STATIC_FEATURES, WALK_FEATURES
 from .reward import RewardWeights
 
 Observation = NDArray[np.float32]
+
+REACH = 2.0  # an action of 1 is a price e² times as high
 
 
 class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -27,18 +31,18 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     ECCV 2018); the budget, the action's meaning and the observation differ as described below.
 
     ## Action Space
-    `Box(-1, 1, (1,))`. The action is a correction to a base plan:
+    `Box(-1, 1, (1,))`. The action is a correction to what the loss model (`secateur.pruners.loss_model`) proposes:
 
     | action | sparsity of the layer |
     |---|---|
-    | -1 | the least that still lets the other layers meet the budget |
-    | 0 | the base plan's; what the layers before took too much or left over is shared in its proportions |
-    | +1 | the most that still lets the budget be spent, at most `max_sparsity` |
+    | -1 | the least: a unit stays if it gains e⁻² of what the others' units must gain for their cost |
+    | 0 | the proposed one: what is left of the budget is spent where the least loss is predicted |
+    | +1 | the most: a unit stays only if it gains e² times as much |
 
-    and linear in between. Every action is feasible, so nothing is clipped and the action a replay buffer stores is
-    the one that was carried out, up to the rounding to whole channels. Whatever the actions, the finished plan costs
-    no more than the budget, counted with integer channels, and ends less than a channel of its last layer below it.
-    All-zero actions give the base plan, up to rounding.
+    and so on in between, within what still lets the budget be met, and spent, by the other layers. Whatever the
+    actions, the finished plan costs no more than the budget, counted with integer channels, and ends less than a
+    channel of its last layer below it. Where a few channels more cost nothing (latency comes in stairs), the layer
+    keeps them. All-zero actions give the base plan, the model's own.
 
     ## Observation Space
     `Box(0, 1, (features,))`, describing the layer the *next* action is for: first the layer's own statistics
@@ -46,7 +50,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     the number of layers. The observation after the last action repeats the last layer's statistics.
 
     ## Starting State
-    The first layer, nothing removed.
+    The first layer, nothing removed. `reset(options={"budget": 0.4})` walks on another budget from here on, a fraction
+    of the dense cost; the observation holds it.
 
     ## Reward
     0 until the last step; then Σ weight · term over
@@ -68,7 +73,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     * `evaluator` (`Evaluator`): judges the finished plan; a real network's or a toy.
     * `statistics`: (layers, features) array in [0, 1], of `layer_statistics` for a real network.
     * `weights` (`RewardWeights`): of the reward's terms.
-    * `base`: (layers,) widths of the base plan; none is the uniform one.
+    * `losses` (`LossModel`): what layers are predicted to lose; none knows nothing, and proposes uniform plans.
 
     ## Version History
     * v0: first version.
@@ -82,7 +87,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         evaluator: Evaluator,
         statistics: NDArray[np.float32],
         weights: RewardWeights | None = None,
-        base: NDArray[np.int64] | None = None,
+        losses: LossModel | None = None,
     ):
         layers = len(budget.structure.layers)
         if statistics.ndim != 2 or len(statistics) != layers:
@@ -90,12 +95,15 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         self.budget = budget
         self.evaluator = evaluator
         self.weights = weights or RewardWeights()
-        self.base = budget.structure.check_widths(budget.structure.widths if base is None else base)
+        self.losses = LossModel.even(budget) if losses is None else losses
+        self._prices = Prices(self.losses, budget)
         self.statistics = statistics.astype(np.float32)
         features = statistics.shape[1] + len(WALK_FEATURES)
         self.observation_space = spaces.Box(0.0, 1.0, (features,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
         self.widths: list[int] = []
+        self._position = 0.0
+        self._bounds = (1, 1)
 
     @property
     def feature_names(self) -> list[str]:
@@ -105,10 +113,19 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Back to the first layer."""
+        """Back to the first layer; `options` may name another budget."""
         super().reset(seed=seed)
+        fraction = (options or {}).get("budget", self.budget.fraction)
+        if fraction != self.budget.fraction:
+            self.budget = replace(self.budget, fraction=fraction)
+            self._prices = Prices(self.losses, self.budget)
         self.widths = []
         return self._observe(), {}
+
+    def believe(self, losses: LossModel) -> None:
+        """Let actions correct what another loss model proposes, from the next walk on."""
+        self.losses = losses
+        self._prices = Prices(losses, self.budget)
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Prune the layer at hand; after the last one, evaluate the plan."""
@@ -137,29 +154,15 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         """The weighted terms of the reward; their sum is what is paid."""
         return self.weights.terms(evaluation)
 
-    def action_for(self, width: int) -> float:
-        """The action that gives the layer at hand this width, or the nearest it may take."""
-        dense, least, base, most = self._range()
-        sparsity = float(np.clip(1.0 - width / dense, least, most))
-        reach = most - base if sparsity > base else base - least
-        return (sparsity - base) / reach if reach > 0.0 else 0.0
-
     def _width(self, action: float) -> int:
         """Map an action to the layer's width; see Action Space."""
-        action = float(np.clip(action, -1.0, 1.0))
-        dense, least, base, most = self._range()
-        sparsity = base + action * (most - base if action > 0.0 else base - least)
-        low, high = round((1.0 - most) * dense), round((1.0 - least) * dense)
-        return int(np.clip(round((1.0 - sparsity) * dense), low, high))
-
-    def _range(self) -> tuple[int, float, float, float]:
-        """The layer's dense width, and the sparsities that -1, 0 and +1 mean."""
-        dense = int(self.budget.structure.widths[len(self.widths)])
-        low, high = self.budget.bounds(self.widths)
-        least, most = 1.0 - high / dense, 1.0 - low / dense
-        return dense, least, float(np.clip(self.budget.share(self.widths, self.base), least, most)), most
+        price = self._prices.dearer(self._position, REACH * float(np.clip(action, -1.0, 1.0)))
+        low, high = self._bounds
+        width = int(np.clip(round(float(self._prices.widths(price)[len(self.widths)])), low, high))
+        return min(self.budget.widen(self.widths, width), high)
 
     def _observe(self) -> Observation:
+        """What the agent sees next; also finds the price and the bounds of the layer at hand."""
         walked = len(self.widths)
         last = len(self.statistics)
         t = min(walked, last - 1)
@@ -169,12 +172,15 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         now = np.concatenate([self.widths, dense[walked:]]).astype(np.int64)
         spent = self.budget.cost(now)
         least = self.budget.cost(np.concatenate([self.widths, self.budget.least[walked:]]).astype(np.int64))
-        low, high = self.budget.bounds(self.widths) if walked < last else (self.widths[-1], self.widths[-1])
+        if walked < last:
+            self._position = self._prices.position(self.widths)
+            self._bounds = self.budget.bounds(self.widths)
+        low, high = self._bounds
         walk = {
             "reduced": (whole - spent) / whole,
             "rest": (spent - least) / whole,
             "budget": self.budget.fraction,
-            "base": self.budget.share(self.widths, self.base) if walked < last else 0.0,
+            "base": 1.0 - self._prices.widths(self._position)[t] / dense[t],
             "least": 1.0 - high / dense[t],
             "most": 1.0 - low / dense[t],
             "last_action": 1.0 - self.widths[-1] / dense[walked - 1] if walked else 0.0,

@@ -42,7 +42,7 @@ WALK_FEATURES = {
     "reduced": "cost removed by the layers walked so far, as a fraction of the dense cost",
     "rest": "cost that the layers still to come could remove, as a fraction of the dense cost",
     "budget": "the budget asked, as a fraction",
-    "base": "the sparsity that action 0 stands for: the base plan's, with what is left",
+    "base": "the sparsity that action 0 stands for: the loss model's, with what is left of the budget",
     "least": "the smallest sparsity allowed here",
     "most": "the largest sparsity allowed here",
     "last_action": "sparsity of the layer before",

@@ -92,6 +92,11 @@ class ParallelEvaluator:
         self._crew.close()
 
     @property
+    def dense(self) -> Evaluation:
+        """The dense network's own figures."""
+        return self._evaluator.dense
+
+    @property
     def seconds(self) -> Mapping[str, float]:
         """Time spent so far, by part, all workers' together."""
         return {part: seconds + self._seconds[part] for part, seconds in self._evaluator.seconds.items()}

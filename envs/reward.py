@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .evaluator import Evaluation
 
+LEAST_LOSS = 1e-3  # a candidate may be right more often than the dense network
 WORST_LOSS = 10.0  # a candidate that blew up says no more than that; a larger loss would drown what the critic knows
 
 
@@ -34,3 +35,8 @@ class RewardWeights:
     def reward(self, evaluation: Evaluation) -> float:
         """The sum of the terms."""
         return sum(self.terms(evaluation).values())
+
+    def lost(self, evaluation: Evaluation, dense: Evaluation) -> float:
+        """What a candidate is paid less than the dense network would be at the same cost; at least a thousandth."""
+        paid, whole = self.terms(evaluation), self.terms(dense)
+        return max(LEAST_LOSS, sum(whole[name] - paid[name] for name in ("accuracy", "reconstruction")))

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..configs import CostKind
 from .layers import PlanError, Structure
-
-CostKind = Literal["flops", "params"]
 
 
 @dataclass(frozen=True)
 class Budget:
     """The most a finished plan may cost, counted with integer channels.
 
+    A cost never falls where a width grows, or the bisections here would be wrong; it may stand still.
+
     Attributes:
         structure: the dense network's layers.
-        kind: `flops` or `params`.
+        kind: `flops`, `params`, or `latency` where the structure has a table of it.
         fraction: of the dense network's cost, in (0, 1].
         max_sparsity: of any one layer, in (0, 1).
 
@@ -38,6 +39,10 @@ class Budget:
             raise PlanError(f"budget.{self.kind} = {self.fraction}: a fraction of the dense network in (0, 1]")
         if not 0.0 < self.max_sparsity < 1.0:
             raise PlanError(f"max_sparsity = {self.max_sparsity}: must lie in (0, 1)")
+        if self.kind == "latency" and self.structure.latency is None:
+            raise PlanError(
+                "budget.latency needs the network's table: replace(structure, latency=take_table(model, …))"
+            )
         least = self.cost(self.least)
         if least > self.limit:
             reachable = np.ceil(1e4 * least / self.cost(self.structure.widths)) / 1e4
@@ -47,7 +52,7 @@ class Budget:
                 "layers.max_sparsity, or set layers.cut=all"
             )
 
-    @property
+    @cached_property
     def limit(self) -> float:
         """The cost that must not be exceeded."""
         # a hair above, so that a fraction which was computed from a cost (a plan's own) still allows that cost
@@ -83,24 +88,16 @@ class Budget:
         fewest = self._largest(whole, t, int(least[t]) - 1, int(dense[t])) if t + 1 < len(dense) else most
         return min(max(fewest, int(least[t])), most), most
 
-    def share(self, chosen: Sequence[int], base: NDArray[np.int64]) -> float:
-        """The sparsity of the next layer, if all layers to come share what is left in a base plan's proportions.
+    def widen(self, chosen: Sequence[int], width: int) -> int:
+        """The largest width of the next layer that costs no more than `width`: on the stairs of latency, not itself.
 
         Args:
             chosen: widths of the layers walked so far.
-            base: (layers,) widths of the base plan; dense ones let all layers to come share alike.
+            width: wished for the next one.
         """
         t = len(chosen)
-        dense = self.structure.widths.astype(np.float64)
-        kept = base[t:] / dense[t:]
-        widths = np.concatenate([chosen, dense[t:]])
-        low, high = 0.0, 1.0 / float(kept.min())
-        for _ in range(24):
-            middle = (low + high) / 2
-            widths[t:] = dense[t:] * np.clip(middle * kept, 1.0 - self.max_sparsity, 1.0)
-            fits = self.structure.relaxed_cost(self.kind, widths) <= self.limit
-            low, high = (middle, high) if fits else (low, middle)
-        return 1.0 - float(np.clip(low * kept[0], 1.0 - self.max_sparsity, 1.0))
+        widths = np.concatenate([chosen, [width], self.structure.widths[t + 1 :]]).astype(np.int64)
+        return self._largest(widths, t, width, int(self.structure.widths[t]), self.cost(widths))
 
     def fill(self, target: NDArray[np.float64]) -> NDArray[np.int64]:
         """Integer widths near the wished ones that spend the budget and do not exceed it.
@@ -141,11 +138,12 @@ class Budget:
     def _floor(self, widths: NDArray[np.float64]) -> NDArray[np.int64]:
         return np.clip(np.floor(widths + 1e-9), self.least, self.structure.widths).astype(np.int64)
 
-    def _largest(self, widths: NDArray[np.int64], t: int, low: int, high: int) -> int:
+    def _largest(self, widths: NDArray[np.int64], t: int, low: int, high: int, limit: float | None = None) -> int:
         """The largest width of layer t within [low, high] that keeps the cost within the limit; else low."""
+        limit = self.limit if limit is None else limit
         while low < high:
             widths[t] = (low + high + 1) // 2
-            if self.cost(widths) <= self.limit:
+            if self.cost(widths) <= limit:
                 low = int(widths[t])
             else:
                 high = int(widths[t]) - 1

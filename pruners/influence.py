@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from .criteria import Context, elimination
@@ -34,12 +35,8 @@ def influence(context: Context) -> NDArray[np.float64]:
     Measured on the calibration images: half of the layer goes by its order of elimination, its consumers are re-fitted,
     everything else stays whole. The distance is that of the reward, over the variance of the dense logits.
     """
-    key = ("influence", "")
-    if key not in context.memo:
-        context.memo[key] = _measure(context)
-    found = context.memo[key]
-    assert isinstance(found, np.ndarray)
-    return found
+    found = context.store.get("influence", lambda: {"factors": torch.from_numpy(_measure(context))})
+    return np.asarray(found["factors"].numpy())
 
 
 def _measure(context: Context) -> NDArray[np.float64]:

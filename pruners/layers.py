@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -116,6 +116,14 @@ class Operation:
         return self.positions * int(np.prod(self.shape))
 
 
+class Total(Protocol):
+    """A cost as a function of the layers' widths (layers,), integer or real; it never falls where a width grows."""
+
+    def total(self, widths: NDArray[Any]) -> Any:
+        """The cost."""
+        ...
+
+
 @dataclass(frozen=True)
 class Structure:
     """A network's layers in the order of the walk, and its cost as a function of their widths.
@@ -126,6 +134,7 @@ class Structure:
         operations: every convolution and linear layer, in the order of execution.
         shapes: every parameter's dense shape, by name.
         input_shape: (C, H, W) of one image.
+        latency: a `LatencyTable` where latency counts, too.
         method: of the plans that fit it.
     """
 
@@ -136,6 +145,7 @@ class Structure:
     operations: tuple[Operation, ...]
     shapes: Mapping[str, tuple[int, ...]]
     input_shape: tuple[int, ...]
+    latency: Total | None = field(default=None, compare=False)
 
     @property
     def widths(self) -> NDArray[np.int64]:
@@ -150,10 +160,11 @@ class Structure:
         """What a network of these widths costs, counted with integers.
 
         Args:
-            kind: `flops` (multiply-accumulates an image) or `params`.
+            kind: `flops` (multiply-accumulates an image), `params`, or `latency` (nanoseconds a batch, by the table).
             widths: (layers,) units kept.
         """
-        return int(self._terms[kind].total(np.asarray(widths, dtype=np.int64)))
+        total: float = self._terms[kind].total(np.asarray(widths, dtype=np.int64))
+        return round(total)
 
     def relaxed_cost(self, kind: str, widths: NDArray[np.float64]) -> float:
         """The cost as if widths were real numbers."""
@@ -163,13 +174,18 @@ class Structure:
         """The cost as a fraction of the dense network's."""
         return self.cost(kind, widths) / self.cost(kind, self.widths)
 
+    def fractions(self, widths: NDArray[np.int64] | Sequence[int]) -> dict[str, float]:
+        """The fraction of every kind of cost that is counted here, by kind."""
+        return {kind: self.fraction(kind, widths) for kind in self._terms}
+
     @cached_property
-    def _terms(self) -> Mapping[str, _Total]:
+    def _terms(self) -> Mapping[str, Total]:
         operations = {f"{op.module}.weight": op.positions for op in self.operations}
         elsewhere = sum(op.flops for op in self.operations if f"{op.module}.weight" not in self.shapes)  # tied weights
         return {
             "flops": _Cost(self, operations, elsewhere),
             "params": _Cost(self, dict.fromkeys(self.shapes, 1)),
+            **({} if self.latency is None else {"latency": self.latency}),
         }
 
     @cached_property
@@ -206,16 +222,16 @@ class Structure:
 
     def kept_positions(self, selection: Selection) -> dict[tuple[str, int], NDArray[np.int64]]:
         """(parameter, dim) → positions that stay, ascending, for every slice that shrinks."""
-        removed: dict[tuple[str, int], list[NDArray[np.int64]]] = {}
-        sizes: dict[tuple[str, int], int] = {}
+        stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
         for layer, keep in zip(self.layers, selection, strict=True):
             if len(keep) == layer.width:
                 continue
-            gone = np.setdiff1d(np.arange(layer.width), keep)
+            gone = np.ones(layer.width, dtype=bool)
+            gone[keep] = False
             for part in layer.slices:
-                removed.setdefault((part.parameter, part.dim), []).append(part.positions[gone].ravel())
-                sizes[part.parameter, part.dim] = part.size
-        return {key: np.setdiff1d(np.arange(sizes[key]), np.concatenate(gone)) for key, gone in removed.items()}
+                mask = stays.setdefault((part.parameter, part.dim), np.ones(part.size, dtype=bool))
+                mask[part.positions[gone]] = False
+        return {key: np.flatnonzero(mask) for key, mask in stays.items()}
 
 
 @dataclass(frozen=True)
@@ -229,7 +245,7 @@ class WeightStructure(Structure):
     method: ClassVar[Method] = "magnitude"
 
     @cached_property
-    def _terms(self) -> Mapping[str, _Total]:
+    def _terms(self) -> Mapping[str, Total]:
         positions = {f"{op.module}.weight".removeprefix("."): op.positions for op in self.operations}
         flops = np.array([positions.get(layer.name, 0) for layer in self.layers], dtype=np.int64)
         params = sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
@@ -237,10 +253,6 @@ class WeightStructure(Structure):
             "flops": _WeightCost(flops, sum(op.flops for op in self.operations) - int(flops @ self.widths)),
             "params": _WeightCost(np.ones_like(flops), params - int(self.widths.sum())),
         }
-
-
-class _Total(Protocol):
-    def total(self, widths: NDArray[Any]) -> Any: ...
 
 
 @dataclass(frozen=True)

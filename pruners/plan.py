@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..configs import did_you_mean
+from ..configs import CostKind, did_you_mean
+from .files import replacing
 from .layers import Method, PlanError, Structure
 
 SCHEMA_VERSION = 1
@@ -54,7 +55,7 @@ class LayerPlan(_Model):
 class PlanBudget(_Model):
     """What was asked: the most the plan may cost, as a fraction of the dense network."""
 
-    kind: Literal["flops", "params"]
+    kind: CostKind
     fraction: float = Field(gt=0.0, le=1.0)
 
 
@@ -76,7 +77,7 @@ class RatioPlan(_Model):
         method: `channel` (layers are coupling groups, widths count channels) or `magnitude` (weight tensors, weights).
         criterion: ranks the channels, or weights, inside a layer.
         budget: asked.
-        cost: reached, fractions kept, by kind.
+        cost: reached, fractions kept, by kind; of the latency, by the table of the machine that the plan was made on.
         layers: in the order of the walk.
         figures: what it was chosen by (`search_accuracy`, `reconstruction_loss`, `reward`).
         provenance: who made it.
@@ -115,7 +116,7 @@ class RatioPlan(_Model):
             method=structure.method,
             criterion=criterion,
             budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1]}),
-            cost={kind: structure.fraction(kind, widths) for kind in ("flops", "params")},
+            cost=structure.fractions(widths),
             layers=[
                 LayerPlan(
                     name=layer.name,
@@ -230,12 +231,9 @@ def plan_path(path: str | Path) -> Path:
 
 
 def write_json(path: str | Path, tree: Any) -> None:
-    """Write JSON through a temporary file, so that a crash leaves the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    """Write JSON, whole or not at all."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def package_versions() -> dict[str, str]:

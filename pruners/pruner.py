@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .batchnorm import adapt_batchnorm
+from .cache import Store, dense_store
 from .criteria import Context, rank, select
 from .inference import channels_last, first_images, logits
 from .layers import Selection, Structure
 from .reconstruction import Batches, DenseMoments, repair_from_moments
-from .sequential import repair_sequentially
+from .sequential import SequentialRepair
 from .shrink import mask, shrink
 
 Repair = Literal["none", "gram", "sequential"]
@@ -36,17 +37,28 @@ class ChannelPruner:
         calibration: images that repair, in batches.
         context: what criteria look at.
         ranking: for every layer its units from the most to the least important.
-        seconds: time spent in `prune` and `repair` since the start, for the summary.
+        seconds: time spent in `prune`, `repair` and `adaptive_bn` since the start, for the summary.
     """
 
-    def __init__(self, dense: nn.Module, structure: Structure, criterion: str, calibration: Batches, seed: int = 0):
+    def __init__(
+        self,
+        dense: nn.Module,
+        structure: Structure,
+        criterion: str,
+        calibration: Batches,
+        seed: int = 0,
+        *,
+        cache: bool = False,
+    ):
         self.dense = dense
         self.structure = structure
         self.criterion = criterion
         self.calibration = [(channels_last(images), labels) for images, labels in calibration]
-        self.context = Context(dense, structure, self.calibration, seed)
+        store = dense_store(dense, structure, self.calibration, seed) if cache else Store()
+        self.context = Context(dense, structure, self.calibration, seed, store)
         self.ranking = rank(self.context, criterion)
-        self.seconds = {"prune": 0.0, "repair": 0.0}
+        self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
+        self._repairs: dict[int, SequentialRepair] = {}
 
     @property
     def moments(self) -> DenseMoments:
@@ -89,11 +101,12 @@ class ChannelPruner:
             if attempt == "gram":
                 repair_from_moments(pruned, self.dense, self.structure, selection, self.moments)
             elif attempt == "sequential":
-                batches = self.calibration if images is None else first_images(self.calibration, images)
-                repair_sequentially(pruned, self.dense, self.structure, selection, batches, refit=refit)
-            if adaptive_bn and not untouched:
-                adapt_batchnorm(pruned, first_images(self.calibration, adaptive_bn))
+                self.sequential(images)(pruned, selection, refit=refit)
             self.seconds["repair"] += time.perf_counter() - start
+            if adaptive_bn and not untouched:
+                start = time.perf_counter()
+                adapt_batchnorm(pruned, first_images(self.calibration, adaptive_bn))
+                self.seconds["adaptive_bn"] += time.perf_counter() - start
             if untouched or not guard:
                 return pruned
             distance = self._distance(pruned)
@@ -112,6 +125,13 @@ class ChannelPruner:
         pruned = shrink(self.dense, self.structure, selection).eval()
         self.seconds["prune"] += time.perf_counter() - start
         return pruned
+
+    def sequential(self, images: int | None = None) -> SequentialRepair:
+        """The sequential repair on about this many calibration images, none for all; made once."""
+        batches = self.calibration if images is None else first_images(self.calibration, images)
+        if len(batches) not in self._repairs:
+            self._repairs[len(batches)] = SequentialRepair(self.dense, self.structure, batches)
+        return self._repairs[len(batches)]
 
     def _distance(self, model: nn.Module) -> float:
         """Mean squared distance of the logits from the dense network's, on the images that guard a repair."""

@@ -8,6 +8,7 @@ small linear system. The intercept goes into the bias, or into the running mean 
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,15 +70,24 @@ class Sampler:
         index = self._index(height, width).to(x.device)
         rows = x.permute(0, 2, 3, 1).reshape(images, height * width, channels).index_select(1, index.flatten())
         rows = rows.reshape(images * index.shape[0], index.shape[1], self.groups, channels // self.groups)
+        if channels == self.groups:  # depthwise: samples side by side, or every product would stride over all groups
+            return rows.reshape(-1, channels).t().contiguous().reshape(channels, *rows.shape[:2])
         return rows.permute(2, 0, 1, 3).reshape(self.groups, rows.shape[0], -1)
 
     def outputs(self, y: Tensor) -> Tensor:
         """(groups, samples, outputs a group) of an output; samples in the order of `inputs`."""
+        return self.grouped(self.rows(y))
+
+    def rows(self, y: Tensor) -> Tensor:
+        """(samples, outputs) of an output."""
         if isinstance(self.module, nn.Linear):
-            return y.reshape(-1, y.shape[-1]).unsqueeze(0)
+            return y.reshape(-1, y.shape[-1])
         y = y.movedim(1, -1).flatten(1, -2)
-        rows = y.index_select(1, self._choice(y.shape[1]).to(y.device))
-        return rows.reshape(-1, self.groups, y.shape[2] // self.groups).transpose(0, 1)
+        return y.index_select(1, _choice(y.shape[1], self.places).to(y.device)).flatten(0, 1)
+
+    def grouped(self, rows: Tensor) -> Tensor:
+        """(groups, samples, outputs a group) of (samples, outputs)."""
+        return rows.reshape(len(rows), self.groups, rows.shape[1] // self.groups).transpose(0, 1)
 
     def weight(self, weight: Tensor) -> Tensor:
         """(groups, outputs a group, kernel positions · inputs a group), double, of a weight of the module's kind."""
@@ -89,12 +99,6 @@ class Sampler:
         kernel = matrix.reshape(like.shape[0], -1, like.shape[1]).transpose(1, 2)
         return kernel.reshape(like.shape).to(like.dtype)
 
-    def _choice(self, positions: int) -> Tensor:
-        if positions <= self.places:
-            return torch.arange(positions)
-        generator = torch.Generator().manual_seed(0)
-        return torch.randperm(positions, generator=generator)[: self.places].sort().values
-
     def _index(self, height: int, width: int) -> Tensor:
         """(samples an image, kernel positions) into a padded image's pixels."""
         module = self.module
@@ -104,7 +108,16 @@ class Sampler:
         across = torch.arange(0, width - dw * (kw - 1), sw)
         corner = (down[:, None] * width + across).flatten()
         window = (torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw).flatten()
-        return corner[self._choice(len(corner))][:, None] + window
+        return corner[_choice(len(corner), self.places)][:, None] + window
+
+
+@functools.lru_cache(maxsize=256)
+def _choice(positions: int, places: int) -> Tensor:
+    """(at most `places`,) of an image's output positions, the same ones for every image; ascending."""
+    if positions <= places:
+        return torch.arange(positions)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(positions, generator=generator)[:places].sort().values
 
 
 def repairable(module: nn.Module) -> bool:
@@ -138,11 +151,24 @@ class Moments:
         self.count += x.shape[1]
         x = x - self._origin_x
         self._x = self._x + x.sum(1).double()
-        self._xx = self._xx + (x.transpose(1, 2) @ x).double()
+        self._xx = self._xx + self_product(x).double()
         if t is not None:
             t = t - self._origin_t
             self._t = self._t + t.sum(1).double()
             self._xt = self._xt + (x.transpose(1, 2) @ t).double()
+
+    def state(self, prefix: str = "") -> dict[str, Tensor]:
+        """What the inputs' moments are made of, by name; `restored` makes them again."""
+        state = {"count": torch.tensor(self.count), "origin": self._origin_x, "x": self._x, "xx": self._xx}
+        return {prefix + name: tensor for name, tensor in state.items()}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Tensor], prefix: str, device: torch.device) -> Moments:
+        """The moments that `state` described, without targets."""
+        moments = cls()
+        moments.count = int(state[f"{prefix}count"])
+        moments._origin_x, moments._x, moments._xx = (state[prefix + name].to(device) for name in ("origin", "x", "xx"))
+        return moments
 
     @property
     def mean(self) -> Tensor:
@@ -195,19 +221,37 @@ def ridge_step(gram: Tensor, cross: Tensor, ridge: float = RIDGE) -> Tensor:
         positive or not finite. It always is in exact arithmetic, but not with moments that overflowed or whose
         rounding errors are larger than the ridge.
     """
-    size = gram.shape[-1]
-    if not bool(torch.isfinite(gram).all()):
-        return torch.zeros_like(cross)
-    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(gram.dtype).tiny)
-    damped = gram + (ridge * scale)[..., None, None] * torch.eye(size, dtype=gram.dtype, device=gram.device)
-    factor, info = torch.linalg.cholesky_ex(damped)
-    step: Tensor
-    if bool((info > 0).any()):  # not positive definite in floating point: as good as singular
-        step = torch.linalg.pinv(damped, hermitian=True) @ cross
-    else:
-        step = torch.cholesky_solve(cross, factor)
+    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    step = ridge_solve(gram, cross, ridge * scale)
     gain = (step * (2.0 * cross - gram @ step)).sum((-2, -1), keepdim=True)
     return torch.where(gain >= 0.0, step, 0.0)
+
+
+def ridge_solve(matrix: Tensor, right: Tensor, added: Tensor) -> Tensor:
+    """(matrix + added · I)⁻¹ right, of positive semi-definite matrices (…, n, n); 0 where one is not finite."""
+    if not bool(torch.isfinite(matrix.sum())):
+        return torch.zeros_like(right)
+    damped = matrix.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(added.clamp_min(torch.finfo(matrix.dtype).tiny).unsqueeze(-1))
+    factor, info = torch.linalg.cholesky_ex(damped)
+    if bool((info > 0).any()):  # not positive definite in floating point: as good as singular
+        solved: Tensor = torch.linalg.pinv(damped, hermitian=True) @ right
+        return solved
+    return torch.cholesky_solve(right, factor)
+
+
+def self_product(x: Tensor) -> Tensor:
+    """(…, p, p) xᵀx of x (…, n, p), in strips: half of it is the other half's mirror image."""
+    inputs = x.shape[-1]
+    strip = max(128, -(-inputs // 8))
+    if inputs <= strip:
+        return x.transpose(-2, -1) @ x
+    products = x.new_empty(*x.shape[:-2], inputs, inputs)
+    for start in range(0, inputs, strip):
+        part = x[..., start : start + strip].transpose(-2, -1) @ x[..., start:]
+        products[..., start : start + strip, start:] = part
+        products[..., start:, start : start + strip] = part.transpose(-2, -1)
+    return products
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -307,7 +351,12 @@ class DenseMoments:
 
 
 def collect_moments(model: nn.Module, structure: Structure, batches: Batches) -> DenseMoments:
-    """One pass of the calibration images through the dense network.
+    """`collect_inputs`, and the batch norms behind."""
+    return DenseMoments(collect_inputs(model, structure, batches), following_norms(model, batches[0][0][:1]))
+
+
+def collect_inputs(model: nn.Module, structure: Structure, batches: Batches) -> dict[str, Moments]:
+    """Consumer's name → moments of its unfolded input: one pass of the calibration images through the dense network.
 
     Args:
         model: in eval mode.
@@ -334,8 +383,7 @@ def collect_moments(model: nn.Module, structure: Structure, batches: Batches) ->
     finally:
         for hook in hooks:
             hook.remove()
-    with torch.inference_mode():
-        return DenseMoments(inputs, following_norms(model, batches[0][0][:1]))
+    return inputs
 
 
 def repair_from_moments(

@@ -3,41 +3,44 @@
 He, Zhang, Sun (ICCV 2017): inputs from the network pruned so far, targets from the dense one; where a consumer's
 output joins a residual sum, its target is Y₁ − Y₁′ + Y₂, so that the *sum* matches and not only the branch.
 
-One pass over the calibration images is enough. The dense and the pruned network walk the same torch.fx graph side
-by side, node by node, all images at a time; a consumer is solved when its inputs are there, and what follows is
-computed with its new weights. A residual sum's other operand is computed first, whatever the order of the code.
+One pass over the calibration images is enough. The pruned network walks its torch.fx graph node by node, all images at
+a time; a consumer is solved when its inputs are there, and what follows is computed with its new weights. A residual
+sum's other operand is computed first, whatever the order of the code. Of the dense network only samples of the outputs
+are needed: they are kept where they are not too large, and otherwise it walks along.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from ..networks.channel_pad import ChannelPad
+from .graph import UntraceableError as UntraceableError
+from .graph import Walk, trace
 from .layers import Selection, Structure
 from .reconstruction import (
+    PLACES,
     RIDGE,
     Batches,
-    Moments,
     Sampler,
     damping,
     following_norms,
     repairable,
-    ridge_step,
     shift_output,
 )
+from .regression import fit
 
 REFIT_RIDGE = 1e-2
-_UNTRACEABLE = "sequential repair cannot follow this network's forward"
-_REMEDY = "use pruning.final_repair=gram"
+HELD = 2**30  # bytes of the dense network's features that are kept for the next candidate
 _ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Site:
         name: its module.
         norm: the batch norm behind it, if any.
         other: the other operand of the residual sum its output joins, if any.
+        inputs: weights of each of its outputs.
         cut: whether its own inputs were cut; if not, they only drifted (its producers were re-fitted or cut).
     """
 
@@ -56,29 +60,94 @@ class Site:
     name: str
     norm: str | None
     other: fx.Node | None
-    cut: bool
+    inputs: int
+    cut: bool = False
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        """What the dense network is asked for."""
+        return [self.node] if self.other is None else [self.node, self.other]
 
 
-class UntraceableError(ValueError):
-    """The network cannot be walked as a torch.fx graph."""
+class Feature(NamedTuple):
+    """What the dense network computes at a site: (samples, channels) a batch, at the sampler's positions."""
+
+    output: list[Tensor]
+    other: list[Tensor] | None
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChannelPad) or super().is_leaf_module(m, module_qualified_name)
+class SequentialRepair:
+    """The repair of networks cut from one dense network, on the same images; what they share is computed once.
 
-
-def trace(model: nn.Module) -> fx.Graph:
-    """The network's graph.
-
-    Raises:
-        UntraceableError: its forward depends on values (data-dependent control flow).
+    Attributes:
+        dense: the network they are cut from, in eval mode.
+        structure: its layers.
+        images: that repair, in batches.
     """
-    try:
-        return _Tracer().trace(model)
-    except Exception as error:  # fx raises whatever the user's forward raises on a proxy
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UntraceableError(f"{_UNTRACEABLE} ({reason}); {_REMEDY}") from error
+
+    def __init__(
+        self, dense: nn.Module, structure: Structure, batches: Batches, *, places: int = PLACES, held: int = HELD
+    ):
+        """Trace the network.
+
+        Args:
+            dense: the network, in eval mode.
+            structure: its layers.
+            batches: calibration images, (N, C, H, W) and labels.
+            places: output positions an image that a fit looks at, at most.
+            held: keep the dense network's features if they take no more than this many bytes.
+
+        Raises:
+            UntraceableError: torch.fx cannot trace the network, or what it traces computes something else.
+        """
+        self.dense = dense
+        self.structure = structure
+        self.images = [images for images, _ in batches]
+        self._places = places
+        self._held = held
+        self._example = self.images[0][:1]
+        self._graph = trace(dense, self._example)
+        self._sites = _possible_sites(self._graph, dense, following_norms(dense, self._example))
+
+    @torch.no_grad()  # not inference_mode: what is fitted becomes a parameter, and may be trained
+    def __call__(self, pruned: nn.Module, selection: Selection, *, refit: bool = False) -> None:
+        """Re-fit every consumer whose inputs were cut, in the order the images reach them.
+
+        Args:
+            pruned: what `shrink` returned for this selection; changed in place.
+            selection: for every layer the units that stay.
+            refit: also re-fit what sits before a cut: producers whose inputs drifted, with a ridge towards their old
+                weights.
+        """
+        kept = self.structure.kept_positions(selection)
+        if not kept:
+            return
+        sites = _chosen_sites(self._sites, kept, refit)
+        features = self._source(sites.values())
+        _PrunedWalk(self._graph, pruned, self.images, self._places, sites, kept, features).run()
+
+    @cached_property
+    @torch.no_grad()
+    def bytes(self) -> int:
+        """What the dense network's features take."""
+        alone = self._walk([self._example], self._sites)
+        tensors = [t for site in self._sites for part in alone.feature(site) if part is not None for t in part]
+        return sum(t.numel() * t.element_size() for t in tensors) * sum(len(images) for images in self.images)
+
+    @cached_property
+    def _features(self) -> Mapping[str, Feature]:
+        walk = self._walk(self.images, self._sites)
+        return {site.name: walk.feature(site) for site in self._sites}
+
+    def _source(self, sites: Collection[Site]) -> Callable[[Site], Feature]:
+        if self.bytes > self._held:
+            return self._walk(self.images, sites).feature
+        features = self._features
+        return lambda site: features[site.name]
+
+    def _walk(self, images: Sequence[Tensor], sites: Collection[Site]) -> _DenseWalk:
+        reads = [node for site in sites for node in site.nodes]
+        return _DenseWalk(self._graph, self.dense, images, self._places, reads)
 
 
 def repair_sequentially(
@@ -90,7 +159,7 @@ def repair_sequentially(
     *,
     refit: bool = False,
 ) -> None:
-    """Re-fit every consumer whose inputs were cut, in the order the images reach them.
+    """`SequentialRepair` of one network alone.
 
     Args:
         pruned: what `shrink` returned for this selection; changed in place.
@@ -98,20 +167,12 @@ def repair_sequentially(
         structure: the dense network's layers.
         selection: for every layer the units that stay.
         batches: calibration images, (N, C, H, W) and labels.
-        refit: also re-fit what sits before a cut: producers whose inputs drifted, with a ridge towards their old
-            weights.
+        refit: also re-fit what sits before a cut.
 
     Raises:
         UntraceableError: torch.fx cannot trace the network, or what it traces computes something else.
     """
-    graph = trace(dense)
-    kept = structure.kept_positions(selection)
-    if not kept:
-        return
-    with torch.no_grad():  # not inference_mode: what is fitted becomes a parameter, and may be trained
-        _check(graph, dense, batches[0][0][:1])
-        sites = _sites(graph, dense, kept, following_norms(dense, batches[0][0][:1]), refit)
-        _Walk(graph, dense, pruned, kept, sites).run([images for images, _ in batches])
+    SequentialRepair(dense, structure, batches, held=0)(pruned, selection, refit=refit)
 
 
 def independent(samples: int, images: int) -> float:
@@ -125,31 +186,26 @@ def independent(samples: int, images: int) -> float:
     return math.sqrt(samples * images)
 
 
-def _check(graph: fx.Graph, dense: nn.Module, image: Tensor) -> None:
-    """Make sure that the walk computes what the network does."""
-    walk = _Walk(graph, dense, dense, {}, {})
-    walk.run([image])
-    result = next(node for node in graph.nodes if node.op == "output").args[0]
-    if not torch.allclose(walk.values[result]["dense"][0], dense(image), rtol=1e-3, atol=1e-4):
-        raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
-
-
-def _sites(
-    graph: fx.Graph, dense: nn.Module, kept: Mapping[tuple[str, int], Any], norms: Mapping[str, str], refit: bool
-) -> dict[fx.Node, Site]:
+def _possible_sites(graph: fx.Graph, dense: nn.Module, norms: Mapping[str, str]) -> list[Site]:
     calls: dict[str, list[fx.Node]] = {}
     for node in graph.nodes:
         if node.op == "call_module":
             calls.setdefault(str(node.target), []).append(node)
-    found = []
+    sites = []
     for name, nodes in calls.items():
-        cut = (f"{name}.weight", 1) in kept
-        if len(nodes) != 1 or not repairable(dense.get_submodule(name)) or not (cut or refit):
-            continue  # a module that is called twice has no single input to be fitted to
-        norm = norms.get(name)
-        found.append(Site(nodes[0], name, norm, _other_operand(nodes[0], norm), cut))
+        if len(nodes) == 1 and repairable(dense.get_submodule(name)):
+            # a module that is called twice has no single input to be fitted to
+            norm = norms.get(name)
+            inputs = dense.get_parameter(f"{name}.weight")[0].numel()
+            sites.append(Site(nodes[0], name, norm, _other_operand(nodes[0], norm), inputs))
+    return sites
+
+
+def _chosen_sites(possible: Sequence[Site], kept: Mapping[tuple[str, int], Any], refit: bool) -> dict[fx.Node, Site]:
+    found = [replace(site, cut=(f"{site.name}.weight", 1) in kept) for site in possible]
+    found = [site for site in found if site.cut or refit]
     # Of two sites that join one sum only one can wait for the other: the one that has more weights to fit with.
-    found.sort(key=lambda site: (not site.cut, -dense.get_parameter(f"{site.name}.weight")[0].numel()))
+    found.sort(key=lambda site: (not site.cut, -site.inputs))
     sites: dict[fx.Node, Site] = {}
     for site in found:
         if site.other is not None and _needs(site.other, site.node, sites):
@@ -163,12 +219,18 @@ def _other_operand(node: fx.Node, norm: str | None) -> fx.Node | None:
     if norm is not None:
         node = next(iter(node.users))
     users = list(node.users)
-    if len(users) != 1 or users[0].target not in _ADDITIONS or users[0].kwargs:
-        return None
-    operands = [a for a in users[0].args if isinstance(a, fx.Node)]
-    if len(operands) != 2 or operands[0] is operands[1]:
+    operands = summands(users[0]) if len(users) == 1 else []
+    if not operands:
         return None
     return operands[1] if operands[0] is node else operands[0]
+
+
+def summands(node: fx.Node) -> list[fx.Node]:
+    """The two values that a node adds, or nothing if it does something else."""
+    if node.target not in _ADDITIONS or node.kwargs:
+        return []
+    operands = [a for a in node.args if isinstance(a, fx.Node)]
+    return operands if len(operands) == 2 and operands[0] is not operands[1] else []
 
 
 def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> bool:
@@ -188,154 +250,100 @@ def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> boo
     return False
 
 
-class _Walk:
-    """The lockstep walk. Values are lists: one tensor a batch, dense and pruned apart."""
+class _DenseWalk(Walk):
+    """The dense network, computed as far as its features are asked for."""
+
+    def __init__(
+        self, graph: fx.Graph, dense: nn.Module, images: Sequence[Tensor], places: int, reads: Sequence[fx.Node]
+    ):
+        super().__init__(graph, dense, images, reads)
+        self.places = places
+
+    def feature(self, site: Site) -> Feature:
+        """What it computes there; once a site."""
+        sampler = Sampler(self.model.get_submodule(site.name), self.places)
+        outputs = self.read(site.node)
+        others = None if site.other is None else self.read(site.other)
+        if others is not None and not (isinstance(others[0], Tensor) and others[0].shape == outputs[0].shape):
+            others = None  # a constant, which does not drift, or something broadcast
+        return Feature([sampler.rows(y) for y in outputs], others and [sampler.rows(y) for y in others])
+
+
+class _PrunedWalk(Walk):
+    """The pruned network; every site is solved before it is computed."""
 
     def __init__(
         self,
         graph: fx.Graph,
-        dense: nn.Module,
         pruned: nn.Module,
-        kept: Mapping[tuple[str, int], Any],
+        images: Sequence[Tensor],
+        places: int,
         sites: Mapping[fx.Node, Site],
+        kept: Mapping[tuple[str, int], NDArray[np.int64]],
+        features: Callable[[Site], Feature],
     ):
-        self.graph = graph
-        self.models = {"dense": dense, "pruned": pruned}
-        self.kept = kept
+        super().__init__(graph, pruned, images, [site.other for site in sites.values() if site.other is not None])
+        self.places = places
         self.sites = sites
-        self.values: dict[fx.Node, dict[str, list[Any]]] = {}
-        self.waiting = {node: len(node.users) for node in graph.nodes}
-        for site in sites.values():
-            if site.other is not None:
-                self.waiting[site.other] += 1  # the site looks at it before the sum does
+        self.kept = kept
+        self.features = features
         self.drifted = False
-        self.count = 0
 
-    def run(self, images: list[Tensor]) -> None:
-        """Walk all nodes; consumers are solved on the way."""
-        self.count = len(images)
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node] = {"dense": images, "pruned": images}
-            elif node.op != "output":
-                self._evaluate(node)
-
-    def _evaluate(self, node: fx.Node) -> None:
-        if node in self.values:
-            return
-        stack = [node]
-        while stack:  # depth first, without recursion: networks are deeper than Python's stack
-            top = stack[-1]
-            needed = list(top.all_input_nodes)
-            site = self.sites.get(top)
-            if site is not None and site.other is not None:
-                needed.append(site.other)
-            missing = [n for n in needed if n not in self.values]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            if top not in self.values:
-                self._compute(top)
-
-    def _compute(self, node: fx.Node) -> None:
-        dense = self._call(node, "dense")
+    def needed(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs, and what the site's sum has on its other side."""
         site = self.sites.get(node)
-        if site is not None and (site.cut or self.drifted):
-            self._solve(site, dense)
-            self.drifted = True
-        self.values[node] = {"dense": dense, "pruned": self._call(node, "pruned")}
-        used = list(node.all_input_nodes)
-        if site is not None and site.other is not None:
-            used.append(site.other)
-        for before in used:
-            self.waiting[before] -= 1
-            if self.waiting[before] == 0:
-                del self.values[before]
-                self.values[before] = {}  # known, but no longer held
+        return super().needed(node) + ([] if site is None or site.other is None else [site.other])
 
-    def _call(self, node: fx.Node, which: str) -> list[Any]:
-        model = self.models[which]
-        inputs = {n: self.values[n][which] for n in node.all_input_nodes}
-        results = []
-        for i in range(self.count):
-            one = {n: values[i] for n, values in inputs.items()}
-            args, kwargs = fx.map_arg((node.args, node.kwargs), one.__getitem__)
-            results.append(_apply(model, node, args, kwargs))
-        return results
+    def compute(self, node: fx.Node) -> None:
+        """Solve, then compute."""
+        site = self.sites.get(node)
+        if site is not None:
+            feature = self.features(site)
+            if site.cut or self.drifted:
+                self._solve(site, feature)
+                self.drifted = True
+        super().compute(node)
 
-    def _solve(self, site: Site, dense_outputs: list[Tensor]) -> None:
-        pruned = self.models["pruned"]
-        module: Any = pruned.get_submodule(site.name)
-        source = site.node.all_input_nodes[0]
-        rows = self._rows(f"{site.name}.weight")
-        gain = self._gain(site, dense_outputs[0])
-        moments, sampler = Moments(), Sampler(module)
-        channels = -1 if isinstance(module, nn.Linear) else 1
-        for i, (x, y) in enumerate(zip(self.values[source]["pruned"], dense_outputs, strict=True)):
-            target = y if rows is None else y.index_select(channels, rows)
-            if site.other is not None and gain is not None:
-                other = self.values[site.other]
-                missing = other["dense"][i] if rows is None else other["dense"][i].index_select(channels, rows)
-                target = target + (missing - other["pruned"][i]) * gain
-            moments.add(sampler.inputs(x), sampler.outputs(target))
+    def _solve(self, site: Site, feature: Feature) -> None:
+        module: Any = self.model.get_submodule(site.name)
+        inputs = self.values[site.node.all_input_nodes[0]]
+        sampler = Sampler(module, self.places)
+        targets = self._targets(site, feature, sampler)
+        samples = sum(len(target) for target in targets)
         weight = sampler.weight(module.weight.detach())
-        intercept = module.bias is not None or site.norm is not None
-        mean_x, mean_t, xx, xt = moments.centered()
-        if not intercept:
-            xx, xt = moments.raw()
-        samples = independent(moments.count, sum(len(x) for x in self.values[source]["pruned"]))
-        ridge = damping(samples, xx.shape[-1], RIDGE if site.cut else REFIT_RIDGE)
-        step = ridge_step(xx, xt - xx @ weight.transpose(1, 2), ridge)
-        fitted = weight + step.transpose(1, 2)
+        believed = independent(samples, sum(len(x) for x in inputs))
+        fitted, constant = fit(
+            ((sampler.inputs(x), sampler.grouped(t)) for x, t in zip(inputs, targets, strict=True)),
+            samples,
+            weight,
+            damping(believed, weight.shape[2], RIDGE if site.cut else REFIT_RIDGE),
+            intercept=module.bias is not None or site.norm is not None,
+        )
         module.weight.data = sampler.unweight(fitted, module.weight)
-        if intercept:
-            bias = 0.0 if module.bias is None else module.bias.detach().double()
-            shift = (mean_t - (fitted @ mean_x.unsqueeze(2)).squeeze(2)).flatten() - bias
-            shift_output(pruned, site.name, site.norm, shift)
+        bias = 0.0 if module.bias is None else module.bias.detach().double()
+        shift_output(self.model, site.name, site.norm, constant.flatten() - bias)
 
-    def _rows(self, weight: str) -> Tensor | None:
-        rows = self.kept.get((weight, 0))
-        return None if rows is None else torch.from_numpy(rows)
+    def _targets(self, site: Site, feature: Feature, sampler: Sampler) -> list[Tensor]:
+        """(samples, outputs) a batch: Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
+        targets = [self._rows(site, y) for y in feature.output]
+        if site.other is None or feature.other is None:
+            return targets
+        gain = self._gain(site)
+        return [
+            target + (self._rows(site, dense) - sampler.rows(pruned)) * gain
+            for target, dense, pruned in zip(targets, feature.other, self.values[site.other], strict=True)
+        ]
 
-    def _gain(self, site: Site, output: Tensor) -> Tensor | None:
-        """Output of the consumer per unit of the sum: 1 over the batch norm's slope, 0 where it is flat."""
-        if site.other is None:
-            return None
-        other = self.values[site.other]["dense"][0]
-        if not isinstance(other, Tensor) or other.shape != output.shape:
-            return None  # a constant, which does not drift, or something broadcast
-        dims = [1, -1] + [1] * (output.dim() - 2)
+    def _rows(self, site: Site, feature: Tensor) -> Tensor:
+        """The outputs that are left."""
+        rows = self.kept.get((f"{site.name}.weight", 0))
+        return feature if rows is None else feature.index_select(1, torch.from_numpy(rows).to(feature.device))
+
+    def _gain(self, site: Site) -> Tensor | float:
+        """(outputs,) output of the consumer per unit of the sum: 1 over the batch norm's slope, 0 where it is flat."""
         if site.norm is None:
-            return torch.ones([1] * len(dims))
-        norm: Any = self.models["pruned"].get_submodule(site.norm)
+            return 1.0
+        norm: Any = self.model.get_submodule(site.norm)
         slope = (1.0 if norm.weight is None else norm.weight) / (norm.running_var + norm.eps).sqrt()
         flat = slope.abs() <= 1e-3 * slope.abs().max()
-        return torch.where(flat, 0.0, 1.0 / slope).reshape(dims)
-
-
-def _apply(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """One node, never in place: values stay as their other users expect them."""
-    if node.op == "call_module":
-        module: Any = model.get_submodule(str(node.target))
-        if getattr(module, "inplace", False):
-            module.inplace = False
-            try:
-                return module(*args, **kwargs)
-            finally:
-                module.inplace = True
-        return module(*args, **kwargs)
-    if node.op == "call_function":
-        if "inplace" in kwargs:
-            kwargs = {**kwargs, "inplace": False}
-        function: Any = node.target
-        return _IN_PLACE.get(function, function)(*args, **kwargs)
-    if node.op == "call_method":
-        name = str(node.target)
-        method = name.removesuffix("_") if name in ("add_", "mul_", "relu_", "clamp_") else name
-        return getattr(args[0], method)(*args[1:], **kwargs)
-    assert node.op == "get_attr"
-    value: Any = model
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
+        return torch.where(flat, 0.0, 1.0 / slope)

@@ -93,13 +93,15 @@ def mask(model: nn.Module, structure: Structure, selection: Selection) -> nn.Mod
 
 def _rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A copy of the modules round changed tensors; unchanged parameters are shared, buffers are copied."""
-    memo: dict[int, Tensor] = {}
+    memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         changed = change(name, parameter.detach())
         memo[id(parameter)] = nn.Parameter(changed, requires_grad=parameter.requires_grad)
     for name, buffer in model.named_buffers():
         memo[id(buffer)] = change(name, buffer).clone()
-    return copy.deepcopy(model, memo=dict(memo))
+    for module in model.modules():  # a dozen hook containers each, empty: copying those takes longer than the rest
+        memo |= {id(value): type(value)() for value in vars(module).values() if isinstance(value, dict) and not value}
+    return copy.deepcopy(model, memo)
 
 
 def _refresh(module: nn.Module) -> None:

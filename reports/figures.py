@@ -13,6 +13,7 @@ mpl.use("Agg", force=False)
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from ..pruners.files import replacing
 from ..pruners.plan import RatioPlan
 
 BLUE, GREY, ORANGE = "#2a6fbb", "#b9c0c8", "#d9822b"
@@ -176,7 +177,7 @@ def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
         axes.xaxis.set_inverted(proxy in tree["losses"])
     budget, images = tree["budget"], tree["images"]
     tuned = f"; epochs of fine-tuning: {tree['finetune_epochs']}" if tree["finetune_epochs"] else ""
-    kind = {"flops": "FLOPs", "params": "parameters"}[budget["kind"]]
+    kind = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}[budget["kind"]]
     figure.suptitle(
         f"{tree['config']}: random plans at {100 * budget['fraction']:g} % of the {kind}; across: on "
         f"{images['search']} search images, up: on {images['test']} test images{tuned}; distances run backwards: right "
@@ -197,5 +198,6 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=130)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130, format=path.suffix[1:])
     return path

@@ -6,10 +6,12 @@ Every one says which layers it should have, so that a coupling that is lost is n
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -18,9 +20,11 @@ from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops.misc import SqueezeExcitation
 
+from secateur.configs import LatencyConfig
 from secateur.envs import Evaluation
 from secateur.networks import CifarResNet, digits_resnet
 from secateur.pruners.coupling import find_layers
+from secateur.pruners.latency_profile import take_table
 from secateur.pruners.layers import Selection, Structure
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -113,6 +117,60 @@ def structure(name: str, cut: str = "inner") -> Structure:
     return find_layers(make(name), ZOO[name].shape, cut=cut)
 
 
+Price = Callable[[nn.Module, Tensor, Tensor], float]
+
+
+def timer(price: Price) -> Callable[[nn.Module, Tensor], list[float]]:
+    """Stands for the clock: every segment takes what its module is priced at, by its input and output for an image."""
+
+    def seconds(model: nn.Module, batch: Tensor) -> list[float]:
+        found: list[float] = []
+        leaves = [module for module in model.modules() if not list(module.children())]
+        hooks = [leaf.register_forward_hook(lambda m, x, y: found.append(price(m, x[0], y))) for leaf in leaves]
+        model(batch[:1])
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    return seconds
+
+
+def multiplications(module: nn.Module, _input: Tensor, output: Tensor) -> float:
+    """A nanosecond each."""
+    if not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
+        return 0.0
+    channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+    return 1e-9 * module.weight.numel() * (output.numel() // channels)
+
+
+def blocks(module: nn.Module, given: Tensor, output: Tensor) -> float:
+    """A microsecond, and one for every pair of blocks, of three inputs or outputs; elsewhere one an element."""
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() > 1:
+        return 1e-6 * (1 + -(-weight.shape[0] // 3) * -(-weight.shape[1] // 3))
+    return 1e-6 * (given.numel() + output.numel())
+
+
+TIMED = [("residual", "all"), ("vgg", "inner"), ("grouped", "inner"), ("densenet", "inner")]
+
+
+@functools.cache
+def timed(name: str, cut: str = "inner") -> Structure:
+    """Its layers with a table of `blocks`."""
+    layers = structure(name, cut)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECATEUR_CACHE", folder)
+        table = take_table(make(name), layers, LatencyConfig(batch=1, repeats=1), timer=timer(blocks))
+    return replace(layers, latency=table)
+
+
+def priced(kind: str, name: str, cut: str) -> Structure:
+    """Its layers, with a table where latency is asked for; for that, networks that are not in `TIMED` stand back."""
+    if kind != "latency":
+        return structure(name, cut)
+    return timed(*TIMED[cases().index((name, cut)) % len(TIMED)])
+
+
 def draw(layers: Structure, seed: int) -> Selection:
     """Some units of every layer: from one to all of them."""
     rng = np.random.default_rng(seed)
@@ -153,6 +211,10 @@ class Target:
         self.structure = layers
         self.widths = np.asarray(widths)
         self.calls = 0
+
+    @property
+    def dense(self) -> Evaluation:
+        return Evaluation(100.0, 0.0, 1.0, 1.0)  # nothing is better than the optimum
 
     def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
         self.calls += 1

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.isotonic import isotonic_regression
 
 from ...pruners.budget import Budget
 from ...pruners.criteria import scores
-from ...pruners.influence import loss_curves
+from ...pruners.loss_model import LossModel
 from .registry import Allocation, Widths, register_allocator
 
 Scores = NDArray[np.float64]
@@ -49,22 +48,11 @@ def global_taylor(allocation: Allocation) -> Widths:
 
 @register_allocator("knapsack")
 def knapsack(allocation: Allocation) -> Widths:
-    """The least sum of predicted logit distances on the budget: units by what they gain, over what they cost.
+    """The least predicted loss on the budget, `LossModel`: units by what they gain, over what they cost.
 
-    The gain is the fall of the layer's `loss_curves`, of the largest convex function below it, so that a unit never
-    counts for more than the one before; taking the best gain for the price is then the optimum of the relaxed problem
-    (Dantzig 1957). A unit's price is a share of what the whole layer costs where all others are whole. One small
-    forward pass a layer, and no candidate is judged.
+    One small forward pass a layer, and no candidate is judged.
     """
-    budget, dense = allocation.budget, allocation.budget.structure.widths
-    gains = []
-    for index, curve in enumerate(loss_curves(allocation.context)):
-        least = dense.copy()
-        least[index] = 1
-        price = (budget.cost(dense) - budget.cost(least)) / max(1, dense[index] - 1)
-        slopes = isotonic_regression(np.diff(curve))  # of the convex minorant
-        gains.append(-slopes / max(price, 1e-12))
-    return best_units(budget, gains)
+    return best_units(allocation.budget, LossModel.of(allocation.context).gains(allocation.budget))
 
 
 def lamp_scores(squares: Scores) -> Scores:

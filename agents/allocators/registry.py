@@ -25,6 +25,7 @@ class Allocation:
         context: the dense network and the calibration images, as criteria see them.
         rewards: judges plans on the search images, the higher the better, in order and maybe some at a time; rules
             never call it.
+        dense_reward: what the dense network would be paid.
         candidates: how many different plans a search allocator may judge.
         rng: its randomness.
     """
@@ -32,6 +33,7 @@ class Allocation:
     budget: Budget
     context: Context
     rewards: Callable[[Sequence[Widths]], Iterable[float]] = lambda plans: [0.0] * len(plans)
+    dense_reward: float = 0.0
     candidates: int = 1
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from ...pruners.criteria import elimination
 from ...pruners.layers import Layer, Structure
+from ...pruners.shares import branch_shares
 from .registry import Allocation, Widths, register_allocator
 
 
@@ -30,15 +31,22 @@ def deep(allocation: Allocation) -> Widths:
 
 @register_allocator("threshold")
 def threshold(allocation: Allocation) -> Widths:
-    """One threshold on all error curves: every layer keeps as few channels as leave its repair error below it."""
+    """One threshold on all error curves: every layer keeps as few channels as leave its repair error below it.
+
+    The error is what is lost of the residual sum that the layer's branch joins: a branch that adds little to its trunk
+    may lose much of it.
+    """
     budget, context = allocation.budget, allocation.context
-    curves = [elimination(context, layer).errors for layer in budget.structure.layers]
+    shares = branch_shares(context)
+    curves = [
+        share * elimination(context, layer).errors for share, layer in zip(shares, budget.structure.layers, strict=True)
+    ]
 
     def below(level: float) -> Widths:
         kept = [int(np.argmax(curve <= level)) for curve in curves]  # the curves fall to 0
         return np.maximum(np.array(kept, dtype=np.int64), budget.least)
 
-    low, high = 0.0, 1.0
+    low, high = 0.0, max(float(curve[0]) for curve in curves)
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (low, middle) if budget.cost(below(middle)) <= budget.limit else (middle, high)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
 
+from ...envs.reward import LEAST_LOSS
 from ...pruners.budget import Budget
+from ...pruners.loss_model import LossModel
+from .ranks import best_units, knapsack
 from .registry import Allocation, Widths, register_allocator
-from .rules import threshold
 
 PATIENCE = 200  # plans known already that a search may propose in a row; then there is nothing new where it looks
 FIRST_SHARE, LAST_SHARE = 0.5, 0.05  # of a layer's channels that a hill climb moves at most, first and last
+FIRST_MISTAKE, LAST_MISTAKE = 0.5, 0.16  # standard deviation of a factor's logarithm, first and last
 SPREAD = 0.2  # first standard deviation of the evolved sparsities
 
 
@@ -97,14 +100,14 @@ def random_plans(allocation: Allocation, count: int) -> list[Widths]:
 
 @register_allocator("hill_climb", searches=True)
 def hill_climb(allocation: Allocation) -> Widths:
-    """From the `threshold` plan: move channels between two layers on the budget, keep what raises the reward.
+    """From the `knapsack` plan: move channels between two layers on the budget, keep what raises the reward.
 
     A move takes a random number of channels from one layer; the most it may take shrinks, over the search, from half
     of the layer to a twentieth.
     """
     budget, rng = allocation.budget, allocation.rng
     judged = Judged(allocation)
-    best = threshold(allocation)
+    best = knapsack(allocation)
     (reward,) = judged([best])
     while not judged.over:
         giver, taker = rng.integers(len(best), size=2)  # the same twice is a plan that is known
@@ -130,13 +133,13 @@ def move(budget: Budget, widths: Widths, giver: int, taker: int, count: int) -> 
 def evolution(allocation: Allocation) -> Widths:
     """CMA-ES (Hansen, 2016) over real sparsities in [0, max_sparsity], each decoded onto the budget.
 
-    The first mean is the `threshold` plan, which is judged first.
+    The first mean is the `knapsack` plan, which is judged first.
     """
     import cma  # an extra, and seconds to import
 
     budget, dense = allocation.budget, allocation.dense
     judged = Judged(allocation)
-    start = threshold(allocation)
+    start = knapsack(allocation)
     judged([start])
     strategy = cma.CMAEvolutionStrategy(
         1.0 - start / dense,
@@ -153,4 +156,23 @@ def evolution(allocation: Allocation) -> Widths:
         losses = [-reward for reward in judged([budget.fill(dense * (1.0 - point)) for point in points])]
         if len(losses) == len(points):
             strategy.tell(points, losses)
+    return judged.best
+
+
+@register_allocator("adaptive_knapsack", searches=True)
+def adaptive_knapsack(allocation: Allocation) -> Widths:
+    """The `knapsack` plan of a loss model that is fitted anew to every plan judged (`LossModel.fitted`).
+
+    Every plan is the model's own with all layers' losses mistaken by random factors; the mistakes shrink as the search
+    goes on. It is what a training does without a policy.
+    """
+    budget, first = allocation.budget, LossModel.of(allocation.context)
+    judged = Judged(allocation)
+    judged([knapsack(allocation)])
+    while not judged.over:
+        plans = [*judged.rewards]
+        losses = first.fitted(plans, [max(LEAST_LOSS, allocation.dense_reward - judged.rewards[p]) for p in plans])
+        spread = FIRST_MISTAKE + judged.progress * (LAST_MISTAKE - FIRST_MISTAKE)
+        mistakes = np.exp(allocation.rng.normal(0.0, spread, len(losses.factors)))
+        judged([best_units(budget, replace(losses, factors=losses.factors * mistakes).gains(budget))])
     return judged.best

@@ -6,7 +6,6 @@ That is behind batch norm and activation, and it is what a consumer loses when a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +26,13 @@ def apoz(context: Context, layer: Layer) -> Scores:
 
     Zeros of a unit at its consumers' inputs, over images and positions; the mean over consumers.
     """
-    return -_mean(context, layer, lambda counts: counts.zeros / counts.count)
+    return -_mean(context, layer, 0)
 
 
 @register_score("mean_activation")
 def mean_activation(context: Context, layer: Layer) -> Scores:
     """Mean |activation| at the consumers' inputs over images and positions (Molchanov et al., ICLR 2017, sec. 2.2)."""
-    return _mean(context, layer, lambda counts: counts.magnitude / counts.count)
+    return _mean(context, layer, 1)
 
 
 @register_score("taylor")
@@ -44,11 +43,7 @@ def taylor(context: Context, layer: Layer) -> Scores:
     absolute value, averaged over images. The loss is cross-entropy with the calibration labels; one backward pass of
     all images serves every layer.
     """
-    key = ("taylor", "")
-    if key not in context.memo:
-        context.memo[key] = _gates(context)
-    scores: Scores = context.memo[key][layer.name]
-    return scores
+    return np.asarray(context.store.get("taylor", lambda: _gates(context))[layer.name].numpy())
 
 
 def consumer_channels(context: Context, layer: Layer) -> dict[str, NDArray[np.int64]]:
@@ -89,18 +84,21 @@ class _Counts:
         self.magnitude = self.magnitude + x.abs().sum((0, 2), dtype=torch.float64)
         self.count += x.shape[0] * x.shape[2]
 
+    @property
+    def means(self) -> Tensor:
+        """(2, channels) zeros and Σ |x| a value."""
+        return torch.stack([torch.as_tensor(self.zeros), torch.as_tensor(self.magnitude)]) / self.count
 
-def _mean(context: Context, layer: Layer, value: Callable[[_Counts], Any]) -> Scores:
-    key = ("activations", "")
-    if key not in context.memo:
-        context.memo[key] = _count(context)
-    counts: Mapping[str, _Counts] = context.memo[key]
+
+def _mean(context: Context, layer: Layer, which: int) -> Scores:
+    means = context.store.get("activations", lambda: _count(context))
     consumers = consumer_channels(context, layer).items()
-    found = [value(counts[name]).cpu().numpy()[channels].mean(1) for name, channels in consumers]
+    found = [means[name][which].cpu().numpy()[channels].mean(1) for name, channels in consumers]
     return np.asarray(np.mean(found, axis=0), dtype=np.float64)
 
 
-def _count(context: Context) -> dict[str, _Counts]:
+def _count(context: Context) -> dict[str, Tensor]:
+    """Consumer → `_Counts.means` of its input."""
     counts = {name: _Counts() for layer in context.structure.layers for name in consumer_positions(layer)}
     hooks = []
     for name, found in counts.items():
@@ -115,10 +113,10 @@ def _count(context: Context) -> dict[str, _Counts]:
     finally:
         for hook in hooks:
             hook.remove()
-    return counts
+    return {name: found.means for name, found in counts.items()}
 
 
-def _gates(context: Context) -> dict[str, Scores]:
+def _gates(context: Context) -> dict[str, Tensor]:
     """Layer → (width,) mean over images of |∂loss/∂gate|."""
     consumers = {layer.name: consumer_channels(context, layer) for layer in context.structure.layers}
     scores = {layer.name: np.zeros(layer.width) for layer in context.structure.layers}
@@ -153,4 +151,4 @@ def _gates(context: Context) -> dict[str, Scores]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {layer: score / images_seen for layer, score in scores.items()}
+    return {layer: torch.from_numpy(score / images_seen) for layer, score in scores.items()}

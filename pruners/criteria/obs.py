@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..layers import Layer
 from ..reconstruction import RIDGE
@@ -34,6 +35,10 @@ class Elimination:
     order: Order
     errors: NDArray[np.float64]
 
+    def state(self) -> dict[str, Tensor]:
+        """For the store."""
+        return {"order": torch.from_numpy(self.order), "errors": torch.from_numpy(self.errors)}
+
 
 @register_criterion("obs")
 def obs(context: Context, layer: Layer) -> Order:
@@ -49,12 +54,8 @@ def elimination(context: Context, layer: Layer) -> Elimination:
     consumer can be re-fitted (three-dimensional convolutions, outputs that never move), the order is that of `l1`,
     and the curve is a straight line from 1 to 0.
     """
-    key = ("obs", layer.name)
-    if key not in context.memo:
-        context.memo[key] = _eliminate(context, layer)
-    found = context.memo[key]
-    assert isinstance(found, Elimination)
-    return found
+    found = context.store.get(f"obs-{layer.name}", lambda: _eliminate(context, layer).state())
+    return Elimination(found["order"].numpy(), found["errors"].numpy())
 
 
 def _eliminate(context: Context, layer: Layer) -> Elimination:

@@ -3,15 +3,21 @@
 Greedy: the unit whose removal, on top of those already gone, hurts least goes next; then all are judged anew. Nothing
 is repaired in between. Judging costs a forward pass of `IMAGES` images for every unit that is left, so a layer of
 width w costs up to w²/2 passes if all are judged anew after every removal. Wider layers than `ROUNDS` therefore lose
-the ⌈w / ROUNDS⌉ least important ones a round. Only what comes behind the layer's consumers is computed again, where
-torch.fx can follow the network.
+the ⌈w / ROUNDS⌉ least important ones a round.
+
+Only what comes behind the layer's consumers is computed again, where torch.fx can follow the network, with batch norms
+folded; and units race. Neither mistakes nor loss ever fall while more images are looked at, so the unit that leads
+looks at the next `PART` of them, and the first to be through with all has won: the same as if all had looked at all.
+The images that the dense network finds hardest come first, and most units never get beyond them.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,14 +27,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from ...networks.channel_pad import ChannelPad
+from ..batchnorm import fold_batchnorm
+from ..graph import UntraceableError, call_node, trace
 from ..layers import Layer
 from ..reconstruction import Batches, following_norms
-from ..sequential import UntraceableError, _apply, trace
 from .activations import consumer_channels
 from .registry import Context, Order, register_criterion
 
 IMAGES = 100  # calibration images that judge a removal
 ROUNDS = 16  # how often the units of a layer are judged anew
+PART = 10  # images that are looked at at a time
 
 Harm = Callable[[float, float], tuple[float, ...]]
 
@@ -53,7 +61,8 @@ def greedy(context: Context, layer: Layer, harm: Harm, *, images: int, rounds: i
     Args:
         context: the network, and images that judge.
         layer: whose units are removed; the others stay whole.
-        harm: of a network without a unit, from its (accuracy, loss): the least goes first; ties by number.
+        harm: of a network without a unit, from its (accuracy, loss): the least goes first; ties by number. It must not
+            fall where the accuracy falls, nor where the loss rises.
         images: how many calibration images judge.
         rounds: how often the units are judged anew, at most; none for after every removal.
     """
@@ -66,43 +75,68 @@ def remove_greedily(
     """Units from the last to the first removed; see `greedy`. `removed` is told after every round how many are gone."""
     at_once = 1 if rounds is None else -(-width // rounds)
     alive, gone = list(range(width)), list[int]()
+    parts = list(range(len(judge.parts)))
     while len(alive) > 1:
-        harms = {unit: harm(*judge([*gone, unit])) for unit in alive}
-        worst = sorted(alive, key=harms.__getitem__)[: min(at_once, len(alive) - 1)]
-        gone += worst
-        alive = [unit for unit in alive if unit not in worst]
+        first, parts = _race(judge, gone, alive, harm, min(at_once, len(alive) - 1), parts)
+        gone += first
+        alive = [unit for unit in alive if unit not in first]
         removed(len(gone))
     return np.array([*alive, *gone[::-1]], dtype=np.int64)
 
 
+def _race(
+    judge: Judge, gone: list[int], alive: list[int], harm: Harm, count: int, parts: list[int]
+) -> tuple[list[int], list[int]]:
+    """The `count` units that hurt least, and the order of the parts for the next race: by the last one's loss."""
+    seen: dict[int, list[tuple[float, float]]] = {unit: [] for unit in alive}
+    queue: list[tuple[tuple[float, ...], int]] = [((), unit) for unit in alive]
+    first: list[int] = []
+    while len(first) < count:
+        _, unit = heapq.heappop(queue)
+        looks = seen[unit]
+        if len(looks) == len(parts):
+            first.append(unit)
+            continue
+        looks.append(judge.look([*gone, unit], parts[len(looks)]))
+        wrong, loss = (sum(column) / len(judge.labels) for column in zip(*looks, strict=True))
+        heapq.heappush(queue, (harm(1.0 - wrong, loss), unit))
+    losses = dict(zip(parts, seen[first[-1]], strict=True))
+    return first, sorted(parts, key=lambda part: -losses[part][1])
+
+
 @dataclass(frozen=True)
 class Judge:
-    """Accuracy and loss of the dense network with units of one layer zeroed where they are looked at.
+    """Mistakes and loss of the dense network with units of one layer zeroed where they are looked at.
 
     Attributes:
         model: the dense network.
         channels: module → (width, k) channels of its input that are the units'.
         labels: (N,) of the images.
-        forward: the logits, (N, classes).
+        parts: for `PART` of the images each, the hardest first, what computes their logits.
         behind: whether the channels are those of its output instead.
     """
 
     model: nn.Module
     channels: dict[str, NDArray[np.int64]]
     labels: Tensor
-    forward: Callable[[], Tensor]
+    parts: Sequence[Callable[[], Tensor]]
     behind: bool = False
 
     @classmethod
     def of(cls, context: Context, layer: Layer, count: int) -> Judge:
         """For a layer, on the first `count` calibration images."""
-        images = _front([images for images, _ in context.calibration], count)
-        labels = _front([labels for _, labels in context.calibration], count)
+        key = f"removal-{count}"
+        if key not in context.memo:
+            images = torch.cat([images for images, _ in context.calibration])[:count]
+            labels = torch.cat([labels for _, labels in context.calibration])[:count]
+            folded = fold_batchnorm(context.model, images[:PART])
+            context.memo[key] = folded, *_hardest_first(folded, images, labels)
+        model, images, labels = context.memo[key]
         channels = consumer_channels(context, layer)
         for part in layer.slices:  # a shortcut would carry a removed unit on to the next trunk
             if part.dim == 1 and isinstance(context.model.get_submodule(part.module), ChannelPad):
                 channels[part.module] = part.positions
-        return cls(context.model, channels, labels, _forward(context.model, images, set(channels)))
+        return cls(model, channels, labels, _forwards(model, torch.split(images, PART), set(channels)))
 
     @classmethod
     def of_filters(cls, model: nn.Module, name: str, batches: Batches) -> Judge:
@@ -110,19 +144,27 @@ class Judge:
 
         A filter is removed by zeroing its output: behind the batch norm that takes it, or the shift would live on.
         """
-        last = following_norms(model, batches[0][0][:1]).get(name, name)
+        example = batches[0][0][:PART]
+        last = following_norms(model, example).get(name, name)
         units = np.arange(model.get_parameter(f"{name}.weight").shape[0])[:, None]
-        parts = [_forward(model, images, {last}) for images, _ in batches]
-        labels = torch.cat([labels for _, labels in batches])
-        return cls(model, {last: units}, labels, lambda: torch.cat([part() for part in parts]), behind=True)
+        folded = fold_batchnorm(model, example, keep={last})
+        images, labels = _hardest_first(folded, *(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+        return cls(folded, {last: units}, labels, _forwards(folded, torch.split(images, PART), {last}), behind=True)
 
     def __call__(self, gone: Sequence[int]) -> tuple[float, float]:
         """Fraction of correct answers, and mean cross-entropy, without these units."""
+        looks = [self.look(gone, part) for part in range(len(self.parts))]
+        wrong, loss = (sum(column) / len(self.labels) for column in zip(*looks, strict=True))
+        return 1.0 - wrong, loss
+
+    def look(self, gone: Sequence[int], part: int) -> tuple[float, float]:
+        """Wrong answers, and summed cross-entropy, without these units, on a part of the images."""
+        labels = self.labels[part * PART : (part + 1) * PART]
         with torch.inference_mode(), self._zeroed(gone):
-            logits = self.forward().double()
-            labels = self.labels.to(logits.device)
-            correct = (logits.argmax(1) == labels).double().mean()
-            return float(correct), float(F.cross_entropy(logits, labels))
+            logits = self.parts[part]().double()
+            labels = labels.to(logits.device)
+            wrong = (logits.argmax(1) != labels).sum()
+            return float(wrong), float(F.cross_entropy(logits, labels, reduction="sum"))
 
     @contextmanager
     def _zeroed(self, gone: Sequence[int]) -> Iterator[None]:
@@ -148,21 +190,23 @@ def _without(x: Tensor, dim: int, places: Tensor) -> Tensor:
     return x.index_fill(dim, places.to(x.device), 0.0)
 
 
-def _front(batches: list[Tensor], count: int) -> Tensor:
-    return torch.cat(batches)[:count]
-
-
-def _forward(model: nn.Module, images: Tensor, late: set[str]) -> Callable[[], Tensor]:
-    """A forward pass that computes again only what may change when the inputs of the `late` modules do."""
+def _hardest_first(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels, sorted by the network's loss."""
     with torch.inference_mode():
-        whole: Tensor = model(images)
-        try:
-            rest = _Rest(model, trace(model), images, late)
-            if torch.allclose(rest(), whole, rtol=1e-3, atol=1e-4):
-                return rest
-        except UntraceableError:
-            pass
-    return lambda: model(images)
+        logits = torch.cat([model(part) for part in torch.split(images, 100)])
+    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+    order = losses.argsort(descending=True, stable=True)
+    return images[order.to(images.device)], labels[order.to(labels.device)]
+
+
+def _forwards(model: nn.Module, parts: Sequence[Tensor], late: set[str]) -> list[Callable[[], Tensor]]:
+    """Forward passes of some images each that compute again only what may change when inputs of `late` modules do."""
+    try:
+        graph = trace(model, parts[0][:1])
+    except UntraceableError:
+        return [partial(model, images) for images in parts]
+    with torch.inference_mode():
+        return [_Rest(model, graph, images, late) for images in parts]
 
 
 class _Rest:
@@ -192,7 +236,7 @@ class _Rest:
         last = {before: node for node in nodes for before in node.all_input_nodes}
         for node in nodes:
             args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            values[node] = _apply(self.model, node, args, kwargs)
+            values[node] = call_node(self.model, node, args, kwargs)
             for before in {*node.all_input_nodes, node}:
                 if last.get(before, node) is node and users.isdisjoint(before.users):
                     del values[before]

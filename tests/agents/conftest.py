@@ -27,11 +27,12 @@ def allocation():
             images = torch.randn(16, *layers.input_shape, generator=torch.Generator().manual_seed(1))
             contexts[name, cut] = Context(zoo.make(name), layers, [(images, torch.arange(16) % zoo.CLASSES)])
         context = contexts[name, cut]
+        layers = zoo.timed(name, cut) if kind == "latency" else context.structure
         if fraction is None:
-            least = Budget(context.structure, kind, 1.0, 0.9).least
-            fraction = (1.0 + context.structure.fraction(kind, least)) / 2
+            least = Budget(layers, kind, 1.0, 0.9).least
+            fraction = (1.0 + layers.fraction(kind, least)) / 2
         if "reward" in given:
             given["rewards"] = functools.partial(map, given.pop("reward"))
-        return Allocation(Budget(context.structure, kind, fraction, 0.9), context, **given)
+        return Allocation(Budget(layers, kind, fraction, 0.9), context, **given)
 
     return make

@@ -130,3 +130,21 @@ def test_knapsack_sees_through_a_curve_that_is_not_convex(allocation, monkeypatc
     cliff = [np.array([1.0] * n + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n + 1) for i, n in enumerate((4, 6, 8))]
     monkeypatch.setattr(ranks, "loss_curves", lambda _context: cliff)
     assert get_allocator("knapsack").allocate(given_)[2] == 8
+
+
+class Stairs:
+    """A cost of one for every three units of a layer begun."""
+
+    def total(self, widths):
+        return np.ceil(np.asarray(widths) / 3).sum()
+
+
+def test_knapsack_buys_whole_stairs(allocation, monkeypatch):
+    """The second stair of layer 1 is worth 0.5 + 0.4 + 0.3, the third one of layer 2 only 0.55 + 0.05, at one price."""
+    given_ = allocation("residual")
+    structure = replace(given_.budget.structure, latency=Stairs())
+    gains = [(0.0,) * 4, (1, 1, 1, 0.5, 0.4, 0.3), (1, 1, 1, 1, 1, 1, 0.55, 0.05)]
+    curves = [np.append(np.cumsum(gain[::-1])[::-1], 0.0) for gain in gains]
+    monkeypatch.setattr(ranks, "loss_curves", lambda _context: curves)
+    budget = Budget(structure, "latency", 5 / 7, 0.9)
+    assert get_allocator("knapsack").allocate(replace(given_, budget=budget)).tolist() == [3, 6, 6]

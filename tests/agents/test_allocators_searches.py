@@ -46,11 +46,18 @@ def test_evolution_improves_on_its_start_and_on_chance(allocation):
     assert np.mean([value for value, _ in pairs]) > np.mean(drawn)
 
 
-@pytest.mark.parametrize("name", ["hill_climb", "evolution"])
-def test_searches_begin_at_the_threshold(allocation, name):
+def test_a_model_of_the_losses_that_learns_finds_what_separate_layers_like(allocation):
+    pairs = [found(allocation, "adaptive_knapsack", seed) for seed in range(5)]
+    drawn = [found(allocation, "random", seed)[0] for seed in range(5)]
+    assert all(value > start for value, start in pairs)
+    assert np.mean([value for value, _ in pairs]) > 0.5 * np.mean(drawn)
+
+
+@pytest.mark.parametrize("name", ["hill_climb", "evolution", "adaptive_knapsack"])
+def test_searches_begin_at_the_knapsack(allocation, name):
     asked = []
     given = allocation(reward=lambda widths: asked.append(widths.tolist()) or 0.0, candidates=3)
-    start = get_allocator("threshold").allocate(given).tolist()
+    start = get_allocator("knapsack").allocate(given).tolist()
     assert get_allocator(name).allocate(given).tolist() == start  # nothing is better: the first of equals stays
     assert asked[0] == start
 

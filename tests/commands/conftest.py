@@ -13,10 +13,10 @@ QUICK = (
     "data.calibration=100",
     "data.search=100",
     "data.test=100",
-    "agent.episodes=8",
+    "agent.episodes=6",
     "agent.warmup=2",
+    "agent.finalists=3",
     "agent.updates=1",
-    "agent.demonstrations=[shallow,deep]",
     "agent.hidden=[16]",
     "finetune.epochs=0",
 )

@@ -64,7 +64,10 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["compare"], "give a plan, or --config"),
         (["compare", "--resume", "nowhere"], "no run there"),
         (["compare", "--resume", "nowhere", "--out", "here"], "leave --config, --set, --out out"),
-        (["compare", "--config", "digits", "--against", "shalow"], "did you mean shallow?"),
+        (
+            ["compare", "--config", "digits", "--set", "network.pretrain.epochs=1", "--against", "shalow"],
+            "did you mean shallow?",
+        ),
         (["magnitude", "digits"], "give a sparsity (--sparsity 0.8) or a plan (--plan FILE)"),
         (["sensitivity", "--sparsities", "0.5,half"], "numbers separated by commas"),
         (["sensitivity", "--repair", "gramm"], "did you mean gram?"),

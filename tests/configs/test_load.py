@@ -82,12 +82,14 @@ def test_later_overrides_win_and_values_come_last() -> None:
         (["budget.flops=0.3"], "flops", 0.3),
         (["budget.params=0.3", "budget.flops=0.4"], "flops", 0.4),
         (["budget.flops=1"], "flops", 1.0),
+        (["budget.latency=0.6"], "latency", 0.6),
+        (["budget.latency=0.6", "budget.params=0.3"], "params", 0.3),
     ],
 )
 def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: float) -> None:
     budget = load_config("cifar10-resnet20", overrides).budget
     assert (budget.kind, budget.fraction) == (kind, fraction)
-    assert {budget.flops, budget.params} == {None, fraction}
+    assert budget.model_dump(exclude_none=True) == {kind: fraction}
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: flo
         ("agent.epsiodes=3", r"unknown key agent.epsiodes – did you mean episodes\?"),
         ("network.pretrain.epoch=3", r"unknown key network.pretrain.epoch – did you mean epochs\?"),
         ("layers.zzz=3", r"unknown key layers.zzz \(known here: cut, exclude, max_sparsity\)"),
-        ("budget.latency=0.5", r"unknown key budget.latency"),
+        ("budget.latencies=0.5", r"unknown key budget.latencies – did you mean latency\?"),
+        ("budget.latency=1.5", r"budget.latency = 1.5: input should be less than or equal to 1"),
+        ("latency.batch=0", r"latency.batch = 0: input should be greater than or equal to 1"),
         ("agent.episodes=0", r"agent.episodes = 0: input should be greater than or equal to 1"),
         ("agent.episodes=many", r"agent.episodes = 'many': input should be a valid integer"),
         ("agent.algorithm=ppo", r"agent.algorithm = 'ppo': input should be 'ddpg', 'td3' or 'sac'"),
@@ -105,7 +109,7 @@ def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: flo
         ("budget.flops=0", r"budget.flops = 0: input should be greater than 0"),
         ("budget.flops=1.5", r"budget.flops = 1.5: input should be less than or equal to 1"),
         ("budget.flops=-0.5", r"budget.flops = -0.5: input should be greater than 0"),
-        ("budget.flops=null", r"budget: give exactly one budget: budget.flops or budget.params"),
+        ("budget.flops=null", r"budget: give exactly one budget: budget.flops, budget.params or budget.latency"),
         ("layers.max_sparsity=1.0", r"layers.max_sparsity = 1.0: input should be less than 1"),
         ("layers.cut=some", r"layers.cut = 'some': input should be 'inner', 'sampled' or 'all'"),
         ("reward.accuracy=-1", r"reward.accuracy = -1: input should be greater than or equal to 0"),

@@ -66,20 +66,22 @@ def trunks(count: int) -> dict[str, int]:
 # The layers are counted by hand: every convolution or linear layer that is no depthwise one, with those that add up to
 # one trunk (left whole, or one layer together) and the last one (left whole) apart.
 ARCHITECTURES = {
-    "torchvision:alexnet": Architecture(5 + 2, size=64, dear=("classifier",)),
+    "torchvision:alexnet": Architecture(5 + 2, size=64, images=64, dear=("classifier",)),
     "torchvision:vgg16_bn": Architecture(
-        13 + 2, images=64, dear=("features.17", "features.2", "features.3", "features.40", "classifier")
+        13 + 2, images=32, dear=("features.17", "features.2", "features.3", "features.40", "classifier")
     ),
     # the stem adds to the first block, which has no shortcut convolution …
-    "torchvision:resnet18": Architecture(8, trunks(4), dear=("layer4",)),
+    "torchvision:resnet18": Architecture(8, trunks(4), images=64, dear=("layer4",)),
     # … and here it has one, so that the stem is a layer of its own
-    "torchvision:resnet50": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer4",)),
+    "torchvision:resnet50": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer3", "layer4")),
     "torchvision:resnext50_32x4d": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer4",)),
     "torchvision:wide_resnet50_2": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer3", "layer4")),
     # nothing is ever added: the stem, two convolutions in each of 6 + 12 + 24 + 16, three transitions
-    "torchvision:densenet121": Architecture(1 + 58 * 2 + 3, images=64, dear=("features.denseblock4",)),
-    "torchvision:squeezenet1_1": Architecture(1 + 8 * 3),
-    "torchvision:googlenet": Architecture(3 + 9 * 6),
+    "torchvision:densenet121": Architecture(
+        1 + 58 * 2 + 3, images=64, dear=("features.denseblock3", "features.denseblock4")
+    ),
+    "torchvision:squeezenet1_1": Architecture(1 + 8 * 3, images=64),
+    "torchvision:googlenet": Architecture(3 + 9 * 6, images=64),
     # stem, expansions, projections of the two stages of one block each, last convolution; five stages are trunks
     "torchvision:mobilenet_v2": Architecture(1 + 16 + 2 + 1, trunks(5)),
     # stem, expansions, squeezes, the first projection, last convolution, hidden linear layer

@@ -13,13 +13,14 @@ from secateur.pruners.layers import PlanError
 
 NAMES = st.sampled_from(zoo.cases())
 KINDS = st.sampled_from(["flops", "params"])
+ALL_KINDS = st.sampled_from(["flops", "params", "latency"])
 FRACTIONS = st.floats(0.02, 1.0)
 MOST = st.floats(0.1, 0.95)
 
 
 def budget(case: tuple[str, str], kind: str, fraction: float, most: float = 0.9) -> Budget:
     try:
-        return Budget(zoo.structure(*case), kind, fraction, most)  # type: ignore[arg-type]
+        return Budget(zoo.priced(kind, *case), kind, fraction, most)  # type: ignore[arg-type]
     except PlanError:
         assume(False)
         raise
@@ -36,7 +37,11 @@ def walk(b: Budget, choices: list[float]) -> list[int]:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    case=NAMES, kind=KINDS, fraction=FRACTIONS, most=MOST, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12)
+    case=NAMES,
+    kind=ALL_KINDS,
+    fraction=FRACTIONS,
+    most=MOST,
+    choices=st.lists(st.floats(0, 1), min_size=12, max_size=12),
 )
 def test_every_walk_ends_at_the_budget(case, kind, fraction, most, choices):
     b = budget(case, kind, fraction, most)
@@ -54,7 +59,11 @@ def test_every_walk_ends_at_the_budget(case, kind, fraction, most, choices):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    case=NAMES, kind=KINDS, fraction=FRACTIONS, most=MOST, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12)
+    case=NAMES,
+    kind=ALL_KINDS,
+    fraction=FRACTIONS,
+    most=MOST,
+    choices=st.lists(st.floats(0, 1), min_size=12, max_size=12),
 )
 def test_bounds_are_what_they_say(case, kind, fraction, most, choices):
     b = budget(case, kind, fraction, most)
@@ -72,29 +81,10 @@ def test_bounds_are_what_they_say(case, kind, fraction, most, choices):
             assert b.cost(np.concatenate([widths[:t], [low + 1], dense[t + 1 :]])) > b.limit
 
 
-@settings(max_examples=60, deadline=None)
-@given(case=NAMES, kind=KINDS, fraction=FRACTIONS)
-def test_even_just_meets_the_budget(case, kind, fraction):
-    b = budget(case, kind, fraction)
-    dense = b.structure.widths
-    even = b.share([], b.structure.widths)
-    assert 0.0 <= even <= 0.9
-    cost = b.structure.relaxed_cost(kind, (1 - even) * dense)
-    assert cost <= b.limit * (1 + 1e-6) or even == pytest.approx(0.9, abs=1e-6)
-    if even > 1e-6:
-        assert b.structure.relaxed_cost(kind, (1 - even + 1e-5) * dense) > b.limit * (1 - 1e-6)
-
-
-def test_even_of_the_rest_depends_on_what_was_chosen() -> None:
-    b = budget(("resnet20", "inner"), "flops", 0.5)
-    base = b.share([], b.structure.widths)
-    assert b.share([16], b.structure.widths) > base > b.share([2], b.structure.widths)
-
-
 @settings(max_examples=80, deadline=None)
 @given(
     case=NAMES,
-    kind=KINDS,
+    kind=ALL_KINDS,
     fraction=FRACTIONS,
     most=MOST,
     target=st.lists(st.floats(1e-3, 1e3), min_size=12, max_size=12),
@@ -163,7 +153,6 @@ def test_a_whole_budget_keeps_the_network_whole() -> None:
     dense = b.structure.widths.tolist()
     assert walk(b, [0.0] * 12) == dense
     assert b.fill(np.ones(len(dense))).tolist() == dense
-    assert b.share([], b.structure.widths) == pytest.approx(0.0, abs=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -176,3 +165,21 @@ def test_cost_grows_with_every_width(case, kind, choices, layer):
     more = list(widths)
     more[layer] += 1
     assert structure.cost(kind, more) > structure.cost(kind, widths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=NAMES, kind=ALL_KINDS, fraction=FRACTIONS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12))
+def test_widening_costs_nothing_and_leaves_nothing(case, kind, fraction, choices):
+    b = budget(case, kind, fraction)
+    dense = b.structure.widths
+    widths = walk(b, choices)
+    for t, width in enumerate(widths):
+        wider = b.widen(widths[:t], width)
+        costs = [b.cost([*widths[:t], w, *dense[t + 1 :]]) for w in range(width, int(dense[t]) + 1)]
+        assert wider == width + max(i for i, cost in enumerate(costs) if cost == costs[0])
+        assert kind == "latency" or wider == width
+
+
+def test_latency_without_a_table() -> None:
+    with pytest.raises(PlanError, match=r"budget.latency needs the network's table"):
+        Budget(zoo.structure("vgg"), "latency", 0.5)

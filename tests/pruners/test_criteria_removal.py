@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from torch import nn
 
 import zoo
@@ -83,22 +89,68 @@ def test_as_many_images_judge_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) 
     seen = context("vgg")
     assert len(Judge.of(seen, seen.structure.layers[0], 30).labels) == 30
     shapes = []
-    hook = seen.model.register_forward_pre_hook(lambda _, args: shapes.append(len(args[0])))
-    monkeypatch.setattr(removal, "_forward", lambda model, images, _late: lambda: model(images))
+
+    def spy(model: nn.Module, parts: list[torch.Tensor], _late: set[str]) -> list[Callable[[], torch.Tensor]]:
+        return [lambda part=part: shapes.append(len(part)) or model(part) for part in parts]
+
+    monkeypatch.setattr(removal, "_forwards", spy)
     greedy(seen, seen.structure.layers[0], lambda _accuracy, loss: (loss,), images=10, rounds=None)
-    hook.remove()
     assert shapes == [10] * (8 * 9 // 2 - 1)
+
+
+class Table:
+    """A judge that reads what it says: wrong answers and loss of every unit on every part, whatever else is gone."""
+
+    def __init__(self, wrong: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
+        self.wrong, self.losses, self.looks = wrong, losses, 0
+        self.parts = range(wrong.shape[1])
+        self.labels = range(10 * wrong.shape[1])
+
+    def look(self, gone: list[int], part: int) -> tuple[float, float]:
+        self.looks += 1
+        return float(self.wrong[gone[-1], part]), float(self.losses[gone[-1], part])
+
+
+@given(
+    table=arrays(np.int64, st.tuples(st.integers(2, 9), st.integers(1, 5)), elements=st.integers(0, 3)),
+    rounds=st.sampled_from([None, 1, 3]),
+    name=st.sampled_from(sorted(removal.HARMS)),
+)
+def test_a_race_ends_as_if_all_had_looked_at_all(table: NDArray[np.int64], rounds: int | None, name: str) -> None:
+    """Many ties: then the lower number goes first."""
+    judge = Table(table // 2, table[:, ::-1].astype(float))
+    harms = np.stack([(table // 2).sum(1), table.sum(1)], axis=1)[:, 0 if name == "car" else 1 :].tolist()
+    order = removal.remove_greedily(judge, len(table), removal.HARMS[name], rounds)  # type: ignore[arg-type]
+    gone = sorted(range(len(table)), key=harms.__getitem__)
+    assert order.tolist() == gone[::-1]
+
+
+def test_who_falls_behind_looks_no_further() -> None:
+    """Of eight units seven lose on the first of four parts."""
+    judge = Table(np.zeros((8, 4), dtype=np.int64), np.arange(8.0)[:, None] * [9.0, 0.1, 0.1, 0.1])
+    order = removal.remove_greedily(judge, 8, removal.HARMS["rar"], None)  # type: ignore[arg-type]
+    assert order.tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert judge.looks == sum(4 + left - 1 for left in range(2, 9))
+
+
+def test_the_hardest_images_come_first() -> None:
+    seen = context("vgg")
+    judge = Judge.of(seen, seen.structure.layers[0], 64)
+    losses = [judge.look([], part)[1] for part in range(6)]
+    assert losses == sorted(losses, reverse=True)
+    assert len(judge.parts) == 7  # of 64 images the last four are apart
 
 
 def test_only_what_comes_behind_is_computed_again() -> None:
     seen = context("vgg")
     judge = Judge.of(seen, seen.structure.layers[1], 64)
     calls = []
-    hooks = [m.register_forward_hook(lambda m, _i, _o: calls.append(m)) for m in seen.model if not list(m.children())]
-    judge([0])
+    network = judge.model
+    hooks = [m.register_forward_hook(lambda m, _i, _o: calls.append(m)) for m in network if not list(m.children())]
+    judge.look([0], 0)
     for hook in hooks:
         hook.remove()
-    assert calls == [seen.model[5], seen.model[6], seen.model[7]]
+    assert calls == [network[5], network[6], network[7]]
 
 
 class Forgetful(nn.Module):

@@ -114,7 +114,7 @@ def drop(*path: str | int) -> Change:
         (edit("layers", to={}), r"layers = \{\}: input should be a valid list"),
         (edit("layers", 0, to=7), r"layer 0 = 7: input should be a valid dictionary"),
         (edit("budget", "fraction", to=1.5), r"budget.fraction = 1.5: input should be less than or equal to 1"),
-        (edit("budget", "kind", to="latency"), r"budget.kind = 'latency': input should be 'flops' or 'params'"),
+        (edit("budget", "kind", to="watts"), r"budget.kind = 'watts': input should be 'flops', 'params' or 'latency'"),
         (edit("method", to="magic"), r"method = 'magic': input should be 'channel'"),
     ],
 )

@@ -83,10 +83,10 @@ def test_a_repair_that_harms_is_not_taken() -> None:
 def test_what_takes_the_place_of_a_sequential_repair_is_a_gram_repair(
     harm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_it(pruned: nn.Module, *_args: object, **_kwargs: object) -> None:
+    def break_it(_self: object, pruned: nn.Module, *_args: object, **_kwargs: object) -> None:
         pruned.get_submodule("linear").bias = nn.Parameter(torch.full((zoo.CLASSES,), harm))
 
-    monkeypatch.setattr("secateur.pruners.pruner.repair_sequentially", break_it)
+    monkeypatch.setattr("secateur.pruners.sequential.SequentialRepair.__call__", break_it)
     p = pruner("residual")
     widths = p.structure.widths // 2
     with pytest.warns(RuntimeWarning, match="the sequential repair was not taken"):

@@ -17,7 +17,7 @@ import zoo
 from secateur.pruners.coupling import find_layers
 from secateur.pruners.layers import Selection, Structure
 from secateur.pruners.reconstruction import RIDGE, Sampler, damping
-from secateur.pruners.sequential import REFIT_RIDGE, UntraceableError, repair_sequentially
+from secateur.pruners.sequential import HELD, REFIT_RIDGE, SequentialRepair, UntraceableError, repair_sequentially
 from secateur.pruners.shrink import shrink
 
 TRACEABLE = [case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]
@@ -210,7 +210,10 @@ def test_refitted_layers_keep_a_stronger_hold_on_their_old_weights() -> None:
 
 @pytest.mark.parametrize(
     ("name", "cut", "sparsity"),
-    [*((name, cut, sparsity) for name, cut in TRACEABLE for sparsity in (0.25, 0.5)), ("digits", "all", 0.5)],
+    [
+        *((name, cut, 0.5) for name, cut in [*TRACEABLE, ("digits", "all")]),
+        *((name, "inner", 0.25) for name in ("vgg", "plain_bias", "grouped", "densenet", "residual")),
+    ],
 )
 def test_repair_brings_the_logits_nearer(name: str, cut: str, sparsity: float) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
@@ -228,11 +231,28 @@ def test_repair_brings_the_logits_nearer(name: str, cut: str, sparsity: float) -
 
 @CASES
 @pytest.mark.parametrize("refit", [False, True])
-def test_nothing_cut_nothing_changed(name: str, cut: str, refit: bool) -> None:
+def test_features_that_are_kept_repair_as_those_that_are_not(name: str, cut: str, refit: bool) -> None:
+    model, structure, batches = zoo.make(name), zoo.structure(name, cut), zoo.batches(name)
+    shared = SequentialRepair(model, structure, batches)
+    assert 0 < shared.bytes < HELD
+    for seed in (0, 1):  # the second network finds them there
+        selection = half(structure, seed)
+        kept = shrink(model, structure, selection)
+        shared(kept, selection, refit=refit)
+        anew = repaired(model, structure, selection, batches, refit)
+        for key, tensor in anew.state_dict().items():
+            assert torch.equal(kept.state_dict()[key], tensor), key
+    held = [t for feature in shared._features.values() for part in feature if part is not None for t in part]
+    assert sum(t.numel() * t.element_size() for t in held) == shared.bytes
+
+
+@CASES
+def test_nothing_cut_nothing_changed(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (8,))
-    pruned = repaired(model, structure, zoo.whole(structure), batches, refit)
-    zoo.assert_same_network(pruned, model, batches[0][0])
+    for refit in (False, True):
+        pruned = repaired(model, structure, zoo.whole(structure), batches, refit)
+        zoo.assert_same_network(pruned, model, batches[0][0])
 
 
 @CASES

@@ -20,34 +20,25 @@ def task_of(depth: int, real_data, *overrides: str) -> Task:
     return make_task(load_config(f"cifar10-resnet{depth}", [root, *overrides]))
 
 
-@pytest.fixture(scope="module", params=[20, 56])
-def task(request, real_data) -> Task:
-    return task_of(request.param, real_data)
+WAYS = (("none", False), ("gram", False), ("sequential", False), ("sequential", True))
 
 
-def half(task: Task) -> np.ndarray:
-    return task.structure.widths // 2
-
-
-def test_half_the_channels_repaired_keep_the_accuracy(task):
-    """81 % and 89 %, from 15 % and 39 % unrepaired (dense 91.6 and 92.7)."""
-    depth = 20 if len(task.structure.layers) == 9 else 56
-    assert accuracy(task.pruner.prune(half(task)), task.test) < 45
-    repaired = task.pruner.prune(half(task), "sequential", refit=True)
-    assert accuracy(repaired, task.test) >= {20: 81.0, 56: 89.0}[depth]
-
-
-def test_every_repair_brings_the_logits_nearer(task):
-    distances = [
-        task.evaluator.judge(task.pruner.prune(half(task), repair, refit=refit), half(task)).reconstruction_loss
-        for repair, refit in (("none", False), ("gram", False), ("sequential", False), ("sequential", True))
-    ]
+@pytest.mark.parametrize(("depth", "ways", "kept"), [(20, WAYS, 81.0), (56, WAYS[::3], 89.0)])
+def test_every_repair_brings_the_logits_nearer_and_the_last_keeps_the_accuracy(depth, ways, kept, real_data):
+    """Of half the channels: dense 91.6 and 92.7 % on the test images, unrepaired 34 and 42 %."""
+    task = task_of(depth, real_data, "data.search=500")
+    half = task.structure.widths // 2
+    networks = [task.pruner.prune(half, repair, refit=refit) for repair, refit in ways]
+    judged = [task.evaluator.judge(network, half) for network in networks]
+    distances = [evaluation.reconstruction_loss for evaluation in judged]
     assert distances == sorted(distances, reverse=True)
+    assert judged[0].accuracy < 50.0
+    assert accuracy(networks[-1], task.test) >= kept
 
 
 @pytest.mark.parametrize("cut", ["inner", "all"])
 def test_masked_and_shrunk_agree_and_cost_what_is_counted(real_data, cut):
-    task = task_of(20, real_data, f"layers.cut={cut}")
+    task = task_of(20, real_data, f"layers.cut={cut}", "pruning.criterion=l1", "data.search=100")
     rng = np.random.default_rng(0)
     widths = np.array([rng.integers(1, width + 1) for width in task.structure.widths])
     images = task.search[0][0]
@@ -61,7 +52,7 @@ def test_masked_and_shrunk_agree_and_cost_what_is_counted(real_data, cut):
 
 
 def test_the_trunk_is_cut_and_repaired(real_data):
-    task = task_of(20, real_data, "layers.cut=all")
+    task = task_of(20, real_data, "layers.cut=all", "data.calibration=200", "data.search=100")
     assert sum(layer.trunk for layer in task.structure.layers) == 3
     widths = np.where(
         [layer.trunk for layer in task.structure.layers], task.structure.widths * 3 // 4, task.structure.widths
@@ -74,11 +65,12 @@ def test_the_trunk_is_cut_and_repaired(real_data):
 def test_a_short_search_and_everything_after_it(real_data, tmp_path):
     quick = [
         f"data.root={real_data / 'cifar10-lossless'}",
-        "data.calibration=200",
-        "data.search=200",
+        "data.calibration=100",
+        "data.search=100",
         "data.test=200",
-        "agent.episodes=5",
+        "agent.episodes=4",
         "agent.warmup=2",
+        "agent.finalists=2",
     ]
     done = secateur.train("cifar10-resnet20", overrides=quick, out=tmp_path / "run")
     assert 0.495 <= done.plan.cost["flops"] <= 0.5

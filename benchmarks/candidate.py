@@ -1,0 +1,194 @@
+"""Time of a candidate of the search, in forward passes of the same pruned network over the same images.
+
+python benchmarks/candidate.py    (random weights and images: time does not depend on what they are)
+
+A candidate is pruned (half of every layer), repaired (sequential, producers re-fitted, on 100 images: the defaults),
+judged on the search images, and learned from (an episode of the DDPG learner with its default settings, whose
+evaluator costs nothing). The unit is what a bare forward pass of the shrunk network takes: eager, channels last,
+batches of 100. CPU seconds on one thread, the least of the repeats, all measured in turn in one process a row.
+
+The naive candidate is what a straightforward evaluator does, after the existing tools: a deep copy of the dense
+network; the moments of the inputs of every layer collected anew with a pass of the same 100 images, and the surviving
+weights re-fitted to them; those written back into the copy, with zeros where channels went; a plain forward pass of
+this network of dense shape. (Official AMC solves by scikit-learn on raw samples instead, ten times slower, and repairs
+no producers; this one does not either.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from common import header, table
+from torch import nn
+
+from secateur.agents.learner import Learner
+from secateur.configs.schema import AgentConfig, NetworkConfig
+from secateur.envs import CandidateEvaluator, Evaluation, LayerSparsityEnv
+from secateur.envs.observation import layer_statistics
+from secateur.networks import build_network
+from secateur.pruners.batchnorm import adapt_batchnorm
+from secateur.pruners.budget import Budget
+from secateur.pruners.coupling import find_layers
+from secateur.pruners.inference import channels_last, logits
+from secateur.pruners.pruner import ChannelPruner
+from secateur.pruners.reconstruction import Batches, collect_moments, repair_from_moments
+from secateur.pruners.shrink import mask, shrink
+
+REPAIR_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row: which network, how wide, on which images."""
+
+    label: str
+    network: str
+    size: int = 32
+    images: int = 1000
+    width: float = 1.0
+    whole: bool = True
+
+    def build(self) -> nn.Module:
+        kwargs = {"widths": [round(self.width * w) for w in (16, 32, 64)]} if self.width != 1.0 else {}
+        name = "secateur.networks.cifar_resnet:CifarResNet" if kwargs else self.network
+        blocks = {"blocks": (int(self.network.removeprefix("cifar_resnet")) - 2) // 6} if kwargs else {}
+        return build_network(NetworkConfig.model_construct(name=name, num_classes=10, kwargs=kwargs | blocks), seed=0)
+
+
+NETWORKS = [
+    Case("ResNet-20, 32×32", "cifar_resnet20"),
+    Case("ResNet-56, 32×32", "cifar_resnet56"),
+    Case("MobileNetV2, 64×64", "torchvision:mobilenet_v2", 64),
+    Case("VGG-16-BN, 64×64", "torchvision:vgg16_bn", 64),
+]
+GROWTH = [
+    *(Case(f"ResNet-{depth}", f"cifar_resnet{depth}") for depth in (20, 32, 56, 110)),
+    *(Case(f"ResNet-20, {n:,} images", "cifar_resnet20", images=n) for n in (250, 500, 2000)),
+    *(Case(f"ResNet-20, {w:g} × the channels", "cifar_resnet20", width=w) for w in (0.5, 2.0, 4.0)),
+]
+PARTS = ("prune", "repair", "adaptive_bn", "evaluate", "agent")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="rows whose label contains this")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(header())
+    print(f"half of every layer cut; repair on {REPAIR_IMAGES} images; CPU seconds, the least of {args.repeats}\n")
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as alone:  # a process a row: its peak memory is its own
+
+        def rows(cases: list[Case]) -> list[dict[str, float]]:
+            return list(alone.map(measure, cases, [args.repeats] * len(cases)))
+
+        chosen = [case for case in NETWORKS if args.only in case.label]
+        found = rows(chosen)
+        head = ["network", "bare pass, s", *(p.replace("adaptive_bn", "adaptive BN, if asked for") for p in PARTS)]
+        head += ["candidate", "naive", "features, MB", "peak memory, MB"]
+        print(table(head, [[case.label, *_cells(row)] for case, row in zip(chosen, found, strict=True)]) + "\n")
+        chosen = [dataclasses.replace(case, whole=False) for case in GROWTH if args.only in case.label]
+        found = rows(chosen)
+        head = ["network", "layers", "bare pass, s", "candidate, s", "candidate", "features, MB", "peak memory, MB"]
+        lines = []
+        for case, row in zip(chosen, found, strict=True):
+            own = (row["bare"], row["candidate"] * row["bare"], row["candidate"])
+            figures = [f"{row['layers']:.0f}", *(f"{value:.2f}" for value in own)]
+            lines.append([case.label, *figures, f"{row['features']:.0f}", f"{row['peak']:.0f}"])
+        print(table(head, lines))
+
+
+def _cells(row: dict[str, float]) -> list[str]:
+    ratios = [f"{row[name]:.2f}" for name in (*PARTS, "candidate", "naive")]
+    return [f"{row['bare']:.2f}", *ratios, f"{row['features']:.0f}", f"{row['peak']:.0f}"]
+
+
+def measure(case: Case, repeats: int) -> dict[str, float]:
+    """Ratios to the bare pass, by part, and megabytes."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = case.build()
+    images = torch.randn(REPAIR_IMAGES + case.images, 3, case.size, case.size)
+    batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in images.split(100)]
+    calibration, search = batches[:1], batches[1:]
+    adapt_batchnorm(model, calibration)  # a fresh network's features fade away otherwise, down to denormal numbers
+    pruner = ChannelPruner(model, find_layers(model, (3, case.size, case.size)), "l1", calibration)
+    evaluator = CandidateEvaluator(pruner, search, repair="sequential", refit=True, images=REPAIR_IMAGES)
+    widths = np.maximum(1, pruner.structure.widths // 2)
+    pruned = pruner.prune(widths, "sequential", refit=True, images=REPAIR_IMAGES, guard=False)
+    bare = pruner.prune(widths, guard=False)
+    for parameter in bare.parameters():
+        parameter.data = channels_last(parameter.data)
+
+    def candidate() -> None:
+        evaluator.known.clear()
+        evaluator.evaluate(widths)
+
+    timed: dict[str, Callable[[], object]] = {
+        "bare": lambda: logits(bare, evaluator.search),
+        "candidate": candidate,
+        "evaluate": lambda: evaluator.judge(pruned, widths),
+        "prune": lambda: pruner.prune(widths, guard=False),
+        "adaptive_bn": lambda: adapt_batchnorm(bare, pruner.calibration),
+    }
+    seconds = dict.fromkeys(timed, float("inf"))
+    for _ in range(repeats):
+        for name, part in timed.items():
+            seconds[name] = min(seconds[name], _cpu(part))
+    seconds["repair"] = seconds["candidate"] - seconds["evaluate"] - seconds["prune"]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if case.whole:
+        seconds["naive"] = min(_cpu(lambda: naive(pruner, widths, search)) for _ in range(2))
+    seconds["agent"] = episode(pruner)
+    seconds["candidate"] += seconds["agent"]
+    ratios = {name: value / seconds["bare"] for name, value in seconds.items() if name != "bare"}
+    features = pruner.sequential(REPAIR_IMAGES).bytes / 2**20
+    return {**ratios, "bare": seconds["bare"], "layers": len(widths), "features": features, "peak": peak}
+
+
+def naive(pruner: ChannelPruner, widths: np.ndarray, search: Batches) -> torch.Tensor:
+    """The logits of a candidate the straightforward way; see the module's docstring."""
+    dense, structure, selection = copy.deepcopy(pruner.dense), pruner.structure, pruner.selection(widths)
+    small = shrink(dense, structure, selection)
+    repair_from_moments(small, dense, structure, selection, collect_moments(dense, structure, pruner.calibration))
+    masked, kept = copy.deepcopy(mask(dense, structure, selection)), structure.kept_positions(selection)
+    tensors = small.state_dict()
+    for name, tensor in masked.state_dict().items():
+        places = [kept.get((name, dim), np.arange(size)) for dim, size in enumerate(tensor.shape)]
+        tensor.numpy()[np.ix_(*places)] = tensors[name].numpy()
+    return logits(masked, search)
+
+
+def episode(pruner: ChannelPruner) -> float:
+    """CPU seconds of the agent: walk the layers, store, learn; the least of three episodes after the first."""
+
+    class Free:
+        def evaluate(self, widths: np.ndarray) -> Evaluation:
+            return Evaluation(50.0, 0.5, 0.5, 0.5)
+
+    env = LayerSparsityEnv(Budget(pruner.structure, "flops", 0.5, 0.9), Free(), layer_statistics(pruner))
+    learner = Learner(env, AgentConfig(warmup=1, episodes=5), seed=0)
+    walk = learner.run()
+    next(walk), next(walk)
+    return min(_cpu(lambda: next(walk)) for _ in range(3))
+
+
+def _cpu(part: Callable[[], object]) -> float:
+    start = time.process_time()
+    part()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    main()

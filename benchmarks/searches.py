@@ -1,0 +1,125 @@
+"""The agent against rules and other searches: equal candidates, the same images, several seeds.
+
+python benchmarks/searches.py --data DIR --out DIR    (an hour and more; what is there already is not run again)
+
+`--data DIR` holds `cifar10-lossless/` and `weights/`. Every seed's training is a run folder below `--out`, every
+comparison, too; a benchmark that was interrupted goes on where it stopped. All plans are repaired in the end alike and
+judged on the same test images; a search's best few are judged again by the final repair on the search images before
+one is chosen. Mean ± standard error over the seeds; `over ddpg` is paired: the same test images, the same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import header, table
+
+import secateur
+from secateur.commands.compare import COMPARE_NAME
+from secateur.commands.train import SUMMARY_NAME
+from secateur.configs import load_config
+from secateur.reports.progress import RichReporter
+
+RULES = ["uniform", "shallow", "deep", "erk", "lamp", "global_l1", "global_taylor", "threshold", "knapsack"]
+SEARCHES = ["random", "evolution", "hill_climb", "adaptive_knapsack"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--against", nargs="+", default=[*RULES, *SEARCHES])
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(header())
+    for depth in args.depths:
+        for budget in args.budgets:
+            rows = compare(args, depth, budget)
+            print(f"\nResNet-{depth}, {100 * budget:g} % of the FLOPs, {args.candidates} candidates\n")
+            print(table(["allocator", "seeds", "search", "distance", "test", "over ddpg"], summarize(rows)), flush=True)
+
+
+def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[str, Any]]:
+    """The rows of one comparison, run as far as it is not there yet."""
+    overrides = [f"data.root={args.data / 'cifar10-lossless'}", f"budget.flops={budget}", "threads=1", *args.overrides]
+    overrides.append(f"agent.episodes={args.candidates}")
+    config = load_config(f"cifar10-resnet{depth}", overrides)
+    folder = args.out / f"resnet{depth}-{budget:g}"
+    reporter = RichReporter()
+    plans = []
+    for seed in range(args.seeds):
+        run = folder / f"ddpg-{seed}"
+        if not (run / SUMMARY_NAME).is_file():
+            begun = run.is_dir() and any(run.iterdir())
+            secateur.train(
+                None if begun else config,
+                seed=seed,
+                out=None if begun else run,
+                resume=run if begun else None,
+                reporter=reporter,
+            )
+        plans.append(run)
+    out = folder / "compare"
+    if not (out / COMPARE_NAME).is_file():
+        begun = out.is_dir() and any(out.iterdir())
+        secateur.compare(
+            plans,
+            config=config,
+            against=args.against,
+            candidates=args.candidates,
+            seeds=range(args.seeds),
+            out=None if begun else out,
+            resume=out if begun else None,
+            reporter=reporter,
+        )
+    rows: list[dict[str, Any]] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line an allocator, in the order of their test accuracy."""
+    tests: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        tests.setdefault(row["allocator"], []).append(row)
+    learned = np.array([row["test_accuracy"] for row in tests["ddpg"]])
+    lines = []
+    for name, found in sorted(tests.items(), key=lambda item: -np.mean([r["test_accuracy"] for r in item[1]])):
+        test = np.array([row["test_accuracy"] for row in found])
+        gain = test - (learned if len(test) == len(learned) else learned.mean())
+        spread = gain if len(test) == len(learned) else learned  # a rule has one row, the agent's rows vary
+        lines.append(
+            [
+                name,
+                str(len(found)),
+                mean([row["search_accuracy"] for row in found], 2),
+                mean([row["reconstruction_loss"] for row in found], 4),
+                mean(list(test), 2),
+                "" if name == "ddpg" else f"{gain.mean():+.2f} ± {error(spread):.2f}",
+            ]
+        )
+    return lines
+
+
+def mean(values: list[float], digits: int) -> str:
+    """With its standard error, where there are several."""
+    shown = f"{np.mean(values):.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} ± {error(np.array(values)):.{digits}f}"
+
+
+def error(values: np.ndarray[Any, Any]) -> float:
+    """Standard error of the mean."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""Nothing is lost: processes are killed, disks are full, files are damaged, numbers are not finite."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import crash
+import secateur
+from secateur.agents.log import EpisodeLog
+from secateur.commands import cli
+from secateur.commands.folders import claimed
+from secateur.pruners.files import is_temporary, read_tensors
+from secateur.pruners.pruner import ChannelPruner
+
+SERVER = multiprocessing.get_context("forkserver")  # real processes, that need not import everything first
+SERVER.set_forkserver_preload(["crash", "secateur.commands.train", "secateur.commands.compare"])
+
+
+def start(command: str, at: int = 0, **arguments) -> multiprocessing.Process:
+    given = (command, os.environ["SECATEUR_CACHE"], at)  # a server's children have its environment, not the test's
+    process = SERVER.Process(target=crash.run_and_die, args=given, kwargs=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def was_killed(process: multiprocessing.Process) -> bool:
+    process.join(600)
+    assert process.exitcode in (0, -signal.SIGKILL)  # it must not fail
+    return process.exitcode != 0
+
+
+def untimed(path: Path) -> list[dict]:
+    records = map(json.loads, path.read_text().splitlines())
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    assert untimed(folder / "episodes.jsonl") == untimed(expected / "episodes.jsonl")
+    for name in ("plan.json", "config.yaml"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    for name in ("dense.safetensors", "policy.safetensors"):
+        (ours, about), (theirs, expected_about) = read_tensors(folder / name), read_tensors(expected / name)
+        assert about == expected_about
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
+    assert not any(is_temporary(path) for path in folder.iterdir())
+
+
+def copy(run: secateur.Training, folder: Path, episodes: int) -> Path:
+    """A run that was killed after so many episodes."""
+    shutil.copytree(run.folder, folder)
+    log = folder / "episodes.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:episodes]))
+    for name in ("summary.json", "policy.safetensors", "plan.png", "reward.png"):
+        (folder / name).unlink()
+    return folder
+
+
+def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run, quick, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))  # written in these processes, and so killed there too
+    folder = tmp_path / "run"
+    fresh = {"config": "digits", "overrides": quick, "out": folder}
+    for at in (1, 4, 9, 16, 20):  # the config, the dense network, the cache, the log, a plan or checkpoint
+        there = (folder / "config.yaml").exists()
+        assert there == (at > 4)
+        assert was_killed(start("train", at, **({"resume": folder} if there else fresh)))
+    assert 0 < len((folder / "episodes.jsonl").read_bytes().splitlines()) < 8
+    assert not was_killed(start("train", resume=folder))
+    assert_same_run(folder, run.folder)
+
+
+def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(run, quick, tmp_path):
+    folder = tmp_path / "run"
+    fresh = {"config": "digits", "overrides": quick, "out": folder}
+    moments = random.Random(0)
+    for _ in range(2):
+        process = start("train", **({"resume": folder} if (folder / "config.yaml").exists() else fresh))
+        process.join(moments.uniform(0.2, 2.0))
+        process.kill()
+        was_killed(process)
+    assert not was_killed(start("train", resume=folder))
+    assert_same_run(folder, run.folder)
+
+
+def test_a_killed_comparison_ends_as_the_uninterrupted_one(run, tmp_path):
+    folder = tmp_path / "compare"
+    arguments = {"plans": [run.folder], "against": ["uniform", "random", "hill_climb"], "candidates": 3}
+    whole = secateur.compare(**arguments, out=tmp_path / "whole")
+    assert was_killed(start("compare", 6, **arguments, out=folder))
+    assert len((folder / "candidates.jsonl").read_bytes().splitlines()) == 2  # the second is torn
+    for at in (5, 9):  # the last candidate, a plan
+        assert was_killed(start("compare", at, **arguments, resume=folder))
+    assert not was_killed(start("compare", **arguments, resume=folder))
+    assert (folder / "candidates.jsonl").read_text() == (whole.folder / "candidates.jsonl").read_text()
+    assert json.loads((folder / "compare.json").read_text())["rows"] == whole.rows
+    for row in whole.rows:
+        assert (folder / row["plan"]).read_text() == (whole.folder / row["plan"]).read_text()
+
+
+def test_a_run_that_was_killed_before_it_had_a_config_starts_again(run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / ".config.yaml.0123abcd.tmp").write_text("name: dig")
+    with pytest.raises(ValueError, match=r"no run there \(no config\.yaml\); start one with secateur train --out"):
+        secateur.train(resume=folder)
+    done = secateur.compare(config=run.folder / "config.yaml", against=["uniform"], out=folder)
+    assert not any(is_temporary(path) for path in done.folder.iterdir())
+
+
+@pytest.fixture
+def error_line(capsys, monkeypatch):
+    """What the console script says of a mistake or a mishap, in this process."""
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
+        monkeypatch.delenv("SECATEUR_DEBUG", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+        return said
+
+    return call
+
+
+def test_on_a_full_disk_a_run_stops_with_one_line_and_goes_on_when_there_is_room(run, tmp_path, error_line):
+    folder = copy(run, tmp_path / "run", 6)
+    size = (folder / "episodes.jsonl").stat().st_size
+    for name in ("plan.json", "policy.safetensors"):
+        (folder / name).write_bytes(b"\x00garbage")  # written anew in any case
+    with crash.files_of_at_most(size + 100):
+        said = error_line("train", "--resume", folder)
+    assert f"disk full: {folder} cannot be written" in said
+    assert f"free space, then secateur train --resume {folder}" in said
+    assert (folder / "episodes.jsonl").stat().st_size == size + 100  # a torn line
+    assert secateur.train(resume=folder).summary["replayed"] == 6
+    assert_same_run(folder, run.folder)
+
+
+def test_on_a_full_disk_a_start_leaves_nothing_behind(quick, tmp_path, error_line):
+    overrides = [part for override in (*quick, "network.pretrain.epochs=1") for part in ("--set", override)]
+    with crash.files_of_at_most(5000):
+        said = error_line("train", "digits", "--out", tmp_path / "runs" / "new", *overrides)
+    assert "disk full" in said
+    assert said.strip().endswith("free space, then secateur train again")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml is not YAML: .*; restore it, or write it anew"),
+        ("config.yaml", b"", r"config\.yaml holds no config: .*; restore it"),
+        ("config.yaml", b"name: [", r"config\.yaml is not YAML: .*; restore it"),
+        ("config.yaml", b"name: digits\nbudge: 1\n", r"config\.yaml: .*unknown key budge .*; restore it"),
+        ("dense.safetensors", b"garbage", r"dense\.safetensors is not a safetensors file: .*; restore it, or delete"),
+        ("dense.safetensors", b"", r"dense\.safetensors is not a safetensors file: .*; restore it, or delete it"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_remedy(run, tmp_path, name, content, message):
+    folder = copy(run, tmp_path / "run", 3)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        secateur.train(resume=folder)
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert after == {**before, name: content}
+
+
+@pytest.mark.parametrize("line", ['{"episode": 1}', "null", "[]", '"', '{"widths": 3}', "\udcff"])
+def test_a_damaged_line_is_named(run, tmp_path, line):
+    log = copy(run, tmp_path / "run", 3) / "episodes.jsonl"
+    lines = log.read_text().splitlines()
+    for spoilt in (line, lines[1].replace('"widths": [', '"widths": ["1", ')):
+        log.write_text("\n".join([lines[0], spoilt, lines[2], ""]), encoding="utf-8", errors="surrogateescape")
+        with pytest.raises(ValueError, match=r"episodes\.jsonl, line 2 is damaged: delete that line and all below it"):
+            EpisodeLog(log).read(6)
+
+
+def test_a_log_that_does_not_replay_is_refused(run, tmp_path):
+    folder = copy(run, tmp_path / "run", 3)
+    for checkpoint in folder.glob("learner-*"):
+        checkpoint.unlink()
+    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: its actions give other widths now"):
+        secateur.train(resume=folder, overrides=["budget.flops=0.2"])
+
+
+def test_two_processes_do_not_write_one_run(run, tmp_path):
+    folder = copy(run, tmp_path / "run", 3)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
+    command = [sys.executable, "-u", "-c", hold, str(folder / ".lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="another process writes there; wait for it, or choose another folder"):
+            secateur.train(resume=folder)
+        other.kill()
+        other.wait()
+        with claimed(folder, "train", "episodes.jsonl"):
+            pass  # a killed process holds nothing
+
+
+def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(run, tmp_path, monkeypatch):
+    prune, calls = ChannelPruner.prune, []
+
+    def broken(self, widths, *arguments, guard=True, **values):
+        pruned = prune(self, widths, *arguments, guard=guard, **values)
+        calls.append(widths.tolist())
+        if not guard and len(calls) == 2:
+            first = next(pruned.parameters())
+            first.data = torch.full_like(first, float("nan"))  # the dense network's own stays as it is
+        return pruned
+
+    monkeypatch.setattr(ChannelPruner, "prune", broken)
+    folder = copy(run, tmp_path / "run", 2)
+    done = secateur.train(resume=folder, overrides=["agent.finalists=1"])
+    records = untimed(folder / "episodes.jsonl")
+    worst = next(record for record in records if record["widths"] == calls[1])
+    assert done.finished
+    assert worst["accuracy"] == 0.0
+    assert worst["reward"] == -10.0 == min(record["reward"] for record in records)
+    assert np.isfinite(worst["reconstruction_loss"])
+    assert done.plan.widths.tolist() != calls[1]
+
+
+def test_an_agent_that_diverges_stops_the_run_and_it_goes_on_with_a_lower_rate(run, tmp_path, monkeypatch):
+    folder = copy(run, tmp_path / "run", 2)
+    with pytest.raises(
+        RuntimeError, match=r"the agent diverged after \d episodes .* below agent\.learning_rate=1e\+30"
+    ):
+        secateur.train(resume=folder, overrides=["agent.learning_rate=1e30"])
+    logged = untimed(folder / "episodes.jsonl")
+    assert len(logged) >= 2
+    assert secateur.RatioPlan.load(folder).provenance.candidates >= 2
+    assert not (folder / "policy.safetensors").exists()
+    done = secateur.train(resume=folder, overrides=["agent.learning_rate=1e-3", "agent.finalists=1"])
+    assert done.finished
+    assert untimed(folder / "episodes.jsonl")[: len(logged)] == logged
+    policy, _ = read_tensors(folder / "policy.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in policy.values())

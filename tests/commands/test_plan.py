@@ -1,0 +1,54 @@
+"""`secateur plan`: a policy's word for any budget, without a candidate."""
+
+from __future__ import annotations
+
+import pytest
+from typer.testing import CliRunner
+
+import secateur
+from secateur.commands.cli import app
+from secateur.envs import CandidateEvaluator
+
+
+def test_any_budget_without_a_candidate(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(CandidateEvaluator, "evaluate", lambda *_: pytest.fail("a candidate was evaluated"))
+    widths = {}
+    for fraction in (0.2, 0.4, 0.8):
+        done = secateur.plan(run.folder, flops=fraction, out=tmp_path / f"{fraction}")
+        assert done.trained_on_it
+        assert done.plan.budget.fraction == fraction
+        assert fraction - 0.1 < done.plan.cost["flops"] <= fraction
+        assert done.plan.provenance.candidates == 0
+        widths[fraction] = done.plan.widths.sum()
+    assert widths[0.2] < widths[0.4] < widths[0.8]
+
+
+def test_its_folder_can_be_applied(run, tmp_path):
+    done = secateur.plan(run.folder, params=0.5, out=tmp_path / "plan")
+    assert done.plan.budget.kind == "params"
+    small = secateur.apply(done.folder, finetune=0, out=tmp_path / "small")
+    assert small.summary["pruned"]["params"] == pytest.approx(done.plan.cost["params"])
+    assert done.plan.cost["params"] <= 0.5
+
+
+def test_on_the_command_line(run, tmp_path):
+    result = CliRunner().invoke(app, ["plan", str(run.folder), "--flops", "0.3", "--out", str(tmp_path / "p")])
+    assert result.exit_code == 0, result.output
+    assert secateur.RatioPlan.load(tmp_path / "p").cost["flops"] <= 0.3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"flops": 0.3, "params": 0.3}, "one budget at a time, not flops and params"),
+        ({"flops": 0.001}, r"budget\.flops = 0\.001 cannot be met"),
+    ],
+)
+def test_what_cannot_be_is_said(run, given, message):
+    with pytest.raises(ValueError, match=message):
+        secateur.plan(run.folder, **given)
+
+
+def test_no_policy_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give a run folder"):
+        secateur.plan(tmp_path, flops=0.5)

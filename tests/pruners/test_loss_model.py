@@ -1,0 +1,116 @@
+"""The loss model must explain what it is told, doubt what it is told once, and spend a budget where least is lost."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zoo
+from secateur.pruners.budget import Budget
+from secateur.pruners.loss_model import LEAST_FACTOR, LossModel, Prices, unit_prices
+
+
+def convex(structure, seed=0) -> LossModel:
+    """Convex falling curves, of unlike height and bend."""
+    rng = np.random.default_rng(seed)
+    drawn = [np.sort(rng.exponential(rng.uniform(0.1, 2.0), width))[::-1] for width in structure.widths]
+    return LossModel.from_curves([np.append(np.cumsum(steps[::-1])[::-1], 0.0) for steps in drawn])
+
+
+def plans(budget: Budget, count: int, seed: int = 1) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    dense = budget.structure.widths
+    return np.stack([budget.fill(dense * rng.uniform(0.2, 1.0, len(dense))) for _ in range(count)])
+
+
+def test_the_factors_behind_the_losses_are_found() -> None:
+    budget = Budget(zoo.structure("digits"), "flops", 0.5)
+    model = convex(budget.structure)
+    truth = np.array([0.5, 1.0, 2.0, 3.0, 0.7, 1.5])
+    judged = plans(budget, 200)
+    losses = model.terms(judged) @ truth
+    found = model.fitted(judged, losses)
+    np.testing.assert_allclose(found.factors, truth, rtol=0.15)
+    np.testing.assert_allclose(found.predict(judged), losses, rtol=0.05)
+    assert found.predict(judged[3]) == pytest.approx(found.predict(judged)[3])
+
+
+def test_one_plan_says_how_much_and_not_where() -> None:
+    budget = Budget(zoo.structure("digits"), "flops", 0.5)
+    model, judged = convex(budget.structure), plans(budget, 2)
+    first = model.fitted(judged[:1], [3.0])
+    assert np.ptp(first.factors) == 0.0
+    assert first.predict(judged[0]) == pytest.approx(3.0)
+    second = model.fitted(judged, [3.0, 3.0])
+    assert np.ptp(second.factors) > 0.0
+    assert np.all(np.abs(np.log(second.factors / np.median(second.factors))) < np.log(3.0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 12))
+def test_no_layer_is_ever_free(seed: int, count: int) -> None:
+    budget = Budget(zoo.structure("digits"), "flops", 0.5)
+    model, judged = convex(budget.structure, seed), plans(budget, count, seed)
+    factors = model.fitted(judged, np.random.default_rng(seed).uniform(0.01, 10.0, count)).factors
+    assert np.all(np.isfinite(factors))
+    assert factors.min() > 0.0
+    assert factors.min() >= LEAST_FACTOR * np.median(factors) * 0.1
+
+
+def test_the_plan_at_a_price_is_the_best_of_all_on_what_it_costs() -> None:
+    budget = Budget(zoo.structure("vgg"), "params", 0.5)
+    layers = len(budget.structure.widths)
+    model = convex(budget.structure)
+    gains = model.gains(budget)
+    assert all(np.all(np.diff(g) <= 1e-12) for g in gains)
+    prices = unit_prices(budget)
+    # additive costs, all others whole: what the relaxed problem is about
+    few = [np.unique(np.linspace(1, width, 6).astype(int)) for width in budget.structure.widths[:3]]
+    for price in np.quantile(np.concatenate(gains), [0.2, 0.5, 0.8]):
+        best = [int(np.sum(g > price)) for g in gains]
+
+        def worth(widths, price=price):
+            spent = sum(p[:w].sum() for p, w in zip(prices, widths, strict=True))
+            return float(model.predict(np.array(widths))) + price * spent
+
+        for others in product(*few):
+            assert worth([*others, *best[3:]][:layers]) >= worth(best) - 1e-9
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8, 1.0])
+def test_a_budget_has_a_price_at_which_it_is_spent(kind, fraction) -> None:
+    budget = Budget(zoo.structure("resnet20"), kind, fraction)
+    prices = Prices(convex(budget.structure), budget)
+    widths = prices.widths(prices.position([]))
+    cost = budget.structure.relaxed_cost(kind, widths)
+    assert cost <= budget.limit
+    assert cost > 0.98 * budget.limit
+    narrow = prices.position([int(w) for w in budget.least[:4]])  # what these leave makes the others' units cheaper
+    assert narrow >= prices.position([])
+    assert np.all(prices.widths(narrow) >= widths - 1e-9)
+
+
+def test_a_dearer_price_narrows_every_layer() -> None:
+    budget = Budget(zoo.structure("resnet20"), "flops", 0.5)
+    prices = Prices(convex(budget.structure), budget)
+    at = prices.position([])
+    previous = prices.widths(prices.dearer(at, -3.0))
+    for factor in (-1.0, 0.0, 1.0, 3.0):
+        widths = prices.widths(prices.dearer(at, factor))
+        assert np.all(widths <= previous)
+        assert widths.sum() < previous.sum()
+        previous = widths
+
+
+@pytest.mark.parametrize("kind", ["flops", "params"])
+def test_where_nothing_is_known_all_layers_are_alike(kind) -> None:
+    budget = Budget(zoo.structure("resnet20"), kind, 0.5)
+    gains = LossModel.even(budget).gains(budget)
+    for ours in gains[1:]:
+        ranks = np.linspace(0.1, 0.9, 5)
+        np.testing.assert_allclose(np.quantile(ours, ranks), np.quantile(gains[0], ranks), rtol=0.2)
