@@ -30,10 +30,10 @@ class Processes:
     usual limit, DenseNet's) and room in /dev/shm (64 MB in a usual container).
 
     *Started* by a fork server, a process that has imported this module and done nothing else. A fork of the parent
-    itself would share its tensors with no file at all, but copies one thread of many: OpenMP's pool would be waited
-    for forever by a worker of more than one thread, locks of the progress bar and of TensorBoard could be held for
-    ever, and CUDA does not work. Fresh interpreters do work, but import torch again, for every worker and every one
-    that takes a dead one's place.
+    itself would share its tensors with no file at all, but copies one thread of many: a worker of more than one
+    thread would wait without end for OpenMP's pool, locks of the progress bar or of TensorBoard may never be released,
+    and CUDA does not work. Fresh interpreters do work, but import torch again, for every worker and every one that
+    takes a dead one's place.
 
     *One executor a worker*: an executor is broken as a whole by the death of any of its processes; of this one only
     the candidate is lost that the process had.
