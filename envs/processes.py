@@ -126,6 +126,7 @@ _evaluator: CandidateEvaluator  # a worker's own
 
 def _listen(line: Connection, file: str) -> None:
     """Have this process end when its parent says so, or is no more: at once, whatever it is doing."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where the fork server was there already, nothing is blocked
 
     def listen() -> None:
         try:

@@ -139,7 +139,7 @@ def error_line(capsys, monkeypatch):
 
 
 def test_on_a_full_disk_a_run_stops_with_one_line_and_goes_on_when_there_is_room(run, tmp_path, error_line):
-    folder = copy(run, tmp_path / "run", 6)
+    folder = copy(run, tmp_path / "run", 3)
     size = (folder / "episodes.jsonl").stat().st_size
     for name in ("plan.json", "policy.safetensors"):
         (folder / name).write_bytes(b"\x00garbage")  # written anew in any case
@@ -148,7 +148,7 @@ def test_on_a_full_disk_a_run_stops_with_one_line_and_goes_on_when_there_is_room
     assert f"disk full: {folder} cannot be written" in said
     assert f"free space, then secateur train --resume {folder}" in said
     assert (folder / "episodes.jsonl").stat().st_size == size + 100  # a torn line
-    assert secateur.train(resume=folder).summary["replayed"] == 6
+    assert secateur.train(resume=folder).summary["replayed"] == 3
     assert_same_run(folder, run.folder)
 
 
