@@ -26,6 +26,7 @@ from torch import nn
 from ..configs.schema import AgentConfig
 from ..envs import Evaluation, LayerSparsityEnv
 from .allocators.ranks import best_units
+from .critic import with_effort
 
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
 
@@ -87,7 +88,8 @@ class Learner:
     A return is the advantage over what the loss model, before it had learnt anything but the loss of episode 0,
     predicts for its own plan on the budget at hand, in units of that loss: 0 for the first episode, 1 for a plan that
     loses nothing, whatever the network and the budget. Every action costs `effort` times its square, so that a
-    correction that brings nothing fades.
+    correction that brings nothing fades, and the critic knows that cost: the policy goes no further from the loss
+    model's plan than what it has seen pays for.
 
     With several workers it walks as many episodes with the policy as it stands, has their plans judged together, and
     then learns as much as it would have after each of them.
@@ -123,8 +125,9 @@ class Learner:
 
     def _make_model(self) -> OffPolicyAlgorithm:
         config = self.config
-        model = ALGORITHMS[config.algorithm](
-            "MlpPolicy",
+        algorithm = ALGORITHMS[config.algorithm]
+        model = algorithm(
+            with_effort(algorithm.policy_aliases["MlpPolicy"], config.effort),
             _SpacesOnly(self.env),
             learning_rate=config.learning_rate,
             buffer_size=max(2, config.episodes * self.layers),

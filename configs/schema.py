@@ -159,10 +159,10 @@ class AgentConfig(Section):
         default=None,
         description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",
     )
-    warmup: Annotated[int, Field(ge=0)] = Field(default=20, description="episodes that explore round the base plan")
-    noise_start: Annotated[float, Field(gt=0.0)] = 0.25
-    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.08, description="never 0: exploration does not die")
-    effort: Weight = Field(default=0.5, description="cost of an action, times its square: what brings nothing fades")
+    warmup: Annotated[int, Field(ge=0)] = Field(default=10, description="episodes that explore round the base plan")
+    noise_start: Annotated[float, Field(gt=0.0)] = 0.15
+    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
+    effort: Weight = Field(default=2.0, description="cost of an action, times its square: what brings nothing fades")
     finalists: Count = Field(
         default=10, description="best plans of a search, of any, that are judged again, repaired as in the end"
     )

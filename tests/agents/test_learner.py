@@ -189,7 +189,7 @@ def test_what_is_stored_is_what_was_done() -> None:
     episodes = list(agent.run())
     buffer = agent.model.replay_buffer
     assert np.array_equal(buffer.actions[: 9 * 6, 0, 0], np.concatenate([e.actions for e in episodes]))
-    rewards = buffer.rewards[:, 0].reshape(9, 6) + 0.5 * buffer.actions[:54, 0, 0].reshape(9, 6) ** 2  # the effort
+    rewards = buffer.rewards[:, 0].reshape(9, 6) + 2.0 * buffer.actions[:54, 0, 0].reshape(9, 6) ** 2  # the effort
     np.testing.assert_allclose(rewards[:, :-1], 0.0, atol=1e-6)
     np.testing.assert_allclose(rewards[:, -1], advantages(episodes), atol=1e-6)
     observations, following = buffer.observations[:, 0].reshape(9, 6, -1), buffer.next_observations[:, 0]
