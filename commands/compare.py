@@ -25,7 +25,7 @@ from ..reports.figures import comparison_figure
 from ..reports.progress import Reporter
 from .apply import task_for_plans
 from .folders import check_free, claimed, free_folder, interrupted_run
-from .task import CONFIG_NAME, Images, Task, describe, judge_finalists
+from .task import CONFIG_NAME, Images, Task, check_workers, describe, judge_finalists
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -103,6 +103,7 @@ def compare(
         overrides = [*overrides, f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"]
     task = task_for_plans(loaded, config, beside, model, images, overrides, reporter)
     chosen = [get_allocator(name) for name in (task.config.compare.against if against is None else against)]
+    check_workers(task.config, ray_address)
     reporter.say(describe(task))
     if candidates is None:
         candidates = task.config.compare.candidates or max(

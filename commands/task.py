@@ -19,7 +19,7 @@ from ..configs import Config, ConfigError, dump_config, load_config
 from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
 from ..envs import CandidateEvaluator, Evaluation, ParallelEvaluator, RewardWeights
-from ..envs.actors import Actors
+from ..envs.actors import Actors, require_ray
 from ..envs.processes import Processes
 from ..networks import Batches as Loader
 from ..networks import OnStep, build_network, find_weights, fit, load_weights
@@ -448,6 +448,16 @@ def _check_images(task: Task) -> None:
             f"a label is {highest}, but the network tells {outputs.shape[1]} classes (0 … {outputs.shape[1] - 1}): "
             "check num_classes and the data set"
         )
+
+
+def check_workers(config: Config, ray_address: str | None = None) -> None:
+    """Whether there can be workers, before anything that takes long.
+
+    Raises:
+        ImportError: Ray is asked for and not installed.
+    """
+    if ray_address or config.ray_address:
+        require_ray()
 
 
 def describe(task: Task) -> str:

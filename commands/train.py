@@ -22,7 +22,17 @@ from ..reports.events import Events
 from ..reports.figures import plan_figure, reward_figure
 from ..reports.progress import Reporter
 from .folders import check_free, claimed, existing_run, free_folder
-from .task import Finalist, Images, Task, describe, judge_finalists, make_task, resolve_config, save_config
+from .task import (
+    Finalist,
+    Images,
+    Task,
+    check_workers,
+    describe,
+    judge_finalists,
+    make_task,
+    resolve_config,
+    save_config,
+)
 
 SUMMARY_NAME = "summary.json"
 
@@ -84,6 +94,7 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
+    check_workers(resolved, ray_address)
     with claimed(previous or free_folder(out, Path("runs") / resolved.name), "train", LOG_NAME) as folder:
         reporter.say(f"run folder: {folder}")
         if previous is None:

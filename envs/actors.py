@@ -14,6 +14,16 @@ from .evaluator import CandidateEvaluator
 from .parallel import Judgement, Key, judge_timed, send
 
 
+def require_ray() -> None:
+    """Find out now rather than when there is something to judge.
+
+    Raises:
+        ImportError: Ray is not installed; the extra is named.
+    """
+    if find_spec("ray") is None:
+        raise ImportError("workers at a Ray address need ray: pip install 'secateur[ray]'")
+
+
 class Actors:
     """Actors, to which the evaluator is sent through the cluster's object store: once, however many they are.
 
@@ -35,8 +45,7 @@ class Actors:
     died: type[Exception]
 
     def __init__(self, evaluator: CandidateEvaluator, threads: int, workers: int, address: str):
-        if find_spec("ray") is None:
-            raise ImportError("workers at a Ray address need ray: pip install 'secateur[ray]'")
+        require_ray()
         import ray  # an extra, and seconds to import
 
         self._ray: Any = ray

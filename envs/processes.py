@@ -14,7 +14,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, gettempdir
 
 import torch
 
@@ -80,9 +80,20 @@ class _Process:
         self._threads = threads
 
     def start(self) -> Future[None]:
-        """Done as soon as it can judge."""
-        with _interrupts_held():
-            return self._executor.submit(_start, self._file, self._threads)
+        """Done as soon as it can judge.
+
+        Raises:
+            ValueError: the folder for temporary files has too long a name for the fork server's socket.
+        """
+        try:
+            with _interrupts_held():
+                return self._executor.submit(_start, self._file, self._threads)
+        except OSError as error:
+            if "path too long" not in str(error):
+                raise
+            raise ValueError(
+                f"no worker can be reached below {gettempdir()} ({error}): set TMPDIR to a folder with a short name"
+            ) from error
 
     def judge(self, widths: Key) -> Future[Judgement]:
         """A candidate's evaluation to be, and the seconds it took, by part."""

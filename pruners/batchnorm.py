@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,15 @@ def fold_batchnorm(model: nn.Module, example: Tensor, keep: Collection[str] = ()
     """
     folded = copy.deepcopy(model)
     for name, norm in following_norms(model, example).items():
-        layer: Any = model.get_submodule(name)
-        behind: Any = model.get_submodule(norm)
         if name not in keep and norm not in keep:
-            fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-            folded.set_submodule(name, fuse(layer, behind))
+            folded.set_submodule(name, fold(model.get_submodule(name), model.get_submodule(norm)))
             folded.set_submodule(norm, nn.Identity())
     with torch.inference_mode():
         same = torch.allclose(folded(example), model(example), rtol=1e-3, atol=1e-4)
     return folded if same else model
+
+
+def fold(layer: Any, norm: Any) -> nn.Module:
+    """A layer, convolution or linear, that computes what it and the batch norm behind it do; both are left alone."""
+    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+    return cast(nn.Module, fuse(layer, norm))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
-from torch.nn.utils import fusion
 
+from .batchnorm import fold
 from .graph import UntraceableError, trace
 from .inference import channels_last
 from .reconstruction import following_norms
@@ -71,9 +71,7 @@ class Fused:
             module = copy.copy(module)
             module.inplace = True
         if name in self._norms:
-            norm: Any = model.get_submodule(self._norms[name])
-            fuse: Any = fusion.fuse_linear_bn_eval if isinstance(module, nn.Linear) else fusion.fuse_conv_bn_eval
-            module = fuse(module, norm)
+            module = fold(module, model.get_submodule(self._norms[name]))
             module.weight.data = channels_last(module.weight.data)
         return cast(nn.Module, module)
 

@@ -278,3 +278,10 @@ def test_a_network_with_a_nan_is_refused(tmp_path):
     model.two.weight.data[0] = float("nan")
     with pytest.raises(ValueError, match=r"two\.weight holds a NaN"):
         secateur.train(settings(), model=model, images=secateur.Images(batches(1, 0), batches(1, 1)))
+
+
+def test_a_missing_ray_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("secateur.envs.actors.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"need ray: pip install 'secateur\[ray\]'"):
+        secateur.train("digits", out=tmp_path / "run", ray_address="local")
+    assert not (tmp_path / "run").exists()

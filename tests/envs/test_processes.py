@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,20 +191,37 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_die_with_their_parent(tmp_path: Path) -> None:
-    seen, temporary = tmp_path / "seen", tmp_path / "tmp"
+def parent(folder: Path, temporary: Path, **options: Any) -> subprocess.Popen[str]:
+    """A process of its own that has two workers judge three candidates, the second of them for ever."""
+    seen = folder / "seen"
     seen.mkdir()
-    temporary.mkdir()
-    script = tmp_path / "parent.py"
+    script = folder / "parent.py"
     script.write_text(PARENT.format(tests=str(Path(__file__).parents[1]), folder=str(seen)))
-    process = subprocess.Popen([sys.executable, str(script)], env={**os.environ, "TMPDIR": str(temporary)})
-    wait_for(lambda: len(list(seen.iterdir())) == 3)
-    assert len(pids(seen)) == 2
-    assert all(alive(pid) for pid in pids(seen))
-    assert list(temporary.glob("secateur-*"))
-    process.kill()
-    process.wait()
-    wait_for(lambda: not any(alive(pid) for pid in pids(seen)))
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    return subprocess.Popen([sys.executable, str(script)], env=environment, text=True, **options)
+
+
+def test_workers_die_with_their_parent(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # a socket's path may have a hundred characters
+        process = parent(tmp_path, Path(temporary))
+        wait_for(lambda: len(list(seen.iterdir())) == 3 or process.poll() is not None)
+        assert process.poll() is None
+        assert len(pids(seen)) == 2
+        assert all(alive(pid) for pid in pids(seen))
+        assert list(Path(temporary).glob("secateur-*"))
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(alive(pid) for pid in pids(seen)))
+        assert not list(Path(temporary).glob("secateur-*"))
+
+
+def test_a_temporary_folder_with_too_long_a_name_is_named(tmp_path: Path) -> None:
+    temporary = tmp_path / ("long" * 25)
+    temporary.mkdir()
+    _, said = parent(tmp_path, temporary, stderr=subprocess.PIPE).communicate(timeout=300)
+    assert f"no worker can be reached below {temporary} (AF_UNIX path too long)" in said
+    assert said.strip().endswith("set TMPDIR to a folder with a short name")
     assert not list(temporary.glob("secateur-*"))
 
 
