@@ -1,18 +1,26 @@
-"""What every benchmark prints above its table: command, versions, machine."""
+"""What benchmarks share: the lines above a table, the table, the task, and runs that go on where they stopped."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+import secateur
+from secateur.commands.compare import COMPARE_NAME
 from secateur.commands.task import Task, make_task
+from secateur.commands.train import SUMMARY_NAME
 from secateur.configs import load_config
+from secateur.reports.progress import RichReporter
 
 
 def header() -> str:
@@ -24,9 +32,48 @@ def header() -> str:
     return f"`{command}`  \n{versions}; Python {platform.python_version()}; {machine}\n"
 
 
+def cifar_config(depth: int, data: Path, *overrides: str) -> secateur.Config:
+    """That of the CIFAR-10 ResNet of that depth, on the images in `data/cifar10-lossless`."""
+    return load_config(f"cifar10-resnet{depth}", [f"data.root={data / 'cifar10-lossless'}", *overrides])
+
+
 def cifar_task(depth: int, data: Path, *overrides: str) -> Task:
-    """The built-in CIFAR-10 ResNet of that depth on the images in `data/cifar10-lossless`."""
-    return make_task(load_config(f"cifar10-resnet{depth}", [f"data.root={data / 'cifar10-lossless'}", *overrides]))
+    """The built-in CIFAR-10 ResNet of that depth, ready."""
+    return make_task(cifar_config(depth, data, *overrides))
+
+
+def trained(config: secateur.Config, seed: int, run: Path) -> Path:
+    """The run folder of a training: finished already, gone on with, or begun."""
+    if not (run / SUMMARY_NAME).is_file():
+        if _begun(run):
+            secateur.train(resume=run, reporter=RichReporter())
+        else:
+            secateur.train(config, seed=seed, out=run, reporter=RichReporter())
+    return run
+
+
+def compared(plans: Sequence[Path], out: Path, **options: Any) -> list[dict[str, Any]]:
+    """The rows of a comparison: finished already, gone on with, or begun; `options` as of `secateur.compare`."""
+    if not (out / COMPARE_NAME).is_file():
+        where = {"resume": out} if _begun(out) else {"out": out}
+        secateur.compare(plans, reporter=RichReporter(), **where, **options)
+    rows: list[dict[str, Any]] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _begun(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def mean(values: Sequence[float], digits: int) -> str:
+    """With its standard error, where there are several."""
+    shown = f"{np.mean(values):.{digits}f}"
+    return shown if len(values) == 1 else f"{shown} ± {error(values):.{digits}f}"
+
+
+def error(values: Sequence[float]) -> float:
+    """Standard error of the mean."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

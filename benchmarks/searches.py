@@ -11,19 +11,12 @@ one is chosen. Mean ± standard error over the seeds; `over ddpg` is paired: the
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import header, table
-
-import secateur
-from secateur.commands.compare import COMPARE_NAME
-from secateur.commands.train import SUMMARY_NAME
-from secateur.configs import load_config
-from secateur.reports.progress import RichReporter
+from common import cifar_config, compared, error, header, mean, table, trained
 
 RULES = ["uniform", "shallow", "deep", "erk", "lamp", "global_l1", "global_taylor", "threshold", "knapsack"]
 SEARCHES = ["random", "evolution", "hill_climb", "adaptive_knapsack"]
@@ -51,39 +44,17 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[str, Any]]:
     """The rows of one comparison, run as far as it is not there yet."""
-    overrides = [f"data.root={args.data / 'cifar10-lossless'}", f"budget.flops={budget}", "threads=1", *args.overrides]
-    overrides.append(f"agent.episodes={args.candidates}")
-    config = load_config(f"cifar10-resnet{depth}", overrides)
+    options = (f"budget.flops={budget}", f"agent.episodes={args.candidates}", "threads=1", *args.overrides)
+    config = cifar_config(depth, args.data, *options)
     folder = args.out / f"resnet{depth}-{budget:g}"
-    reporter = RichReporter()
-    plans = []
-    for seed in range(args.seeds):
-        run = folder / f"ddpg-{seed}"
-        if not (run / SUMMARY_NAME).is_file():
-            begun = run.is_dir() and any(run.iterdir())
-            secateur.train(
-                None if begun else config,
-                seed=seed,
-                out=None if begun else run,
-                resume=run if begun else None,
-                reporter=reporter,
-            )
-        plans.append(run)
-    out = folder / "compare"
-    if not (out / COMPARE_NAME).is_file():
-        begun = out.is_dir() and any(out.iterdir())
-        secateur.compare(
-            plans,
-            config=config,
-            against=args.against,
-            candidates=args.candidates,
-            seeds=range(args.seeds),
-            out=None if begun else out,
-            resume=out if begun else None,
-            reporter=reporter,
-        )
-    rows: list[dict[str, Any]] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))["rows"]
-    return rows
+    return compared(
+        [trained(config, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)],
+        folder / "compare",
+        config=config,
+        against=args.against,
+        candidates=args.candidates,
+        seeds=range(args.seeds),
+    )
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -104,21 +75,10 @@ def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:
                 mean([row["search_accuracy"] for row in found], 2),
                 mean([row["reconstruction_loss"] for row in found], 4),
                 mean(list(test), 2),
-                "" if name == "ddpg" else f"{gain.mean():+.2f} ± {error(spread):.2f}",
+                "" if name == "ddpg" else f"{gain.mean():+.2f} ± {error(list(spread)):.2f}",
             ]
         )
     return lines
-
-
-def mean(values: list[float], digits: int) -> str:
-    """With its standard error, where there are several."""
-    shown = f"{np.mean(values):.{digits}f}"
-    return shown if len(values) == 1 else f"{shown} ± {error(np.array(values)):.{digits}f}"
-
-
-def error(values: np.ndarray[Any, Any]) -> float:
-    """Standard error of the mean."""
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":
