@@ -1,0 +1,118 @@
+"""A budget of measured latency: whether the table behind it is right, and what it buys over a budget of FLOPs.
+
+python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10-lossless/ and weights/)
+
+The table of one network is taken on this machine, in this run or an earlier one (it is cached). *Right*: the latency
+it predicts for random plans against the whole networks' measured latency, both as a fraction of the dense network's.
+*Bought*: the plans of `knapsack` and `uniform` for a budget of latency, and those for the budget of FLOPs that the
+table says is as fast; all of them timed in turn, repaired alike and judged on the test images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import cifar_task, header, table
+
+from secateur.agents import Allocation, get_allocator
+from secateur.agents.allocators.searches import random_plans
+from secateur.commands.task import Task
+from secateur.pruners.budget import Budget
+from secateur.pruners.inference import accuracy
+from secateur.pruners.latency import measure_latency
+
+Widths = Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.85, 0.75, 0.65])
+    parser.add_argument("--random", type=int, default=12, help="random plans that the table is tried on")
+    parser.add_argument("--runs", type=int, default=25, help="timed passes of every network, which take turns")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(header())
+    errors, rows = [], []
+    for depth in args.depths:
+        task = cifar_task(depth, args.data, f"budget.latency={args.budgets[0]}", "threads=1")
+        errors.append([f"ResNet-{depth}", *table_error(task, args.random, args.runs)])
+        rows += [[f"ResNet-{depth}", *row] for row in bought(task, args.budgets, args.runs)]
+    print(
+        table(["network", "dense, ms", "by the table", "random plans", "mean error", "largest", "correlation"], errors)
+    )
+    head = ["network", "budget", "rule", "FLOPs %", "latency % by the table", "latency % measured", "top-1"]
+    print("\n" + table(head, rows))
+
+
+def table_error(task: Task, count: int, runs: int) -> list[str]:
+    """The table against the clock, on the dense network and on random plans of two thirds of its latency and more."""
+    rng = np.random.default_rng(0)
+    kept = np.linspace(0.65, 0.95, count)
+    plans = [random_plans(Allocation(_budget(task, "latency", k), task.pruner.context, rng=rng), 1)[0] for k in kept]
+    measured = measure(task, plans, runs)
+    found = np.array([ms / measured[0] for ms in measured[1:]])
+    predicted = np.array([task.priced.fraction("latency", widths) for widths in plans])
+    off = np.abs(predicted - found) / found
+    dense = task.priced.cost("latency", task.priced.widths) / 1e6
+    figures = [f"{100 * value:.1f} %" for value in (off.mean(), off.max())]
+    return [f"{measured[0]:.1f}", f"{dense:.1f}", str(count), *figures, f"{np.corrcoef(predicted, found)[0, 1]:.3f}"]
+
+
+def bought(task: Task, budgets: list[float], runs: int) -> list[list[str]]:
+    """Rows: the plans for a latency, and those for as fast a budget of FLOPs."""
+    assert task.test is not None
+    named: list[tuple[str, str, Widths]] = []
+    for fraction in budgets:
+        for rule in ("knapsack", "uniform"):
+            widths = _plan(task, rule, "latency", fraction)
+            named.append((f"latency {fraction:g}", rule, widths))
+            named.append((f"FLOPs, as fast as latency {fraction:g}", rule, as_fast(task, rule, widths)))
+    measured = measure(task, [widths for *_, widths in named], runs)
+    rows = []
+    for (budget, rule, widths), ms in zip(named, measured[1:], strict=True):
+        cost = [task.priced.fraction(kind, widths) for kind in ("flops", "latency")]
+        figures = [f"{100 * value:.1f}" for value in (*cost, ms / measured[0])]
+        rows.append([budget, rule, *figures, f"{accuracy(task.prune(widths), task.test):.1f}"])
+    return rows
+
+
+def measure(task: Task, plans: list[Widths], runs: int) -> list[float]:
+    """Milliseconds of the dense network and of every plan's, in turns."""
+    models = {"dense": task.model} | {str(i): task.pruner.prune(w, guard=False) for i, w in enumerate(plans)}
+    return list(measure_latency(models, task.input_shape, task.config.latency, runs=runs).values())
+
+
+def as_fast(task: Task, rule: str, widths: Widths) -> Widths:
+    """A rule's plan for the largest budget of FLOPs that the table gives no more latency than a plan's."""
+    limit, low, high = task.priced.fraction("latency", widths), 0.0, 1.0
+    found = widths
+    for _ in range(12):
+        middle = (low + high) / 2
+        try:
+            tried = _plan(task, rule, "flops", middle)
+        except ValueError:  # less than a plan can cost
+            low = middle
+            continue
+        if task.priced.fraction("latency", tried) <= limit:
+            low, found = middle, tried
+        else:
+            high = middle
+    return found
+
+
+def _plan(task: Task, rule: str, kind: Any, fraction: float) -> Widths:
+    return get_allocator(rule).allocate(Allocation(_budget(task, kind, fraction), task.pruner.context))
+
+
+def _budget(task: Task, kind: Any, fraction: float) -> Budget:
+    return Budget(task.priced, kind, fraction, task.config.layers.max_sparsity)
+
+
+if __name__ == "__main__":
+    main()
