@@ -178,6 +178,25 @@ class Structure:
         """The fraction of every kind of cost that is counted here, by kind."""
         return {kind: self.fraction(kind, widths) for kind in self._terms}
 
+    def unit_costs(self, kind: str) -> list[NDArray[np.float64]]:
+        """For every layer, (width,), what its units add to the cost one after the other, where all others are whole.
+
+        The first unit, which is never spared, counts as the second one does.
+        """
+        if kind not in self._unit_costs:
+            self._unit_costs[kind] = []
+            for index, width in enumerate(self.widths):
+                alone = np.tile(self.widths, (width, 1))
+                alone[:, index] = np.arange(1, width + 1)
+                added = np.diff([float(self.cost(kind, widths)) for widths in alone], prepend=np.nan)
+                added[0] = added[1] if width > 1 else 1.0
+                self._unit_costs[kind].append(added)
+        return self._unit_costs[kind]
+
+    @cached_property
+    def _unit_costs(self) -> dict[str, list[NDArray[np.float64]]]:
+        return {}
+
     @cached_property
     def _terms(self) -> Mapping[str, Total]:
         operations = {f"{op.module}.weight": op.positions for op in self.operations}

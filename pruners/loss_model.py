@@ -99,15 +99,7 @@ class LossModel:
 
 def unit_prices(budget: Budget) -> list[NDArray[np.float64]]:
     """For every layer, (width,), what its units add to the cost one after the other, where all others are whole."""
-    dense = budget.structure.widths
-    found = []
-    for index, width in enumerate(dense):
-        alone = np.tile(dense, (width, 1))
-        alone[:, index] = np.arange(1, width + 1)
-        prices = np.diff([budget.cost(widths) for widths in alone], prepend=np.nan)
-        prices[0] = prices[1] if width > 1 else 1.0  # the first unit is never spared
-        found.append(prices.clip(min=1e-12 * budget.limit))
-    return found
+    return [costs.clip(min=1e-12 * budget.limit) for costs in budget.structure.unit_costs(budget.kind)]
 
 
 class Prices:
