@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from common import header, table
 from torch import nn
 
 from secateur.agents.learner import Learner
-from secateur.configs.schema import AgentConfig, NetworkConfig
+from secateur.configs.schema import AgentConfig, NetworkConfig, PruningConfig
 from secateur.envs import CandidateEvaluator, Evaluation, LayerSparsityEnv
 from secateur.envs.observation import layer_statistics
 from secateur.networks import build_network
@@ -45,6 +46,7 @@ from secateur.pruners.reconstruction import Batches, collect_moments, repair_fro
 from secateur.pruners.shrink import mask, shrink
 
 REPAIR_IMAGES = 100
+REPAIR: dict[str, Any] = {"refit": True, "images": REPAIR_IMAGES, "places": PruningConfig().search_places}
 
 
 @dataclass(frozen=True)
@@ -124,9 +126,9 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     calibration, search = batches[:1], batches[1:]
     adapt_batchnorm(model, calibration)  # a fresh network's features fade away otherwise, down to denormal numbers
     pruner = ChannelPruner(model, find_layers(model, (3, case.size, case.size)), "l1", calibration)
-    evaluator = CandidateEvaluator(pruner, search, repair="sequential", refit=True, images=REPAIR_IMAGES)
+    evaluator = CandidateEvaluator(pruner, search, repair="sequential", **REPAIR)
     widths = np.maximum(1, pruner.structure.widths // 2)
-    pruned = pruner.prune(widths, "sequential", refit=True, images=REPAIR_IMAGES, guard=False)
+    pruned = pruner.prune(widths, "sequential", **REPAIR, guard=False)
     bare = pruner.prune(widths, guard=False)
     for parameter in bare.parameters():
         parameter.data = channels_last(parameter.data)
@@ -153,7 +155,7 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     seconds["agent"] = episode(pruner)
     seconds["candidate"] += seconds["agent"]
     ratios = {name: value / seconds["bare"] for name, value in seconds.items() if name != "bare"}
-    features = pruner.sequential(REPAIR_IMAGES).bytes / 2**20
+    features = pruner.sequential(REPAIR_IMAGES, REPAIR["places"]).bytes / 2**20
     return {**ratios, "bare": seconds["bare"], "layers": len(widths), "features": features, "peak": peak}
 
 

@@ -135,6 +135,7 @@ class Task:
             repair=pruning.search_repair,
             refit=pruning.refit_producers,
             images=pruning.search_images,
+            places=pruning.search_places,
             adaptive_bn=pruning.search_adaptive_bn,
         )
 

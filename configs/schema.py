@@ -95,6 +95,7 @@ class PruningConfig(Section):
     search_images: Count | None = Field(
         default=100, description="calibration images a candidate's sequential repair uses"
     )
+    search_places: Count = Field(default=32, description="output positions an image that its fits look at, at most")
     search_adaptive_bn: Annotated[int, Field(ge=0)] = Field(default=0, description="calibration images, 0 for none")
     final_repair: Literal["none", "gram", "sequential"] = "sequential"
     refit_producers: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")

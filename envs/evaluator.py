@@ -18,7 +18,7 @@ from ..pruners.fused import Fused
 from ..pruners.inference import channels_last, logits
 from ..pruners.layers import Structure
 from ..pruners.pruner import ChannelPruner, Repair
-from ..pruners.reconstruction import Batches
+from ..pruners.reconstruction import PLACES, Batches
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Evaluator(Protocol):
 class CandidateEvaluator:
     """Judges by pruning, repairing and running the smaller network; no candidate is judged twice.
 
-    `repair`, `refit`, `images` and `adaptive_bn` say how a candidate is repaired; see `ChannelPruner.prune`.
+    `repair`, `refit`, `images`, `places` and `adaptive_bn` say how a candidate is repaired; see `ChannelPruner.prune`.
 
     Attributes:
         dense: the dense network's own figures on the search images.
@@ -79,12 +79,19 @@ class CandidateEvaluator:
         repair: Repair = "gram",
         refit: bool = False,
         images: int | None = None,
+        places: int = PLACES,
         adaptive_bn: int = 0,
     ):
         self.pruner = pruner
         self.search = [(channels_last(images), labels) for images, labels in search]
         self._prune = partial(
-            pruner.prune, repair=repair, refit=refit, images=images, adaptive_bn=adaptive_bn, guard=False
+            pruner.prune,
+            repair=repair,
+            refit=refit,
+            images=images,
+            places=places,
+            adaptive_bn=adaptive_bn,
+            guard=False,
         )
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0

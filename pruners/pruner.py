@@ -18,7 +18,7 @@ from .cache import Store, dense_store
 from .criteria import Context, rank, select
 from .inference import channels_last, first_images, logits
 from .layers import Selection, Structure
-from .reconstruction import Batches, DenseMoments, repair_from_moments
+from .reconstruction import PLACES, Batches, DenseMoments, repair_from_moments
 from .sequential import SequentialRepair
 from .shrink import mask, shrink
 
@@ -58,7 +58,7 @@ class ChannelPruner:
         self.context = Context(dense, structure, self.calibration, seed, store)
         self.ranking = rank(self.context, criterion)
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
-        self._repairs: dict[int, SequentialRepair] = {}
+        self._repairs: dict[tuple[int, int], SequentialRepair] = {}
 
     @property
     def moments(self) -> DenseMoments:
@@ -76,6 +76,7 @@ class ChannelPruner:
         *,
         refit: bool = False,
         images: int | None = None,
+        places: int = PLACES,
         adaptive_bn: int = 0,
         guard: bool = True,
     ) -> nn.Module:
@@ -87,6 +88,7 @@ class ChannelPruner:
                 squares on the features the pruned network computes (a few passes over the calibration images).
             refit: with `sequential`, producers whose inputs drifted are re-fitted too.
             images: with `sequential`, use about this many of the calibration images; none for all.
+            places: with `sequential`, output positions an image that a fit looks at, at most.
             adaptive_bn: re-estimate batch-norm statistics on about this many calibration images; 0 for none.
             guard: never leave the logits further from the dense network's than they are without a repair, on the
                 first 100 calibration images: `gram` takes the place of `sequential` then, and nothing that of
@@ -101,7 +103,7 @@ class ChannelPruner:
             if attempt == "gram":
                 repair_from_moments(pruned, self.dense, self.structure, selection, self.moments)
             elif attempt == "sequential":
-                self.sequential(images)(pruned, selection, refit=refit)
+                self.sequential(images, places)(pruned, selection, refit=refit)
             self.seconds["repair"] += time.perf_counter() - start
             if adaptive_bn and not untouched:
                 start = time.perf_counter()
@@ -126,12 +128,13 @@ class ChannelPruner:
         self.seconds["prune"] += time.perf_counter() - start
         return pruned
 
-    def sequential(self, images: int | None = None) -> SequentialRepair:
-        """The sequential repair on about this many calibration images, none for all; made once."""
+    def sequential(self, images: int | None = None, places: int = PLACES) -> SequentialRepair:
+        """The sequential repair on about this many calibration images, none for all; made once. See `prune`."""
         batches = self.calibration if images is None else first_images(self.calibration, images)
-        if len(batches) not in self._repairs:
-            self._repairs[len(batches)] = SequentialRepair(self.dense, self.structure, batches)
-        return self._repairs[len(batches)]
+        key = len(batches), places
+        if key not in self._repairs:
+            self._repairs[key] = SequentialRepair(self.dense, self.structure, batches, places=places)
+        return self._repairs[key]
 
     def _distance(self, model: nn.Module) -> float:
         """Mean squared distance of the logits from the dense network's, on the images that guard a repair."""

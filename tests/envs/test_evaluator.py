@@ -61,6 +61,17 @@ def test_a_candidates_figures(pruner: ChannelPruner, repair: str) -> None:
     }
 
 
+def test_a_candidate_is_repaired_as_asked(pruner: ChannelPruner) -> None:
+    search, widths = labelled(pruner.dense, "digits"), pruner.structure.widths // 2
+    found = set()
+    for asked in ({}, {"refit": True}, {"images": 15}, {"places": 3}, {"adaptive_bn": 20}):
+        evaluator = CandidateEvaluator(pruner, search, repair="sequential", **asked)  # type: ignore[arg-type]
+        candidate = pruner.prune(widths, "sequential", **asked, guard=False)  # type: ignore[arg-type]
+        assert evaluator.evaluate(widths) == evaluator.judge(candidate, widths)
+        found.add(evaluator.evaluate(widths).reconstruction_loss)
+    assert len(found) == 5
+
+
 def test_repair_pays() -> None:
     pruner = ChannelPruner(zoo.make("vgg"), zoo.structure("vgg"), "l1", zoo.batches("vgg", (150, 150)))
     search = labelled(pruner.dense, "vgg")

@@ -18,7 +18,7 @@ from secateur.pruners.inference import count_images, first_images
 from secateur.pruners.layers import PlanError
 from secateur.pruners.pruner import ChannelPruner
 from secateur.pruners.reconstruction import collect_moments, repair_from_moments
-from secateur.pruners.sequential import repair_sequentially
+from secateur.pruners.sequential import SequentialRepair, repair_sequentially
 from secateur.pruners.shrink import shrink
 
 
@@ -47,6 +47,10 @@ def test_prune_is_shrink_and_repair(name: str) -> None:
             expected = shrink(p.dense, p.structure, selection)
             repair_sequentially(expected, p.dense, p.structure, selection, batches, refit=refit)
             assert same(p.prune(widths, "sequential", refit=refit, images=images, guard=False), expected)
+    for places in (1, 4):
+        expected = shrink(p.dense, p.structure, selection)
+        SequentialRepair(p.dense, p.structure, p.calibration, places=places)(expected, selection)
+        assert same(p.prune(widths, "sequential", places=places, guard=False), expected)
     expected = shrink(p.dense, p.structure, selection)
     adapt_batchnorm(expected, p.calibration[:2])
     assert same(p.prune(widths, adaptive_bn=25, guard=False), expected)
