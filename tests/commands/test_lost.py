@@ -85,12 +85,16 @@ def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(run, quick, tmp_pat
     folder = tmp_path / "run"
     fresh = {"config": "digits", "overrides": quick, "out": folder}
     moments = random.Random(0)
+
+    def go_on() -> multiprocessing.Process:
+        return start("train", **({"resume": folder} if (folder / "config.yaml").exists() else fresh))
+
     for _ in range(2):
-        process = start("train", **({"resume": folder} if (folder / "config.yaml").exists() else fresh))
+        process = go_on()
         process.join(moments.uniform(0.2, 2.0))
         process.kill()
         was_killed(process)
-    assert not was_killed(start("train", resume=folder))
+    assert not was_killed(go_on())
     assert_same_run(folder, run.folder)
 
 
