@@ -65,8 +65,8 @@ def compare(
     """Judge plans and other allocators alike: same cost, same repair, same search and test images.
 
     Every candidate that an allocator judges is on disk before the next (with workers: before the next of its
-    generation is looked at); an interrupted comparison goes on with
-    `resume` and the same arguments, and judges none of them again.
+    generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and judges none
+    of them again.
 
     Args:
         plans: plans, their files or run folders; may be none if a config is given.
@@ -91,6 +91,8 @@ def compare(
     reporter = reporter or Reporter()
     if finetune < 0:
         raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
+    for name in against or ():
+        get_allocator(name)  # unknown, or not installed: said before the network is looked at
     check_free(out)
     previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
     if previous:

@@ -120,3 +120,5 @@ def test_plans_of_different_budgets_are_refused(run):
 def test_an_unknown_allocator_names_the_near_miss(run):
     with pytest.raises(ValueError, match="did you mean uniform"):
         secateur.compare([run.folder], against=["unifrom"])
+    with pytest.raises(ValueError, match="did you mean uniform"):  # before anything is loaded
+        secateur.compare([run.folder / "gone"], against=["unifrom"])
