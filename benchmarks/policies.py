@@ -4,7 +4,8 @@ python benchmarks/policies.py --data DIR --out DIR    (an hour and more; what is
 
 `--data DIR` holds `cifar10-lossless/` and `weights/`. For each of two networks one agent is trained on budgets drawn
 from the whole range; then it is asked for a plan for every budget, and so is the other network's. Neither judges a
-candidate for that. A search is an agent trained for the one budget alone, with as many candidates as the policy's
+candidate for that. *Its loss model alone* is its own policy's plan without the policy's corrections: what its training
+taught the loss model. A search is an agent trained for the one budget alone, with as many candidates as the policy's
 whole training had. All plans are repaired alike and judged on the same test images. Mean ± standard error over the
 seeds; rules have one row.
 """
@@ -12,6 +13,7 @@ seeds; rules have one row.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,11 @@ import torch
 from common import cifar_config, compared, header, mean, table, trained
 
 import secateur
-from secateur.pruners.plan import PLAN_NAME
+from secateur.agents.allocators.ranks import best_units
+from secateur.agents.policy import Policy
+from secateur.commands.task import make_task
+from secateur.pruners.loss_model import LossModel
+from secateur.pruners.plan import PLAN_NAME, RatioPlan
 
 RULES = ["uniform", "threshold", "knapsack"]
 
@@ -47,9 +53,9 @@ def main() -> None:
     for depth, other in zip(args.depths, reversed(args.depths), strict=True):
         lines = [line(args, depth, budget, policies[depth], policies[other]) for budget in args.budgets]
         for figure, what in enumerate(("top-1 on the test images", "distance of the logits on the search images")):
-            head = ["FLOPs", *RULES, f"ResNet-{other}'s policy", "its own policy", "a search of its own"]
+            learned = [f"ResNet-{other}'s policy", "its own policy", "its loss model alone", "a search of its own"]
             rows = [[f"{100 * b:g} %", *found[figure]] for b, found in zip(args.budgets, lines, strict=True)]
-            print(f"\nResNet-{depth}, {what}\n\n{table(head, rows)}", flush=True)
+            print(f"\nResNet-{depth}, {what}\n\n{table(['FLOPs', *RULES, *learned], rows)}", flush=True)
 
 
 def config(args: argparse.Namespace, depth: int, budget: float, *more: str) -> secateur.Config:
@@ -67,10 +73,11 @@ def line(
         for name, runs in (("other", other), ("own", own))
         for seed, run in enumerate(runs)
     ]
+    asked += [modelled(run, task, folder / f"model-{seed}") for seed, run in enumerate(own)]
     searched = [trained(task, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)]
     rows = compared([*asked, *searched], folder / "compare", config=task, against=RULES)
-    learned, rules = rows[: 3 * args.seeds], {row["allocator"]: row for row in rows[3 * args.seeds :]}
-    groups = [[rules[name]] for name in RULES] + [learned[i * args.seeds : (i + 1) * args.seeds] for i in range(3)]
+    learned, rules = rows[: 4 * args.seeds], {row["allocator"]: row for row in rows[4 * args.seeds :]}
+    groups = [[rules[name]] for name in RULES] + [learned[i * args.seeds : (i + 1) * args.seeds] for i in range(4)]
     tests = [mean([row["test_accuracy"] for row in group], 2) for group in groups]
     return tests, [mean([row["reconstruction_loss"] for row in group], 4) for group in groups]
 
@@ -79,6 +86,27 @@ def proposed(run: Path, task: secateur.Config, budget: float, folder: Path) -> P
     """The folder of a policy's plan; nothing is judged."""
     if not (folder / PLAN_NAME).is_file():
         secateur.plan(run, flops=budget, config=task, out=folder)
+    return folder
+
+
+def modelled(run: Path, config: secateur.Config, folder: Path) -> Path:
+    """The folder of the plan of a policy's loss model; nothing is judged."""
+    if not (folder / PLAN_NAME).is_file():
+        task = make_task(config)
+        losses = replace(LossModel.of(task.pruner.context), factors=Policy.load(run).factors)
+        plan = RatioPlan.make(
+            task.priced,
+            best_units(task.budget, losses.gains(task.budget)),
+            architecture=task.architecture,
+            criterion=config.pruning.criterion,
+            budget=(task.budget.kind, task.budget.fraction),
+            figures={},
+            allocator="loss model",
+            seed=config.seed,
+            candidates=0,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        plan.save(folder / PLAN_NAME)
     return folder
 
 
