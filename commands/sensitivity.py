@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,7 +70,8 @@ def sensitivity(
     chosen and the consumers repaired on the calibration images, everything is measured on the search images, which the
     repair has not seen. The paper plots the rise of the top-5 error; the figure here shows the relative error of the
     consumers' outputs (`output_error`), which tells criteria apart long before an answer changes. The drop of accuracy
-    and the distance of the logits are with every point in `sensitivity.json`.
+    and the distance of the logits are with every point in `sensitivity.json`. Ctrl-C ends the measurement, and keeps
+    the points that it has.
 
     Args:
         config: a built-in name, a YAML file or a `Config`; none is the embedded default.
@@ -97,7 +98,14 @@ def sensitivity(
     chosen = _choose(task.structure, layers)
     reporter.say(describe(task))
     alone = replace(task.structure, layers=tuple(chosen))  # whatever is not in it stays whole
-    points = _measure(task, alone, criteria, sparsities, repair, reporter)
+    points: list[dict[str, Any]] = []
+    try:
+        for point in _measure(task, alone, criteria, sparsities, repair, reporter):
+            points.append(point)
+    except KeyboardInterrupt:
+        if not points:
+            raise
+        reporter.say(f"stopped after {len(points)} points")
 
     folder = new_folder(out, Path("runs") / f"{task.config.name}-sensitivity")
     tree = {
@@ -163,11 +171,11 @@ def _measure(
     sparsities: Sequence[float],
     repair: OneLayerRepair,
     reporter: Reporter,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
+    """The points, layer by layer and criterion by criterion."""
     pruner = ChannelPruner(task.model, structure, criteria[0], task.calibration, task.config.seed)
     evaluator = CandidateEvaluator(pruner, task.search)
     unseen = collect_moments(task.model, structure, task.search)
-    points = []
     with reporter.bar("measure", len(structure.layers) * len(criteria) * len(sparsities)) as advance:
         for index, layer in enumerate(structure.layers):
             known: dict[tuple[int, ...], dict[str, Any]] = {}  # criteria agree on some selections
@@ -178,9 +186,8 @@ def _measure(
                     key = tuple(int(unit) for unit in keep)
                     if key not in known:
                         known[key] = _point(evaluator, index, keep, unseen, repair)
-                    points.append({"layer": layer.name, "criterion": criterion, "asked": sparsity, **known[key]})
                     advance(f"{layer.name} {criterion} error {known[key]['error']:.3f}")
-    return points
+                    yield {"layer": layer.name, "criterion": criterion, "asked": sparsity, **known[key]}
 
 
 def _point(
@@ -207,7 +214,7 @@ def _point(
 def sensitivity_table(points: Sequence[dict[str, Any]]) -> Table:
     """A section a layer, one row a criterion, one column a sparsity."""
     asked = sorted({point["asked"] for point in points})
-    errors = {(point["layer"], point["criterion"], point["asked"]): point["error"] for point in points}
+    errors = {(point["layer"], point["criterion"], point["asked"]): f"{100 * point['error']:.2f}" for point in points}
     table = Table(
         title="One layer cut, the others whole",
         box=box.SIMPLE_HEAD,
@@ -219,5 +226,5 @@ def sensitivity_table(points: Sequence[dict[str, Any]]) -> Table:
     for layer in dict.fromkeys(point["layer"] for point in points):
         table.add_row(layer, style="bold")
         for criterion in dict.fromkeys(point["criterion"] for point in points):
-            table.add_row(f"  {criterion}", *(f"{100 * errors[layer, criterion, s]:.2f}" for s in asked))
+            table.add_row(f"  {criterion}", *(errors.get((layer, criterion, s), "") for s in asked))
     return table

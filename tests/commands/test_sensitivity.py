@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -47,6 +48,25 @@ def test_one_point_a_layer_criterion_and_sparsity(measured):
     assert {"secateur", "torch", "numpy"} <= tree["versions"].keys()
     assert tree["fingerprint"] == zoo.structure("residual").fingerprint
     assert load_config(measured.folder / "config.yaml").name == "CifarResNet"
+
+
+def test_ctrl_c_keeps_the_points_measured(measured, monkeypatch, tmp_path):
+    command, made = sys.modules["secateur.commands.sensitivity"], []
+    judge = command._point
+
+    def fifth(*args):
+        made.append(1)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        return judge(*args)
+
+    monkeypatch.setattr(command, "_point", fifth)
+    given = {"model": zoo.make("residual"), "images": images(), "criteria": CRITERIA, "sparsities": SPARSITIES}
+    done = secateur.sensitivity(**given, out=tmp_path / "out")
+    assert done.points == measured.points[: len(done.points)]
+    assert 4 <= len(done.points) < len(measured.points)
+    assert json.loads((done.folder / "sensitivity.json").read_text())["points"] == done.points
+    assert (done.folder / "sensitivity.png").is_file()
 
 
 def test_a_point_is_a_network_cut_repaired_and_judged(measured):
