@@ -78,7 +78,6 @@ GROWTH = [
     *(Case(f"ResNet-20, {n:,} images", "cifar_resnet20", images=n) for n in (250, 500, 2000)),
     *(Case(f"ResNet-20, {w:g} × the channels", "cifar_resnet20", width=w) for w in (0.5, 2.0, 4.0)),
     *(Case(f"MobileNetV2, {size}×{size} images", "torchvision:mobilenet_v2", size) for size in (128, 224)),
-    Case("VGG-16-BN, 128×128 images", "torchvision:vgg16_bn", 128),
 ]
 PARTS = ("prune", "repair", "adaptive_bn", "evaluate", "agent")
 
