@@ -25,6 +25,7 @@ from torch import nn
 
 from ..configs.schema import AgentConfig
 from ..envs import Evaluation, LayerSparsityEnv
+from ..envs.reward import LEAST_LOSS
 from .allocators.ranks import best_units
 from .critic import with_effort
 
@@ -119,7 +120,7 @@ class Learner:
         self.model = self._make_model()
         self._first = env.losses
         self._plans: list[NDArray[np.int64]] = []
-        self._losses: list[float] = []
+        self._evaluations: list[Evaluation] = []
         if config.budgets is not None:
             replace(self.asked, fraction=config.budgets[0])  # refuses what cannot be met
 
@@ -165,10 +166,9 @@ class Learner:
         walks = [self._episode(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
         evaluations = list(self.env.evaluator.evaluate_all([walk.widths for walk in walks]))
         began = time.perf_counter()
-        dense = self.env.evaluator.dense
         for walk, evaluation in zip(walks, evaluations, strict=True):
             self._plans.append(walk.widths)
-            self._losses.append(self.env.weights.lost(evaluation, dense))
+            self._evaluations.append(evaluation)
             self._store(walk, self._advantage(walk.budget, evaluation))
         for number in numbers:
             self._learn(number)
@@ -232,15 +232,14 @@ class Learner:
 
     def _advantage(self, fraction: float, evaluation: Evaluation) -> float:
         """Of a plan over the first model's own on its budget, in units of what that is predicted to lose."""
-        base, expected = self._plans[0], self._losses[0]
+        weights, dense = self.env.weights, self.env.evaluator.dense
+        base, expected = self._plans[0], weights.lost(self._evaluations[0], dense)
         if fraction != self.asked.fraction:
-            first = self._first.fitted(self._plans[:1], self._losses[:1])
-            base = best_units(replace(self.asked, fraction=fraction), first.gains(self.asked))
-            expected = float(first.predict(base))
-        weights = self.env.weights
+            base = best_units(replace(self.asked, fraction=fraction), self._first.gains(self.asked))
+            there, here = (float(self._first.predict(plan)) for plan in (base, self._plans[0]))
+            expected = max(LEAST_LOSS, expected * there / here if here else there)
         spared = weights.flops * (self.asked.structure.fraction("flops", base) - evaluation.flops)
-        lost = weights.lost(evaluation, self.env.evaluator.dense)
-        return max(WORST, (expected - lost + spared) / expected)
+        return max(WORST, (expected - weights.lost(evaluation, dense) + spared) / expected)
 
     def _store(self, walk: _Walk, advantage: float) -> None:
         buffer = self.model.replay_buffer
@@ -259,7 +258,8 @@ class Learner:
 
     def _learn(self, number: int) -> None:
         self.learnt = number + 1
-        self.env.believe(self._first.fitted(self._plans, self._losses))
+        distances = [evaluation.reconstruction_loss for evaluation in self._evaluations]
+        self.env.believe(self._first.fitted(self._plans, distances))
         updates = self.config.updates * self.layers
         if number < self.config.warmup or updates == 0:
             return

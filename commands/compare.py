@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..agents import Allocation, Allocator, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..configs import Config
-from ..envs import Evaluator
+from ..envs import Evaluation, Evaluator
 from ..pruners.inference import logits
 from ..pruners.layers import PlanError
 from ..pruners.plan import RatioPlan, plan_path, write_json
@@ -181,17 +181,16 @@ def _allocate(
     rewards: dict[tuple[int, ...], float] = {}
     with reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
 
-        def judged(plans: Sequence[NDArray[np.int64]]) -> Iterator[float]:
+        def judged(plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
             for widths, evaluation in zip(plans, evaluator.evaluate_all(plans), strict=True):
                 found = task.reward.reward(evaluation)
                 rewards[tuple(widths.tolist())] = found
                 log.append(allocator.name, seed, widths, evaluation, found)
                 advance(f"reward {found:+.3f} best {max(rewards.values()):+.3f}")
-                yield found
+                yield evaluation
 
-        dense_reward = task.reward.reward(task.evaluator.dense)
         rng = np.random.default_rng(seed)
-        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, judged, dense_reward, candidates, rng))
+        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, judged, task.reward, candidates, rng))
         if not allocator.searches:
             advance("")
     if allocator.searches:

@@ -19,6 +19,7 @@ Curves = Sequence[NDArray[np.float64]]
 GRID = 512  # prices between a network's dearest unit and its cheapest
 FAR = 20.0  # from the median gain, in the logarithm: as good as dead, or as good as free
 TIE = 1e-2  # in the logarithm, over a layer: units of equal gain go one after the other
+LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
 TRUST = 1.0  # in the curves as predicted, against the plans judged: a ridge, in units of the curves' own spread
 
@@ -27,9 +28,10 @@ TRUST = 1.0  # in the curves as predicted, against the plans judged: a ridge, in
 class LossModel:
     """Σ over layers of factor · curve(width).
 
-    The curves (`secateur.pruners.influence.loss_curves`) come from the dense network alone, to first order. The factors
-    are what judged plans teach: least squares of their losses on the curves, non-negative, with a ridge towards one
-    common factor, so that one plan moves them a little and a hundred decide.
+    A plan's loss is the distance of its logits from the dense network's, which tells of small differences that accuracy
+    on a thousand images drowns in noise. The curves (`secateur.pruners.influence.loss_curves`) come from the dense
+    network alone, to first order. The factors are what judged plans teach: least squares of their distances on the
+    curves, non-negative, with a ridge towards one common factor, so that one plan moves them a little and many decide.
 
     Attributes:
         curves: for every layer by units kept, (width + 1,), falling.
@@ -65,14 +67,14 @@ class LossModel:
         """(…) the loss of plans of widths (…, layers)."""
         return np.asarray(self.terms(plans) @ self.factors)
 
-    def fitted(self, plans: ArrayLike, losses: ArrayLike) -> LossModel:
+    def fitted(self, plans: ArrayLike, distances: ArrayLike) -> LossModel:
         """The same curves, with factors that explain what plans lost; errors count relative to the loss.
 
         Args:
             plans: (plans, layers) widths.
-            losses: (plans,) what they lost, positive.
+            distances: (plans,) of their logits from the dense network's, ≥ 0.
         """
-        loss = np.asarray(losses, dtype=np.float64)
+        loss = np.asarray(distances, dtype=np.float64).clip(min=LEAST_DISTANCE)
         terms = self.terms(plans) / loss[:, None]
         whole = terms.sum(axis=1)
         common = float(whole.sum() / max(float(whole @ whole), np.finfo(float).tiny))

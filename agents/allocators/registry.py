@@ -10,10 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...configs import did_you_mean
+from ...envs import Evaluation, RewardWeights
 from ...pruners.budget import Budget
 from ...pruners.criteria import Context
 
 Widths = NDArray[np.int64]
+
+
+def _judge_nothing(plans: Sequence[Widths]) -> Iterable[Evaluation]:
+    raise RuntimeError(f"{len(plans)} plans to be judged, and no one to judge them: give the allocation an `evaluate`")
 
 
 @dataclass(frozen=True)
@@ -23,17 +28,16 @@ class Allocation:
     Attributes:
         budget: the layers and what the plan may cost; its `fill` spends it.
         context: the dense network and the calibration images, as criteria see them.
-        rewards: judges plans on the search images, the higher the better, in order and maybe some at a time; rules
-            never call it.
-        dense_reward: what the dense network would be paid.
+        evaluate: judges plans on the search images, in order and maybe some at a time; rules never call it.
+        reward: what a plan is paid for what was judged.
         candidates: how many different plans a search allocator may judge.
         rng: its randomness.
     """
 
     budget: Budget
     context: Context
-    rewards: Callable[[Sequence[Widths]], Iterable[float]] = lambda plans: [0.0] * len(plans)
-    dense_reward: float = 0.0
+    evaluate: Callable[[Sequence[Widths]], Iterable[Evaluation]] = _judge_nothing
+    reward: RewardWeights = field(default_factory=RewardWeights)
     candidates: int = 1
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 

@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from ...envs.reward import LEAST_LOSS
+from ...envs import Evaluation
 from ...pruners.budget import Budget
 from ...pruners.loss_model import LossModel
 from .ranks import best_units, knapsack
@@ -25,14 +25,14 @@ class Judged:
     """The plans of one search. A plan that comes again costs nothing and is not judged again.
 
     Attributes:
-        allocation: whose reward is asked, for so many different plans.
-        rewards: of the plans judged so far, by widths.
+        allocation: who judges, so many different plans.
+        evaluations: of the plans judged so far, by widths.
         asked: how many there are, with those that are being judged.
         repeats: how many plans in a row were known already.
     """
 
     allocation: Allocation
-    rewards: dict[tuple[int, ...], float] = field(default_factory=dict)
+    evaluations: dict[tuple[int, ...], Evaluation] = field(default_factory=dict)
     asked: int = 0
     repeats: int = 0
 
@@ -45,11 +45,15 @@ class Judged:
                 break
             taken.append(tuple(widths.tolist()))
             self.repeats += 1
-            if taken[-1] not in self.rewards and taken[-1] not in new:
+            if taken[-1] not in self.evaluations and taken[-1] not in new:
                 new[taken[-1]] = widths
                 self.asked, self.repeats = self.asked + 1, 0
-        self.rewards.update(zip(new, self.allocation.rewards(list(new.values())), strict=True))
-        return [self.rewards[key] for key in taken]
+        self.evaluations.update(zip(new, self.allocation.evaluate(list(new.values())), strict=True))
+        return [self.reward(key) for key in taken]
+
+    def reward(self, widths: tuple[int, ...]) -> float:
+        """Of a plan that was judged."""
+        return self.allocation.reward.reward(self.evaluations[widths])
 
     @property
     def over(self) -> bool:
@@ -64,7 +68,7 @@ class Judged:
     @property
     def best(self) -> Widths:
         """The plan with the highest reward, the first of equals."""
-        return np.array(max(self.rewards, key=self.rewards.__getitem__), dtype=np.int64)
+        return np.array(max(self.evaluations, key=self.reward), dtype=np.int64)
 
 
 @register_allocator("random", searches=True)
@@ -170,8 +174,8 @@ def adaptive_knapsack(allocation: Allocation) -> Widths:
     judged = Judged(allocation)
     judged([knapsack(allocation)])
     while not judged.over:
-        plans = [*judged.rewards]
-        losses = first.fitted(plans, [max(LEAST_LOSS, allocation.dense_reward - judged.rewards[p]) for p in plans])
+        distances = [evaluation.reconstruction_loss for evaluation in judged.evaluations.values()]
+        losses = first.fitted([*judged.evaluations], distances)
         spread = FIRST_MISTAKE + judged.progress * (LAST_MISTAKE - FIRST_MISTAKE)
         spread *= 1.0 + judged.repeats / 10
         mistakes = np.exp(allocation.rng.normal(0.0, spread, len(losses.factors)))

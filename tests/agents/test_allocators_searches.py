@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_searches_begin_at_the_knapsack(allocation, name):
 
 def test_random_search_keeps_the_best_of_its_candidates(allocation):
     judged = []
-    given = allocation(reward=lambda widths: judged.append(widths) or float(widths[2]), candidates=20)
+    given = allocation(reward=lambda widths: judged.append(widths) or float(widths[2] - 16), candidates=20)
     best = get_allocator("random").allocate(given)
     assert len({tuple(widths) for widths in judged}) == 20
     assert best[2] == max(widths[2] for widths in judged)
@@ -85,9 +87,9 @@ def test_random_search_keeps_the_best_of_its_candidates(allocation):
 def together(allocation, name, candidates):
     """How many plans a search has judged at a time."""
     sizes = []
-    reward = Separable(allocation().budget, 0)
-    given = allocation(rewards=lambda plans: sizes.append(len(plans)) or map(reward, plans), candidates=candidates)
-    get_allocator(name).allocate(given)
+    given = allocation(reward=Separable(allocation().budget, 0), candidates=candidates)
+    judge = given.evaluate
+    get_allocator(name).allocate(replace(given, evaluate=lambda plans: sizes.append(len(plans)) or judge(plans)))
     return [size for size in sizes if size]
 
 

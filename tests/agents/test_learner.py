@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 import zoo
 from secateur.agents.learner import ALGORITHMS, WORST, Episode, Learner
 from secateur.configs.schema import AgentConfig
-from secateur.envs import LayerSparsityEnv
+from secateur.envs import Evaluation, LayerSparsityEnv
 from secateur.pruners.budget import Budget
 from secateur.pruners.layers import PlanError
 from secateur.pruners.loss_model import LossModel
@@ -88,6 +89,21 @@ def test_the_loss_model_learns_without_a_policy() -> None:
     episodes = list(agent.run())
     learned = agent.env.weights.reward(agent.env.evaluator.evaluate(agent.policy_plan(0.5)))
     assert learned > episodes[0].reward + 0.05
+
+
+def test_the_loss_model_learns_from_the_distance_whatever_the_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = learner(episodes=6, warmup=6)
+    judge, noise = agent.env.evaluator.evaluate_all, np.random.default_rng(0)
+
+    def by_chance(plans: Any) -> list[Evaluation]:
+        return [replace(evaluation, accuracy=noise.uniform(0, 100)) for evaluation in judge(plans)]
+
+    first = agent.env.losses
+    monkeypatch.setattr(agent.env.evaluator, "evaluate_all", by_chance)
+    episodes = list(agent.run())
+    told = first.fitted([e.widths for e in episodes], [e.evaluation.reconstruction_loss for e in episodes])
+    assert np.array_equal(agent.env.losses.factors, told.factors)
+    assert np.ptp(told.factors) > 0.0
 
 
 def test_without_updates_it_does_not_learn() -> None:

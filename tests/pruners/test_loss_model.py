@@ -50,6 +50,16 @@ def test_one_plan_says_how_much_and_not_where() -> None:
     assert np.all(np.abs(np.log(second.factors / np.median(second.factors))) < np.log(3.0))
 
 
+def test_a_plan_that_loses_nothing_is_believed() -> None:
+    """Where all is whole the curves are 0, too; a distance of 0 elsewhere leaves factors that are finite."""
+    budget = Budget(zoo.structure("digits"), "flops", 0.5)
+    model = convex(budget.structure)
+    judged = np.vstack([plans(budget, 3), budget.structure.widths])
+    told = [*model.predict(judged[:3]), 0.0]
+    np.testing.assert_allclose(model.fitted(judged, told).factors, 1.0, rtol=1e-6)
+    assert np.all(np.isfinite(model.fitted(judged, np.zeros(4)).factors))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 12))
 def test_no_layer_is_ever_free(seed: int, count: int) -> None:
