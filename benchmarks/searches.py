@@ -5,7 +5,8 @@ python benchmarks/searches.py --data DIR --out DIR    (an hour and more; what is
 `--data DIR` holds `cifar10-lossless/` and `weights/`. Every seed's training is a run folder below `--out`, every
 comparison, too; a benchmark that was interrupted goes on where it stopped. All plans are repaired in the end alike and
 judged on the same test images; a search's best few are judged again by the final repair on the search images before
-one is chosen. Mean ± standard error over the seeds; `over ddpg` is paired: the same test images, the same seed.
+one is chosen. Mean ± standard error over the seeds; what a row is over the agent is paired: the same test images, the
+same seed. With `--set agent.algorithm=td3` that is another agent.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ def main() -> None:
     for depth in args.depths:
         for budget in args.budgets:
             rows = compare(args, depth, budget)
+            head = ["allocator", "seeds", "search", "distance", "test", f"over {rows[0]['allocator']}"]
             print(f"\nResNet-{depth}, {100 * budget:g} % of the FLOPs, {args.candidates} candidates\n")
-            print(table(["allocator", "seeds", "search", "distance", "test", "over ddpg"], summarize(rows)), flush=True)
+            print(table(head, summarize(rows)), flush=True)
 
 
 def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[str, Any]]:
@@ -58,11 +60,12 @@ def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[st
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """A line an allocator, in the order of their test accuracy."""
+    """A line an allocator, in the order of their test accuracy; the agent's rows are the first ones."""
+    agent = rows[0]["allocator"]
     tests: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         tests.setdefault(row["allocator"], []).append(row)
-    learned = np.array([row["test_accuracy"] for row in tests["ddpg"]])
+    learned = np.array([row["test_accuracy"] for row in tests[agent]])
     lines = []
     for name, found in sorted(tests.items(), key=lambda item: -np.mean([r["test_accuracy"] for r in item[1]])):
         test = np.array([row["test_accuracy"] for row in found])
@@ -75,7 +78,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:
                 mean([row["search_accuracy"] for row in found], 2),
                 mean([row["reconstruction_loss"] for row in found], 4),
                 mean(list(test), 2),
-                "" if name == "ddpg" else f"{gain.mean():+.2f} ± {error(list(spread)):.2f}",
+                "" if name == agent else f"{gain.mean():+.2f} ± {error(list(spread)):.2f}",
             ]
         )
     return lines
