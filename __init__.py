@@ -10,17 +10,18 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .commands.apply import Applied, apply, load
+    from .commands.apply import Applied, apply
     from .commands.compare import Comparison, compare
     from .commands.correlate import Correlation, correlate
     from .commands.filters import Filters, filters
-    from .commands.magnitude import magnitude
+    from .commands.loading import Images
     from .commands.plan import Proposal, plan
     from .commands.sensitivity import Sensitivity, sensitivity
-    from .commands.task import Images
+    from .commands.session import Session, make_env
     from .commands.train import Training, train
     from .configs import Config
     from .pruners.plan import RatioPlan
+    from .pruners.saved import load
 
 __version__ = metadata.version("secateur")
 
@@ -30,17 +31,18 @@ _HOMES = {
     "Config": ".configs",
     "Correlation": ".commands.correlate",
     "Filters": ".commands.filters",
-    "Images": ".commands.task",
+    "Images": ".commands.loading",
     "Proposal": ".commands.plan",
     "RatioPlan": ".pruners.plan",
     "Sensitivity": ".commands.sensitivity",
+    "Session": ".commands.session",
     "Training": ".commands.train",
     "apply": ".commands.apply",
     "compare": ".commands.compare",
     "correlate": ".commands.correlate",
     "filters": ".commands.filters",
-    "load": ".commands.apply",
-    "magnitude": ".commands.magnitude",
+    "load": ".pruners.saved",
+    "make_env": ".commands.session",
     "plan": ".commands.plan",
     "sensitivity": ".commands.sensitivity",
     "train": ".commands.train",
@@ -56,13 +58,14 @@ __all__ = [
     "Proposal",
     "RatioPlan",
     "Sensitivity",
+    "Session",
     "Training",
     "apply",
     "compare",
     "correlate",
     "filters",
     "load",
-    "magnitude",
+    "make_env",
     "plan",
     "sensitivity",
     "train",

@@ -1,15 +1,15 @@
 """Who chooses the ratios: the learner, rules, rankings, searches."""
 
-from .allocators import Allocation, Allocator, allocators, get_allocator, register_allocator
+from .allocators import ALLOCATORS, Allocator, SearchProblem, get_allocator, register_allocator
 from .learner import ALGORITHMS, Episode, Learner
 
 __all__ = [
     "ALGORITHMS",
-    "Allocation",
+    "ALLOCATORS",
     "Allocator",
     "Episode",
     "Learner",
-    "allocators",
+    "SearchProblem",
     "get_allocator",
     "register_allocator",
 ]

@@ -1,8 +1,8 @@
 """The agent: Stable-Baselines3's DDPG (TD3, SAC) walking the environment, one episode a candidate.
 
-The loop is ours, the learner is SB3's: its policies, its n-step replay buffer, its `train`. That puts the whole
-search in one place: act, step, store, learn, log. Returns are Monte-Carlo (n-step with n = layers, γ = 1, the reward
-at the last step): every transition's target is what the finished plan was paid, and nothing is counted twice.
+The loop is ours, so that several workers can evaluate at once and a run can be replayed; the learner is SB3's: its
+policies, its n-step replay buffer, its `train`; the reward is the environment's. Returns are Monte-Carlo (n-step with
+n = layers, γ = 1): every transition's target is what the finished plan was paid, and nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ from torch import nn
 
 from ..configs.schema import AgentConfig
 from ..envs import Evaluation, LayerSparsityEnv
-from ..envs.reward import LEAST_LOSS
-from .allocators.ranks import best_units
-from .critic import with_effort
+from .critic import with_penalty
 
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "sac": SAC}
 
 Policy = Callable[[int, NDArray[np.float32]], float]  # (layer, observation) → action, without noise
 
 GREEDY = 25  # every so many episodes there is no noise
-WORST = -1.5  # advantage that a replay buffer holds; what is worse is bad, and no more than that
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,11 @@ class Episode:
         number: 0 for the first.
         budget: the fraction of the dense network's cost that was walked on.
         actions: (layers,) as carried out, in [-1, 1].
-        widths: (layers,) units kept.
+        kept: (layers,) units kept.
         evaluation: of the finished plan.
-        terms: of the reward, weighted.
-        reward: their sum.
+        terms: of the plan's quality, weighted.
+        quality: their sum, by which plans are chosen.
+        reward: the episode's return: the sum of what the environment paid.
         noise: standard deviation the actions were explored with.
         seconds: of the whole episode, its share of those that were walked together.
     """
@@ -56,9 +54,10 @@ class Episode:
     number: int
     budget: float
     actions: NDArray[np.float32]
-    widths: NDArray[np.int64]
+    kept: NDArray[np.int64]
     evaluation: Evaluation
     terms: dict[str, float]
+    quality: float
     reward: float
     noise: float
     seconds: float
@@ -71,14 +70,14 @@ class _Walk:
     budget: float
     observations: list[NDArray[np.float32]]
     actions: NDArray[np.float32]
-    widths: NDArray[np.int64]
+    kept: NDArray[np.int64]
 
 
 class Learner:
     """Learns to allocate sparsity.
 
-    Two things learn. The *loss model* that the environment's actions correct is fitted anew to all judged plans after
-    every episode: few numbers, learnt fast, good for any budget. The *policy* learns what such a sum over layers
+    Two things learn. The environment's *loss model*, which actions correct, is fitted anew to all evaluated plans
+    after every episode: few numbers, learnt fast, good for any budget. The *policy* learns what such a sum over layers
     cannot say. Episode 0 is the model's own plan (all-zero actions); then `warmup` episodes explore round the model's
     plans, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every twenty-fifth
     episode acts without noise, and so does the last.
@@ -86,13 +85,11 @@ class Learner:
     With `budgets`, every episode walks on a budget of its own, drawn evenly from that range; those without noise, and
     the first, walk on the budget asked.
 
-    A return is the advantage over what the loss model, before it had learnt anything but the loss of episode 0,
-    predicts for its own plan on the budget at hand, in units of that loss: 0 for the first episode, 1 for a plan that
-    loses nothing, whatever the network and the budget. Every action costs `effort` times its square, so that a
-    correction that brings nothing fades, and the critic knows that cost: the policy goes no further from the loss
-    model's plan than what it has seen pays for.
+    What it learns from is what `LayerSparsityEnv.step` returns. The critic is told that an action costs the
+    environment's `action_penalty` times its square, so that the policy goes no further from the loss model's plan than
+    what it has seen pays for.
 
-    With several workers it walks as many episodes with the policy as it stands, has their plans judged together, and
+    With several workers it walks as many episodes with the policy as it stands, has their plans evaluated together, and
     then learns as much as it would have after each of them.
 
     An episode's randomness is drawn from (seed, episode) alone. So a run can be *replayed*: given the actions of
@@ -102,7 +99,7 @@ class Learner:
     Attributes:
         env: the environment, with its evaluator.
         config: the agent's section.
-        workers: episodes that are walked, and judged, together.
+        workers: episodes that are walked, and evaluated, together.
         model: the SB3 algorithm.
         learnt: episodes that it has learnt from.
         seconds: time spent on choosing actions and on learning.
@@ -116,11 +113,8 @@ class Learner:
         self.layers = len(env.statistics)
         self.learnt = 0
         self.seconds = 0.0
-        self.asked = env.budget
+        self.asked = env.asked
         self.model = self._make_model()
-        self._first = env.losses
-        self._plans: list[NDArray[np.int64]] = []
-        self._evaluations: list[Evaluation] = []
         if config.budgets is not None:
             replace(self.asked, fraction=config.budgets[0])  # refuses what cannot be met
 
@@ -128,7 +122,7 @@ class Learner:
         config = self.config
         algorithm = ALGORITHMS[config.algorithm]
         model = algorithm(
-            with_effort(algorithm.policy_aliases["MlpPolicy"], config.effort),
+            with_penalty(algorithm.policy_aliases["MlpPolicy"], self.env.action_penalty),
             _SpacesOnly(self.env),
             learning_rate=config.learning_rate,
             buffer_size=max(2, config.episodes * self.layers),
@@ -157,38 +151,40 @@ class Learner:
             yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past)
 
     def policy_plan(self, fraction: float) -> NDArray[np.int64]:
-        """(layers,) widths that the policy gives without noise, on a budget; nothing is evaluated."""
-        return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).widths
+        """(layers,) kept that the policy gives without noise, on a budget; nothing is evaluated."""
+        return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).kept
 
     def _group(self, numbers: range, past: Sequence[Sequence[float]]) -> list[Episode]:
-        """Episodes that are walked with the same policy, judged together, and learnt from in their order."""
+        """Episodes that are walked with the same policy, evaluated together, and learnt from in their order."""
         start = time.perf_counter()
         walks = [self._episode(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
-        evaluations = list(self.env.evaluator.evaluate_all([walk.widths for walk in walks]))
+        evaluations = list(self.env.evaluator.evaluate_all([walk.kept for walk in walks]))
         began = time.perf_counter()
+        rewards = []
         for walk, evaluation in zip(walks, evaluations, strict=True):
-            self._plans.append(walk.widths)
-            self._evaluations.append(evaluation)
-            self._store(walk, self._advantage(walk.budget, evaluation))
+            paid = [self.env.penalty(float(action)) for action in walk.actions]
+            paid[-1] += self.env.settle(walk.kept, evaluation, walk.budget)
+            self._store(walk, paid)
+            rewards.append(sum(paid))
         for number in numbers:
             self._learn(number)
         self.seconds += time.perf_counter() - began
         seconds = (time.perf_counter() - start) / len(numbers)
         episodes = []
-        for number, walk, evaluation in zip(numbers, walks, evaluations, strict=True):
-            terms = self.env.rewards(evaluation)
-            paid = sum(terms.values())
+        for number, walk, evaluation, reward in zip(numbers, walks, evaluations, rewards, strict=True):
+            terms = self.env.weights.terms(evaluation)
             episodes.append(
                 Episode(
-                    number,
-                    walk.budget,
-                    walk.actions,
-                    walk.widths,
-                    evaluation,
-                    terms,
-                    paid,
-                    self._noise(number),
-                    seconds,
+                    number=number,
+                    budget=walk.budget,
+                    actions=walk.actions,
+                    kept=walk.kept,
+                    evaluation=evaluation,
+                    terms=terms,
+                    quality=sum(terms.values()),
+                    reward=reward,
+                    noise=self._noise(number),
+                    seconds=seconds,
                 )
             )
         return episodes
@@ -210,7 +206,7 @@ class Learner:
             actions[t] = np.clip(policy(t, observations[-1]) + jitter, -1.0, 1.0)
             self.seconds += time.perf_counter() - began
             observations.append(self.env.walk(actions[t : t + 1]))
-        return _Walk(fraction, observations, actions, np.array(self.env.widths))
+        return _Walk(fraction, observations, actions, np.array(self.env.kept))
 
     def _greedy(self, observation: NDArray[np.float32]) -> float:
         action, _ = self.model.predict(observation, deterministic=True)
@@ -230,36 +226,21 @@ class Learner:
         low, high = self.config.budgets
         return low + (high - low) * float(np.random.default_rng((self.seed, number, 1)).random())
 
-    def _advantage(self, fraction: float, evaluation: Evaluation) -> float:
-        """Of a plan over the first model's own on its budget, in units of what that is predicted to lose."""
-        weights, dense = self.env.weights, self.env.evaluator.dense
-        base, expected = self._plans[0], weights.lost(self._evaluations[0], dense)
-        if fraction != self.asked.fraction:
-            base = best_units(replace(self.asked, fraction=fraction), self._first.gains(self.asked))
-            there, here = (float(self._first.predict(plan)) for plan in (base, self._plans[0]))
-            expected = max(LEAST_LOSS, expected * there / here if here else there)
-        spared = weights.flops * (self.asked.structure.fraction("flops", base) - evaluation.flops)
-        return max(WORST, (expected - weights.lost(evaluation, dense) + spared) / expected)
-
-    def _store(self, walk: _Walk, advantage: float) -> None:
+    def _store(self, walk: _Walk, rewards: Sequence[float]) -> None:
         buffer = self.model.replay_buffer
         assert buffer is not None
-        for t, action in enumerate(walk.actions):
-            done = t == self.layers - 1
-            effort = self.config.effort * float(action) ** 2
+        for t, (action, reward) in enumerate(zip(walk.actions, rewards, strict=True)):
             buffer.add(
                 walk.observations[t][None],
                 walk.observations[t + 1][None],
                 np.array([[action]]),
-                np.array([(advantage if done else 0.0) - effort]),
-                np.array([done]),
+                np.array([reward]),
+                np.array([t == self.layers - 1]),
                 [{}],
             )
 
     def _learn(self, number: int) -> None:
         self.learnt = number + 1
-        distances = [evaluation.reconstruction_loss for evaluation in self._evaluations]
-        self.env.believe(self._first.fitted(self._plans, distances))
         updates = self.config.updates * self.layers
         if number < self.config.warmup or updates == 0:
             return

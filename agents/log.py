@@ -1,4 +1,4 @@
-"""What a search has judged, as JSON lines: on disk before the next is judged, and the files a run resumes from."""
+"""What a search has evaluated, as JSON lines: on disk before the next one, and what a run resumes from."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ..envs import Evaluation
-from ..pruners.layers import Structure
-from .allocators import Widths
+from ..pruners.structure import Kept, Structure
 from .learner import Episode
 
 LOG_NAME = "episodes.jsonl"
 CANDIDATES_NAME = "candidates.jsonl"
 
 
-class WidthsLog:
-    """Appends one JSON line a judged plan and reads them back.
+class PlanLog:
+    """Appends one JSON line a evaluated plan and reads them back.
 
-    A process killed while writing leaves a torn last line: it is dropped on reading, and that plan is judged again.
+    A process killed while writing leaves a torn last line: it is dropped on reading, and that plan is evaluated again.
     Anything else that does not parse is refused by line number.
     """
 
     def __init__(self, path: Path, keys: Collection[str]):
         self.path = path
-        self.keys = {"widths", "reward", *keys}
+        self.keys = {"kept", "quality", *keys}
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one line and wait until it is on the disk."""
@@ -50,9 +49,9 @@ class WidthsLog:
                 file.truncate(len(whole))
         records = list(self._parse(whole))
         for record in records:
-            if len(record["widths"]) != layers:
+            if len(record["kept"]) != layers:
                 raise ValueError(
-                    f"{self.path} is of a network of {len(record['widths'])} layers, this one has {layers}: "
+                    f"{self.path} is of a network of {len(record['kept'])} layers, this one has {layers}: "
                     "resume with the run's own config"
                 )
         return records
@@ -60,9 +59,9 @@ class WidthsLog:
     def _parse(self, text: bytes) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(text.splitlines()):
             try:
-                record = json.loads(line)
+                record = _from_schema_1(json.loads(line))
                 complete = self.keys <= record.keys() and record.get("episode", number) == number
-                complete = complete and all(isinstance(width, int) for width in record["widths"])
+                complete = complete and all(isinstance(count, int) for count in record["kept"])
             except (ValueError, AttributeError, TypeError):
                 complete = False
             if not complete:
@@ -72,7 +71,7 @@ class WidthsLog:
             yield record
 
 
-class EpisodeLog(WidthsLog):
+class EpisodeLog(PlanLog):
     """The episodes of a training."""
 
     def __init__(self, path: Path):
@@ -85,12 +84,13 @@ class EpisodeLog(WidthsLog):
                 "episode": episode.number,
                 "budget": episode.budget,
                 "actions": [float(a) for a in episode.actions],
-                "widths": [int(w) for w in episode.widths],
-                "ratios": [
-                    1.0 - int(w) / layer.width for w, layer in zip(episode.widths, structure.layers, strict=True)
+                "kept": [int(k) for k in episode.kept],
+                "sparsity": [
+                    1.0 - int(k) / layer.units for k, layer in zip(episode.kept, structure.layers, strict=True)
                 ],
                 **episode.evaluation.as_dict(),
                 "terms": episode.terms,
+                "quality": episode.quality,
                 "reward": episode.reward,
                 "noise": episode.noise,
                 "seconds": round(episode.seconds, 4),
@@ -103,33 +103,41 @@ class EpisodeLog(WidthsLog):
         Raises:
             ValueError: it did not.
         """
-        if episode.widths.tolist() != record["widths"]:
+        if episode.kept.tolist() != record["kept"]:
             raise ValueError(
-                f"{self.path}, line {episode.number + 1}: its actions give other widths now, with other settings or "
+                f"{self.path}, line {episode.number + 1}: its actions give another plan now, with other settings or "
                 "another version than it was made with; resume with those, or start a new run"
             )
 
 
-class CandidateLog(WidthsLog):
+class CandidateLog(PlanLog):
     """The candidates that search allocators judge.
 
     A comparison that goes on proposes the same candidates again; they are not written twice.
 
     Attributes:
-        known: widths → evaluation of what the file held when it was opened.
+        known: kept → evaluation of what the file held when it was opened.
     """
 
     def __init__(self, path: Path, layers: int):
         super().__init__(path, {"allocator", "seed", *Evaluation.__dataclass_fields__})
         past = self.read(layers)
-        self.known = {tuple(record["widths"]): evaluation_of(record) for record in past}
-        self._written = {(record["allocator"], record["seed"], tuple(record["widths"])) for record in past}
+        self.known = {tuple(record["kept"]): evaluation_of(record) for record in past}
+        self._written = {(record["allocator"], record["seed"], tuple(record["kept"])) for record in past}
 
-    def append(self, allocator: str, seed: int, widths: Widths, evaluation: Evaluation, reward: float) -> None:
+    def append(self, allocator: str, seed: int, kept: Kept, evaluation: Evaluation, quality: float) -> None:
         """Write one candidate of an allocator."""
-        if (allocator, seed, tuple(widths.tolist())) not in self._written:
-            about = {"allocator": allocator, "seed": seed, "widths": widths.tolist()}
-            self.write({**about, **evaluation.as_dict(), "reward": reward})
+        if (allocator, seed, tuple(kept.tolist())) not in self._written:
+            about = {"allocator": allocator, "seed": seed, "kept": kept.tolist()}
+            self.write({**about, **evaluation.as_dict(), "quality": quality})
+
+
+def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
+    """A line of version 0.1 in today's words: its reward was what is called quality now."""
+    if "widths" in record and "kept" not in record:
+        record = {**record, "kept": record["widths"], "quality": record.get("reward")}
+        record.pop("widths")
+    return record
 
 
 def evaluation_of(record: Mapping[str, Any]) -> Evaluation:

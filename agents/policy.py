@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..configs.schema import AgentConfig
 from ..envs import LayerSparsityEnv
-from ..pruners.files import read_tensors, write_tensors
+from ..storage.files import read_tensors, write_tensors
 from .learner import Learner
 
 POLICY_NAME = "policy.safetensors"
@@ -45,7 +45,7 @@ class Policy:
             AgentConfig(algorithm=learner.config.algorithm, hidden=learner.config.hidden),
             learner.env.feature_names,
             learner.asked.structure.fingerprint,
-            learner.env.losses.factors,
+            learner.env.loss_model.factors,
             {name: tensor.contiguous().clone() for name, tensor in learner.model.policy.state_dict().items()},
         )
 
@@ -83,7 +83,7 @@ class Policy:
         return self.fingerprint == env.budget.structure.fingerprint
 
     def plan(self, env: LayerSparsityEnv) -> NDArray[np.int64]:
-        """(layers,) widths for the environment's budget; no candidate is evaluated.
+        """(layers,) kept for the environment's budget; no candidate is evaluated.
 
         On the network it was trained on, the loss model has the factors that were learnt there; on another one it is
         as predicted, and only the policy's corrections are carried over.
@@ -95,7 +95,7 @@ class Policy:
             odd = sorted(set(self.features) ^ set(env.feature_names))
             raise ValueError(f"the policy was trained on other observations (they differ in {odd}): train it anew")
         if self.knows(env):
-            env.believe(replace(env.losses, factors=self.factors))
+            env.set_loss_model(replace(env.loss_model, factors=self.factors))
         learner = Learner(env, self.config, seed=0)
         learner.model.policy.load_state_dict(self.tensors)
         return learner.policy_plan(env.budget.fraction)

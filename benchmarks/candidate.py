@@ -3,7 +3,7 @@
 python benchmarks/candidate.py    (random weights and images: time does not depend on what they are)
 
 A candidate is pruned (half of every layer), repaired (sequential, producers re-fitted, on 100 images: the defaults),
-judged on the search images, and learned from (an episode of the DDPG learner with its default settings, whose
+evaluated on the search images, and learned from (an episode of the DDPG learner with its default settings, whose
 evaluator costs nothing). The unit is what a bare forward pass of the shrunk network takes: eager, channels last,
 batches of 100. CPU seconds on one thread, the least of the repeats, all measured in turn in one process a row.
 
@@ -37,16 +37,16 @@ from secateur.configs.schema import AgentConfig, NetworkConfig, PruningConfig
 from secateur.envs import CandidateEvaluator, Evaluation, LayerSparsityEnv
 from secateur.envs.observation import layer_statistics
 from secateur.networks import build_network
-from secateur.pruners.batchnorm import adapt_batchnorm
+from secateur.networks.inference import Batches, channels_last, logits
 from secateur.pruners.budget import Budget
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.inference import channels_last, logits
-from secateur.pruners.pruner import ChannelPruner
-from secateur.pruners.reconstruction import Batches, collect_moments, repair_from_moments
-from secateur.pruners.shrink import mask, shrink
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.shrink import mask, shrink
+from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.repair.batchnorm import adapt_batchnorm
+from secateur.pruners.repair.gram import collect_moments, repair_from_moments
 
 REPAIR_IMAGES = 100
-REPAIR: dict[str, Any] = {"refit": True, "images": REPAIR_IMAGES, "places": PruningConfig().search_places}
+REPAIR: dict[str, Any] = {"refit": True, "images": REPAIR_IMAGES, "samples": PruningConfig().search_samples}
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Case:
     whole: bool = True
 
     def build(self) -> nn.Module:
-        kwargs = {"widths": [round(self.width * w) for w in (16, 32, 64)]} if self.width != 1.0 else {}
+        kwargs = {"kept": [round(self.width * w) for w in (16, 32, 64)]} if self.width != 1.0 else {}
         name = "secateur.networks.cifar_resnet:CifarResNet" if kwargs else self.network
         blocks = {"blocks": (int(self.network.removeprefix("cifar_resnet")) - 2) // 6} if kwargs else {}
         return build_network(NetworkConfig.model_construct(name=name, num_classes=10, kwargs=kwargs | blocks), seed=0)
@@ -128,21 +128,21 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     adapt_batchnorm(model, calibration)  # a fresh network's features fade away otherwise, down to denormal numbers
     pruner = ChannelPruner(model, find_layers(model, (3, case.size, case.size)), "l1", calibration)
     evaluator = CandidateEvaluator(pruner, search, repair="sequential", **REPAIR)
-    widths = np.maximum(1, pruner.structure.widths // 2)
-    pruned = pruner.prune(widths, "sequential", **REPAIR, guard=False)
-    bare = pruner.prune(widths, guard=False)
+    kept = np.maximum(1, pruner.structure.units // 2)
+    pruned = pruner.prune(kept, "sequential", **REPAIR, guard=False)
+    bare = pruner.prune(kept, guard=False)
     for parameter in bare.parameters():
         parameter.data = channels_last(parameter.data)
 
     def candidate() -> None:
         evaluator.known.clear()
-        evaluator.evaluate(widths)
+        evaluator.evaluate(kept)
 
     timed: dict[str, Callable[[], object]] = {
         "bare": lambda: logits(bare, evaluator.search),
         "candidate": candidate,
-        "evaluate": lambda: evaluator.judge(pruned, widths),
-        "prune": lambda: pruner.prune(widths, guard=False),
+        "evaluate": lambda: evaluator.measure(pruned, kept),
+        "prune": lambda: pruner.prune(kept, guard=False),
         "adaptive_bn": lambda: adapt_batchnorm(bare, pruner.calibration),
     }
     seconds = dict.fromkeys(timed, float("inf"))
@@ -152,24 +152,24 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     seconds["repair"] = seconds["candidate"] - seconds["evaluate"] - seconds["prune"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if case.whole:
-        seconds["naive"] = min(_cpu(lambda: naive(pruner, widths, search)) for _ in range(2))
+        seconds["naive"] = min(_cpu(lambda: naive(pruner, kept, search)) for _ in range(2))
     seconds["agent"] = episode(pruner)
     seconds["candidate"] += seconds["agent"]
     ratios = {name: value / seconds["bare"] for name, value in seconds.items() if name != "bare"}
-    features = pruner.sequential(REPAIR_IMAGES, REPAIR["places"]).bytes / 2**20
-    return {**ratios, "bare": seconds["bare"], "layers": len(widths), "features": features, "peak": peak}
+    features = pruner.sequential(REPAIR_IMAGES, REPAIR["samples"]).bytes / 2**20
+    return {**ratios, "bare": seconds["bare"], "layers": len(kept), "features": features, "peak": peak}
 
 
-def naive(pruner: ChannelPruner, widths: np.ndarray, search: Batches) -> torch.Tensor:
+def naive(pruner: ChannelPruner, kept: np.ndarray, search: Batches) -> torch.Tensor:
     """The logits of a candidate the straightforward way; see the module's docstring."""
-    dense, structure, selection = copy.deepcopy(pruner.dense), pruner.structure, pruner.selection(widths)
+    dense, structure, selection = copy.deepcopy(pruner.dense), pruner.structure, pruner.selection(kept)
     small = shrink(dense, structure, selection)
     repair_from_moments(small, dense, structure, selection, collect_moments(dense, structure, pruner.calibration))
     masked, kept = copy.deepcopy(mask(dense, structure, selection)), structure.kept_positions(selection)
     tensors = small.state_dict()
     for name, tensor in masked.state_dict().items():
-        places = [kept.get((name, dim), np.arange(size)) for dim, size in enumerate(tensor.shape)]
-        tensor.numpy()[np.ix_(*places)] = tensors[name].numpy()
+        samples = [kept.get((name, dim), np.arange(size)) for dim, size in enumerate(tensor.shape)]
+        tensor.numpy()[np.ix_(*samples)] = tensors[name].numpy()
     return logits(masked, search)
 
 

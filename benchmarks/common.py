@@ -1,4 +1,4 @@
-"""What benchmarks share: the lines above a table, the table, the task, and runs that go on where they stopped."""
+"""What benchmarks share: the lines above a table, the table, the session, and runs that go on where they stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 import secateur
 from secateur.commands.compare import COMPARE_NAME
-from secateur.commands.task import Task, make_task
+from secateur.commands.session import Session, make_session
 from secateur.commands.train import SUMMARY_NAME
 from secateur.configs import load_config
 from secateur.reports.progress import RichReporter
@@ -37,9 +37,9 @@ def cifar_config(depth: int, data: Path, *overrides: str) -> secateur.Config:
     return load_config(f"cifar10-resnet{depth}", [f"data.root={data / 'cifar10-lossless'}", *overrides])
 
 
-def cifar_task(depth: int, data: Path, *overrides: str) -> Task:
+def cifar_session(depth: int, data: Path, *overrides: str) -> Session:
     """The built-in CIFAR-10 ResNet of that depth, ready."""
-    return make_task(cifar_config(depth, data, *overrides))
+    return make_session(cifar_config(depth, data, *overrides))
 
 
 def trained(config: secateur.Config, seed: int, run: Path) -> Path:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import cifar_task, header, table
+from common import cifar_session, header, table
 
-from secateur.agents import Allocation, get_allocator
-from secateur.commands.task import Task
-from secateur.pruners.criteria import criteria
-from secateur.pruners.inference import accuracy, channels_last
+from secateur.agents import SearchProblem, get_allocator
+from secateur.commands.session import Session
+from secateur.networks.inference import accuracy, channels_last
+from secateur.pruners.channels.criteria import criteria
 
 REPAIRS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -45,9 +45,9 @@ def main() -> None:
             found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in args.allocators}
             for draw in range(args.draws):
                 options = (f"data.split_seed={draw}", f"pruning.criterion={criterion}", "layers.max_sparsity=0.95")
-                task = cifar_task(depth, args.data, *options)
+                session = cifar_session(depth, args.data, *options)
                 for name in args.allocators:
-                    for repair, figure in accuracies(task, name).items():
+                    for repair, figure in accuracies(session, name).items():
                         found[name][repair].append(figure)
                         print(f"ResNet-{depth} {criterion} draw {draw} {name} {repair}: {figure:.2f}", file=sys.stderr)
             for name, figures in found.items():
@@ -55,15 +55,15 @@ def main() -> None:
                     [criterion, name, str(args.draws), *(mean_and_deviation(figures[repair]) for repair in REPAIRS)]
                 )
         print(f"\nResNet-{depth}, half of the FLOPs; top-1 on the test images, mean ± sd over the draws\n")
-        print(table(["criterion", "widths", "draws", *REPAIRS], rows), flush=True)
+        print(table(["criterion", "kept", "draws", *REPAIRS], rows), flush=True)
 
 
-def accuracies(task: Task, allocator: str) -> dict[str, float]:
-    """Repair → top-1 on the test images, of the network at this allocator's widths."""
-    assert task.test is not None
-    test = [(channels_last(images), labels) for images, labels in task.test]
-    widths = get_allocator(allocator).allocate(Allocation(task.budget, task.pruner.context))
-    return {repair: accuracy(task.pruner.prune(widths, **how), test) for repair, how in REPAIRS.items()}
+def accuracies(session: Session, allocator: str) -> dict[str, float]:
+    """Repair → top-1 on the test images, of the network at this allocator's kept."""
+    assert session.test is not None
+    test = [(channels_last(images), labels) for images, labels in session.test]
+    kept = get_allocator(allocator).allocate(SearchProblem(session.budget, session.pruner.context))
+    return {repair: accuracy(session.pruner.prune(kept, **how), test) for repair, how in REPAIRS.items()}
 
 
 def mean_and_deviation(figures: list[float]) -> str:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from common import cifar_task, header, table
+from common import cifar_session, header, table
 from torch import nn
 
-from secateur.commands.task import Task
-from secateur.pruners.inference import accuracy
-from secateur.pruners.latency import measure_latency
-from secateur.pruners.layers import Structure
-from secateur.pruners.magnitude import find_weights, kept_weights, prune_weights
+from secateur.commands.session import Session
+from secateur.networks.inference import accuracy
+from secateur.pruners.costs.latency import measure_latency
+from secateur.pruners.structure import Structure
+from secateur.pruners.weights import find_weights, kept_weights, prune_weights
 
 Pruned = tuple[nn.Module, Mapping[str, float]]
 
@@ -33,16 +33,16 @@ def main() -> None:
     print(header())
     rows = []
     for depth in args.depths:
-        task = cifar_task(depth, args.data)
-        candidates: dict[tuple[str, str], Pruned] = {("–", "dense"): (task.model, {"params": 1.0, "flops": 1.0})}
+        session = cifar_session(depth, args.data)
+        candidates: dict[tuple[str, str], Pruned] = {("–", "dense"): (session.model, {"params": 1.0, "flops": 1.0})}
         for sparsity in args.sparsities:
             for scope in ("layer", "global"):
-                candidates[f"{sparsity:g}", f"weights, {scope}"] = weights(task, sparsity, scope)
-            candidates[f"{sparsity:g}", "channels"] = channels(task, sparsity)
+                candidates[f"{sparsity:g}", f"weights, {scope}"] = weights(session, sparsity, scope)
+            candidates[f"{sparsity:g}", "channels"] = channels(session, sparsity)
         models = {" ".join(key): model for key, (model, _) in candidates.items()}
-        latency = measure_latency(models, task.input_shape, task.config.latency, runs=args.runs)
+        latency = measure_latency(models, session.input_shape, session.config.latency, runs=args.runs)
         dense = latency["– dense"]
-        assert task.test is not None
+        assert session.test is not None
         for key, (model, cost) in candidates.items():
             time = latency[" ".join(key)]
             figures = [
@@ -51,32 +51,32 @@ def main() -> None:
                 f"{time:.1f}",
                 f"{time / dense:.2f}",
             ]
-            rows.append([f"ResNet-{depth}", *key, *figures, f"{accuracy(model, task.test):.1f}"])
+            rows.append([f"ResNet-{depth}", *key, *figures, f"{accuracy(model, session.test):.1f}"])
     head = ["network", "sparsity", "pruned", "params %", "FLOPs %", "ms", "of dense", "top-1 one-shot"]
     print(table(head, rows))
     print(
-        f"\nms: median of {args.runs} passes of {task.config.latency.batch} images, the networks of one depth taking "
+        f"\nms: median of {args.runs} passes of {session.config.latency.batch} images, the networks of one depth taking "
         "turns, all in the default memory format. FLOPs of weights: without the zeros, which dense kernels multiply "
         "all the same. Channels: the same sparsity in every block, residual trunks whole, ranked and repaired as "
         "`apply` does (500 calibration images). Weights: nothing repaired. No fine-tuning."
     )
 
 
-def weights(task: Task, sparsity: float, scope: str) -> Pruned:
+def weights(session: Session, sparsity: float, scope: str) -> Pruned:
     """The masked network, and the fractions it keeps."""
-    model = copy.deepcopy(task.model)
-    structure = find_weights(model, task.input_shape)
+    model = copy.deepcopy(session.model)
+    structure = find_weights(model, session.input_shape)
     return model, costs(structure, kept_weights(structure, prune_weights(model, structure, sparsity, scope)))
 
 
-def channels(task: Task, sparsity: float) -> Pruned:
+def channels(session: Session, sparsity: float) -> Pruned:
     """The smaller network, and the fractions it keeps."""
-    widths = np.maximum(1, np.round((1.0 - sparsity) * task.structure.widths).astype(np.int64))
-    return task.prune(widths), costs(task.structure, widths)
+    kept = np.maximum(1, np.round((1.0 - sparsity) * session.structure.units).astype(np.int64))
+    return session.prune(kept), costs(session.structure, kept)
 
 
-def costs(structure: Structure, widths: np.ndarray) -> Mapping[str, float]:
-    return {kind: structure.fraction(kind, widths) for kind in ("params", "flops")}
+def costs(structure: Structure, kept: np.ndarray) -> Mapping[str, float]:
+    return {kind: structure.fraction(kind, kept) for kind in ("params", "flops")}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10-lossless/ a
 The table of one network is taken on this machine, in this run or an earlier one (it is cached). *Right*: the latency
 it predicts for random plans against the whole networks' measured latency, both as a fraction of the dense network's.
 *Bought*: the plans of `knapsack` and `uniform` for a budget of latency, and those for the budget of FLOPs that the
-table says is as fast; all of them timed in turn, repaired alike and judged on the test images.
+table says is as fast; all of them timed in turn, repaired alike and evaluated on the test images.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import cifar_task, header, table
+from common import cifar_session, header, table
 
-from secateur.agents import Allocation, get_allocator
+from secateur.agents import SearchProblem, get_allocator
 from secateur.agents.allocators.searches import random_plans
-from secateur.commands.task import Task
+from secateur.commands.session import Session
+from secateur.networks.inference import accuracy
 from secateur.pruners.budget import Budget
-from secateur.pruners.inference import accuracy
-from secateur.pruners.latency import measure_latency
+from secateur.pruners.costs.latency import measure_latency
 
-Widths = Any
+Kept = Any
 
 
 def main() -> None:
@@ -40,9 +40,9 @@ def main() -> None:
     print(header())
     errors, rows = [], []
     for depth in args.depths:
-        task = cifar_task(depth, args.data, f"budget.latency={args.budgets[0]}", "threads=1")
-        errors.append([f"ResNet-{depth}", *table_error(task, args.random, args.runs)])
-        rows += [[f"ResNet-{depth}", *row] for row in bought(task, args.budgets, args.runs)]
+        session = cifar_session(depth, args.data, f"budget.latency={args.budgets[0]}", "threads=1")
+        errors.append([f"ResNet-{depth}", *table_error(session, args.random, args.runs)])
+        rows += [[f"ResNet-{depth}", *row] for row in bought(session, args.budgets, args.runs)]
     print(
         table(["network", "dense, ms", "by the table", "random plans", "mean error", "largest", "correlation"], errors)
     )
@@ -50,68 +50,70 @@ def main() -> None:
     print("\n" + table(head, rows))
 
 
-def table_error(task: Task, count: int, runs: int) -> list[str]:
+def table_error(session: Session, count: int, runs: int) -> list[str]:
     """The table against the clock, on the dense network and on random plans of two thirds of its latency and more."""
     rng = np.random.default_rng(0)
     kept = np.linspace(0.65, 0.95, count)
-    plans = [random_plans(Allocation(_budget(task, "latency", k), task.pruner.context, rng=rng), 1)[0] for k in kept]
-    measured = measure(task, plans, runs)
+    plans = [
+        random_plans(SearchProblem(_budget(session, "latency", k), session.pruner.context, rng=rng), 1)[0] for k in kept
+    ]
+    measured = measure(session, plans, runs)
     found = np.array([ms / measured[0] for ms in measured[1:]])
-    predicted = np.array([task.priced.fraction("latency", widths) for widths in plans])
+    predicted = np.array([session.priced.fraction("latency", kept) for kept in plans])
     off = np.abs(predicted - found) / found
-    dense = task.priced.cost("latency", task.priced.widths) / 1e6
+    dense = session.priced.cost("latency", session.priced.units) / 1e6
     figures = [f"{100 * value:.1f} %" for value in (off.mean(), off.max())]
     return [f"{measured[0]:.1f}", f"{dense:.1f}", str(count), *figures, f"{np.corrcoef(predicted, found)[0, 1]:.3f}"]
 
 
-def bought(task: Task, budgets: list[float], runs: int) -> list[list[str]]:
+def bought(session: Session, budgets: list[float], runs: int) -> list[list[str]]:
     """Rows: the plans for a latency, and those for as fast a budget of FLOPs."""
-    assert task.test is not None
-    named: list[tuple[str, str, Widths]] = []
+    assert session.test is not None
+    named: list[tuple[str, str, Kept]] = []
     for fraction in budgets:
         for rule in ("knapsack", "uniform"):
-            widths = _plan(task, rule, "latency", fraction)
-            named.append((f"latency {fraction:g}", rule, widths))
-            named.append((f"FLOPs, as fast as latency {fraction:g}", rule, as_fast(task, rule, widths)))
-    measured = measure(task, [widths for *_, widths in named], runs)
+            kept = _plan(session, rule, "latency", fraction)
+            named.append((f"latency {fraction:g}", rule, kept))
+            named.append((f"FLOPs, as fast as latency {fraction:g}", rule, as_fast(session, rule, kept)))
+    measured = measure(session, [kept for *_, kept in named], runs)
     rows = []
-    for (budget, rule, widths), ms in zip(named, measured[1:], strict=True):
-        cost = [task.priced.fraction(kind, widths) for kind in ("flops", "latency")]
+    for (budget, rule, kept), ms in zip(named, measured[1:], strict=True):
+        cost = [session.priced.fraction(kind, kept) for kind in ("flops", "latency")]
         figures = [f"{100 * value:.1f}" for value in (*cost, ms / measured[0])]
-        rows.append([budget, rule, *figures, f"{accuracy(task.prune(widths), task.test):.1f}"])
+        rows.append([budget, rule, *figures, f"{accuracy(session.prune(kept), session.test):.1f}"])
     return rows
 
 
-def measure(task: Task, plans: list[Widths], runs: int) -> list[float]:
+def measure(session: Session, plans: list[Kept], runs: int) -> list[float]:
     """Milliseconds of the dense network and of every plan's, in turns."""
-    models = {"dense": task.model} | {str(i): task.pruner.prune(w, guard=False) for i, w in enumerate(plans)}
-    return list(measure_latency(models, task.input_shape, task.config.latency, runs=runs).values())
+    models = {"dense": session.model} | {str(i): session.pruner.prune(w, guard=False) for i, w in enumerate(plans)}
+    return list(measure_latency(models, session.input_shape, session.config.latency, runs=runs).values())
 
 
-def as_fast(task: Task, rule: str, widths: Widths) -> Widths:
+def as_fast(session: Session, rule: str, kept: Kept) -> Kept:
     """A rule's plan for the largest budget of FLOPs that the table gives no more latency than a plan's."""
-    limit, low, high = task.priced.fraction("latency", widths), 0.0, 1.0
-    found = widths
+    limit, low, high = session.priced.fraction("latency", kept), 0.0, 1.0
+    found = kept
     for _ in range(12):
         middle = (low + high) / 2
         try:
-            tried = _plan(task, rule, "flops", middle)
+            tried = _plan(session, rule, "flops", middle)
         except ValueError:  # less than a plan can cost
             low = middle
             continue
-        if task.priced.fraction("latency", tried) <= limit:
+        if session.priced.fraction("latency", tried) <= limit:
             low, found = middle, tried
         else:
             high = middle
     return found
 
 
-def _plan(task: Task, rule: str, kind: Any, fraction: float) -> Widths:
-    return get_allocator(rule).allocate(Allocation(_budget(task, kind, fraction), task.pruner.context))
+def _plan(session: Session, rule: str, kind: Any, fraction: float) -> Kept:
+    return get_allocator(rule).allocate(SearchProblem(_budget(session, kind, fraction), session.pruner.context))
 
 
-def _budget(task: Task, kind: Any, fraction: float) -> Budget:
-    return Budget(task.priced, kind, fraction, task.config.layers.max_sparsity)
+def _budget(session: Session, kind: Any, fraction: float) -> Budget:
+    return Budget(session.priced, kind, fraction, session.config.layers.max_sparsity)
 
 
 if __name__ == "__main__":

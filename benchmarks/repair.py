@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from common import cifar_task, header, table
+from common import cifar_session, header, table
 
-from secateur.pruners.batchnorm import adapt_batchnorm
-from secateur.pruners.inference import accuracy
+from secateur.networks.inference import accuracy
+from secateur.pruners.repair.batchnorm import adapt_batchnorm
 
 REPAIRS = {
     "pruned, nothing repaired": ("none", False, False),
@@ -37,16 +37,16 @@ def main() -> None:
     for depth in args.depths:
         results: dict[str, list[float]] = {"dense": [], **{name: [] for name in REPAIRS}}
         for draw in range(args.draws):
-            task = cifar_task(depth, args.data, f"data.split_seed={draw}", f"pruning.criterion={args.criterion}")
-            more = cifar_task(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
-            widths = np.round((1.0 - args.sparsity) * task.structure.widths).astype(np.int64)
-            assert task.test is not None
-            results["dense"].append(accuracy(task.model, task.test))
+            session = cifar_session(depth, args.data, f"data.split_seed={draw}", f"pruning.criterion={args.criterion}")
+            more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
+            kept = np.round((1.0 - args.sparsity) * session.structure.units).astype(np.int64)
+            assert session.test is not None
+            results["dense"].append(accuracy(session.model, session.test))
             for name, (repair, refit, adapt) in REPAIRS.items():
-                pruned = task.pruner.prune(widths, repair, refit=refit)
+                pruned = session.pruner.prune(kept, repair, refit=refit)
                 if adapt:
                     adapt_batchnorm(pruned, more)
-                results[name].append(accuracy(pruned, task.test))
+                results[name].append(accuracy(pruned, session.test))
         columns[depth] = results
     rows = [
         [name, *(f"{np.mean(columns[d][name]):.1f} ± {np.std(columns[d][name]):.1f}" for d in args.depths)]

@@ -13,11 +13,11 @@ import torch
 from common import header, table
 
 from secateur.networks import cifar_resnet
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.criteria import Context, elimination
-from secateur.pruners.inference import logits
-from secateur.pruners.pruner import ChannelPruner
-from secateur.pruners.reconstruction import collect_moments
+from secateur.networks.inference import logits
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.criteria import Context, elimination
+from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.repair.gram import collect_moments
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         pruner = ChannelPruner(
             model, structure, "l1", [(batch, torch.zeros(len(batch))) for batch in images.split(100)]
         )
-        widths = structure.widths // 2
+        kept = structure.units // 2
         moments = pruner.moments
 
         def eliminate(model=model, structure=structure, pruner=pruner, moments=moments) -> None:
@@ -48,11 +48,11 @@ def main() -> None:
 
         parts: dict[str, Callable[[], object]] = {
             "dense pass": lambda m=model, p=pruner: logits(m, p.calibration),
-            "sequential": lambda p=pruner, w=widths: p.prune(w, "sequential"),
-            "… producers re-fitted": lambda p=pruner, w=widths: p.prune(w, "sequential", refit=True),
+            "sequential": lambda p=pruner, w=kept: p.prune(w, "sequential"),
+            "… producers re-fitted": lambda p=pruner, w=kept: p.prune(w, "sequential", refit=True),
             "Gram matrices": lambda m=model, s=structure, p=pruner: collect_moments(m, s, p.calibration),
             "elimination orders": eliminate,
-            "one Gram repair": lambda p=pruner, w=widths: p.prune(w, "gram", guard=False),
+            "one Gram repair": lambda p=pruner, w=kept: p.prune(w, "gram", guard=False),
         }
         seconds = {name: min(measure(part) for _ in range(args.repeats)) for name, part in parts.items()}
         dense = seconds.pop("dense pass")

@@ -1,4 +1,4 @@
-"""Candidates judged by several workers: how many a minute, and what a Ray cluster does that loses a node.
+"""Candidates evaluated by several workers: how many a minute, and what a Ray cluster does that loses a node.
 
 python benchmarks/workers.py [--data DIR] [--workers 2] [--ray 40]
 
@@ -20,15 +20,15 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from common import cifar_task, header, table
+from common import cifar_session, header, table
 
 import secateur
-from secateur.agents import Allocation
+from secateur.agents import SearchProblem
 from secateur.agents.allocators.searches import random_plans
-from secateur.commands.task import Task, make_task
+from secateur.commands.session import Session, make_session
 from secateur.configs import load_config
 from secateur.envs import Evaluation, Evaluator, ParallelEvaluator
-from secateur.envs.processes import Processes
+from secateur.envs.workers.processes import Processes
 from secateur.reports.progress import Advance, Reporter
 
 
@@ -37,22 +37,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="none: digits")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="in which one process and the workers take turns")
-    parser.add_argument("--plans", type=int, default=12, help="that each judges in a round")
+    parser.add_argument("--plans", type=int, default=12, help="that each evaluates in a round")
     parser.add_argument("--ray", type=int, metavar="N", help="instead: search N candidates on two Ray nodes, kill one")
     args = parser.parse_args()
     if args.ray:
         print(header())
         lose_a_node(args.ray)
         return
-    task = cifar_task(20, args.data, "threads=1") if args.data else make_task(load_config("digits"))
+    session = cifar_session(20, args.data, "threads=1") if args.data else make_session(load_config("digits"))
     print(header())
-    take_turns(task, args.workers, args.rounds, args.plans)
+    take_turns(session, args.workers, args.rounds, args.plans)
 
 
-def take_turns(task: Task, workers: int, rounds: int, plans: int) -> None:
+def take_turns(session: Session, workers: int, rounds: int, plans: int) -> None:
     """One process and the workers judge the same plans, in alternation."""
-    evaluator = task.evaluator
-    drawing = Allocation(task.budget, task.pruner.context, rng=np.random.default_rng(0))
+    evaluator = session.evaluator
+    drawing = SearchProblem(session.budget, session.pruner.context, rng=np.random.default_rng(0))
     drawn = random_plans(drawing, (rounds + 5) * plans)
     processes = Processes(evaluator, threads=1)
     alone: list[Measured] = []
@@ -77,7 +77,7 @@ def take_turns(task: Task, workers: int, rounds: int, plans: int) -> None:
     print(table(["", "candidates a minute", "least … most", "CPU s a candidate"], rows))
     ratios = [one.seconds / two.seconds for one, two in zip(alone, together, strict=True)]
     print(
-        f"\n{task.config.name}: {rounds} rounds of {plans} candidates, the same for both, in turns; one thread a "
+        f"\n{session.config.name}: {rounds} rounds of {plans} candidates, the same for both, in turns; one thread a "
         f"process, all evaluations equal. {workers} workers over one process, round by round: "
         f"{', '.join(f'{ratio:.2f}' for ratio in ratios)}; median {median(ratios):.2f}. Load average at the end "
         f"{os.getloadavg()[0]:.1f}, {os.cpu_count()} cores."
@@ -146,7 +146,7 @@ def lose_a_node(candidates: int) -> None:
     say("a Ray cluster of two nodes, one CPU each")
 
     class Killer(Reporter):
-        """Kills the second node when half of the candidates are judged."""
+        """Kills the second node when half of the candidates are evaluated."""
 
         @contextlib.contextmanager
         def bar(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
@@ -154,7 +154,7 @@ def lose_a_node(candidates: int) -> None:
                 nonlocal done
                 done += 1
                 if total == candidates and done in (1, candidates // 2, candidates):
-                    say(f"{done} of {candidates} candidates judged")
+                    say(f"{done} of {candidates} candidates evaluated")
                 if total == candidates and done == candidates // 2:
                     cluster.remove_node(second, allow_graceful=False)
                     say("the second node killed")

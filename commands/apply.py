@@ -1,11 +1,10 @@
-"""`secateur apply`: a plan makes a physically smaller network, repaired, fine-tuned, measured and saved."""
+"""`secateur apply`: a plan makes a smaller network, repaired, fine-tuned, measured and saved."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,24 @@ import torch
 from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
-from ..configs import Config
-from ..configs.schema import NetworkConfig
-from ..networks import build_network, load_tensors
-from ..pruners.files import write_tensors
-from ..pruners.inference import accuracy, first_images, logits
-from ..pruners.latency import measure_latency
-from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
-from ..pruners.shrink import narrow
+from ..configs import did_you_mean
+from ..networks.inference import accuracy, first_images, logits
+from ..pruners import RatioPlan
+from ..pruners.costs.latency import measure_latency
+from ..pruners.plan import PLAN_NAME, plan_path
+from ..pruners.saved import save_network
 from ..reports.figures import plan_figure
-from ..reports.progress import Reporter
-from .folders import check_free, new_folder
-from .task import CONFIG_NAME, Images, Task, home_of, make_task, resolve_config
+from ..storage.files import write_json
+from ..storage.folders import check_free, new_folder
+from ..training.fit import OnStep
+from ..training.schedules import SCHEDULES, Gradual
+from .resolve import Given
+from .session import Session
 from .train import SUMMARY_NAME
 
-NETWORK_NAME = "network.json"
-WEIGHTS_NAME = "weights.safetensors"
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3  # of the logits' spread; what layers are found by
 WHOLE = {"flops": 1.0, "params": 1.0}  # what the dense network costs
 
 
@@ -55,211 +51,160 @@ class Applied:
 
 def apply(
     plan: RatioPlan | str | Path,
+    session: Session | Given = None,
     *,
-    config: Config | str | Path | None = None,
-    model: nn.Module | None = None,
-    images: Images | None = None,
-    overrides: Sequence[str] = (),
     finetune: int | None = None,
+    schedule: str = "one_shot",
     out: str | Path | None = None,
-    reporter: Reporter | None = None,
 ) -> Applied:
-    """Apply a plan: shrink, check against the masked network, repair, fine-tune, measure, save.
+    """Apply a plan: compress, check against the masked network, repair, fine-tune, measure, save.
 
     Args:
         plan: a plan, its file, or the run folder that holds it.
-        config: where network and images come from; none takes the config beside the plan.
-        model: your own network instead of the config's.
-        images: your own images instead of the config's.
-        overrides: `section.key=value` on top of the config.
+        session: a session, or a config, its name or its file; none takes the config beside the plan.
         finetune: epochs; none takes the config's `finetune.epochs`.
+        schedule: `one_shot` cuts, repairs and fine-tunes; `gradual` tightens masks while fine-tuning (Zhu & Gupta
+            2018), for methods that keep the network's shape.
         out: an empty or new folder; none takes `applied` beside the plan.
-        reporter: shows progress.
 
     Raises:
         PlanError: the plan is for another network.
         ValueError, FileNotFoundError: other bad input, in one line.
     """
-    reporter = reporter or Reporter()
-    if finetune is not None and finetune < 0:
-        raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
     check_free(out)
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule = {schedule!r}: only {' or '.join(SCHEDULES)}{did_you_mean(schedule, SCHEDULES)}")
     beside = None if isinstance(plan, RatioPlan) else plan_path(plan).parent
     plan = plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan)
-    task = task_for_plans([plan], config, beside, model, images, overrides, reporter)
-    folder = new_folder(out, (beside or Path("runs") / task.config.name) / "applied")
+    session = session_for([plan], session, beside)
+    epochs = session.config.finetune.epochs if finetune is None else finetune
+    session.check_finetune(epochs)
+    if schedule == "gradual" and not epochs:
+        raise ValueError("schedule = 'gradual' compresses while fine-tuning: give finetune epochs")
+    folder = new_folder(out, (beside or Path("runs") / session.config.name) / "applied")
 
-    masked = task.pruner.masked(plan.widths)
-    difference = _largest_difference(task, masked, task.pruner.prune(plan.widths))
-    reporter.say(f"masked and shrunk network agree: logits differ by at most {difference:.1e} of their spread")
-    pruned = task.prune(plan.widths)
-    repaired = None
-    epochs = task.config.finetune.epochs if finetune is None else finetune
+    reporter, compressor = session.reporter, session.compressor
+    masked, compressed = compressor.masked(plan.kept), compressor.compress(plan.kept)
+    if schedule == "gradual" and compressed.hold is None:
+        raise ValueError(f"schedule = 'gradual' needs a method that keeps the network's shape, not {plan.method}")
+    difference = _largest_difference(session, masked, compressed.model)
+    reporter.say(f"masked and compressed network agree: logits differ by at most {difference:.1e} of their spread")
+    models = {"dense": session.model, "masked": masked, "pruned": session.compress(plan.kept)}
     if epochs:
-        repaired = copy.deepcopy(pruned)
-        task.finetune(pruned, epochs, reporter)
+        models["repaired"] = models["pruned"]
+        if schedule == "gradual":
+            models["pruned"] = _tighten_while_training(session, plan, epochs)
+        else:
+            models["pruned"] = copy.deepcopy(models["repaired"])
+            session.finetune(models["pruned"], epochs, _holding(models["pruned"], compressed.hold))
 
-    models = {"dense": task.model, "masked": masked, "pruned": pruned}
-    if repaired is not None:
-        models["repaired"] = repaired
-    reached = {kind: task.structure.fraction(kind, plan.widths) for kind in WHOLE}
-    costs = {name: WHOLE if name in ("dense", "masked") else reached for name in models}
-    rows = measure(task, models, costs, reporter)
+    reached = {kind: session.structure.fraction(kind, plan.kept) for kind in WHOLE}
+    rows = measure(session, models, {name: WHOLE if name in ("dense", "masked") else reached for name in models})
     summary = {
         **rows,
+        "method": plan.method,
+        "schedule": schedule,
         "finetune_epochs": epochs,
-        "latency_batch": task.config.latency.batch,
+        "latency_batch": session.config.latency.batch,
         "masked_difference": difference,
         "plan": plan.provenance.model_dump(),
     }
-    if task.config.budget.kind == "latency":
-        found = summary["latency"] = _table_error(task, plan.widths, rows)
+    if session.config.budget.kind == "latency":
+        found = summary["latency"] = _table_error(session, plan.kept, rows)
         reporter.say(
             "latency kept: {predicted:.1%} by the table, {measured:.1%} measured; dense: {dense_predicted_ms:.2f} ms "
             "by the table, {dense_measured_ms:.2f} ms measured".format(**found)
         )
-    save_network(pruned, folder, task, task.structure.kept_positions(task.pruner.selection(plan.widths)))
+    save_network(
+        models["pruned"],
+        folder,
+        method=plan.method,
+        recipe=compressed.recipe,
+        network=session.config.network,
+        input_shape=session.input_shape,
+    )
     write_json(folder / SUMMARY_NAME, summary)
     plan.save(folder / PLAN_NAME)
-    task.save(folder)
+    session.save(folder)
     plan_figure(plan, folder / "plan.png")
+    tuned = f"… and fine-tuned, {epochs} epochs" if schedule == "one_shot" else f"pruned while trained, {epochs} epochs"
     titles = {
         "dense": "dense",
         "masked": "masked, nothing repaired",
         "repaired": "pruned and repaired",
-        "pruned": f"… and fine-tuned, {epochs} epochs" if epochs else "pruned and repaired",
+        "pruned": tuned if epochs else "pruned and repaired",
     }
-    reporter.show(
-        figures_table("The plan, applied", rows, titles, f"ms: one pass of {summary['latency_batch']} images")
-    )
-    return Applied(pruned, folder, summary)
+    note = f"ms: one pass of {summary['latency_batch']} images"
+    if compressed.hold is not None:
+        note += "; FLOPs without the zeros: dense kernels multiply them"
+    reporter.show(figures_table("The plan, applied", rows, titles, note))
+    return Applied(models["pruned"], folder, summary)
 
 
-def task_for_plans(
-    plans: Sequence[RatioPlan],
-    config: Config | str | Path | None,
-    beside: Path | None,
-    model: nn.Module | None,
-    images: Images | None,
-    overrides: Sequence[str],
-    reporter: Reporter,
-) -> Task:
-    """The task that plans are applied to; each is checked against its layers.
+def session_for(plans: Sequence[RatioPlan], session: Session | Given, beside: Path | None) -> Session:
+    """The session that plans are applied to; each plan is checked against its layers.
 
     Raises:
         PlanError: a plan is for another network.
     """
+    found = Session.of(session).beside(beside, plans[0] if plans else None)
     for plan in plans:
-        plan.check_method("channel")
-    config = config_for(model, config, beside, plans[0] if plans else None)
-    resolved = resolve_config(config, overrides, folder=beside)
-    if plans:
-        asked = plans[0]
-        resolved = resolved.model_copy(
-            update={"pruning": resolved.pruning.model_copy(update={"criterion": asked.criterion})}
-        )
-    task = make_task(resolved, folder=home_of(config, beside), model=model, images=images, reporter=reporter)
-    for plan in plans:
-        plan.check(task.structure)
-    return task
+        plan.check_method(found.config.method)
+        plan.check(found.structure)
+    return found
 
 
-def config_for(
-    model: nn.Module | None, config: Config | str | Path | None, beside: Path | None, plan: RatioPlan | None
-) -> Config | str | Path | None:
-    """The config given, or a minimal one for the caller's own network where there is none beside the plan."""
-    if model is None or config is not None or (beside is not None and (beside / CONFIG_NAME).is_file()):
-        return config
-    budget = {"flops": 1.0} if plan is None else {plan.budget.kind: plan.budget.fraction}
-    return Config.model_validate({"name": type(model).__name__, "budget": budget})
+def _holding(model: nn.Module, hold: Callable[[nn.Module], None] | None) -> OnStep | None:
+    """What keeps a network's form after each step of the optimizer, if anything must."""
+    return None if hold is None else lambda _step, _total, _loss: hold(model)
 
 
-def save_network(model: nn.Module, folder: Path, task: Task, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> None:
-    """Write the weights, and what is needed to rebuild the smaller network round them.
+def _tighten_while_training(session: Session, plan: RatioPlan, epochs: int) -> nn.Module:
+    """The dense network, compressed step by step while it is trained."""
+    model, units = copy.deepcopy(session.model), session.structure.units
 
-    Args:
-        model: the pruned network.
-        folder: to write to.
-        task: that names the dense network.
-        kept: as `narrow` takes it; empty where only single weights were pruned, and the network kept its shape.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    network = task.config.network
-    tree = {
-        "schema_version": 1,
-        "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
-        "kwargs": {} if network is None else network.kwargs,
-        "input_shape": list(task.input_shape),
-        "kept": [{"tensor": name, "dim": dim, "positions": [int(p) for p in at]} for (name, dim), at in kept.items()],
-    }
-    write_json(folder / NETWORK_NAME, tree)
-    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    def tighten(current: nn.Module, part: float) -> Callable[[nn.Module], None]:
+        kept = np.maximum(np.round(units - part * (units - plan.kept)).astype(np.int64), plan.kept)
+        compressed = session.context.method.apply(replace(session.context, model=current), kept)
+        hold = compressed.hold or (lambda _model: None)
+        hold(current)
+        return hold
+
+    pace = session.config.gradual
+    gradual = Gradual(model, tighten, ramp=pace.ramp, every=pace.every)
+    session.finetune(model, epochs, gradual)
+    gradual.finish()
+    return model
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """The pruned network that `apply` or `magnitude` saved, in eval mode, on the CPU.
-
-    Args:
-        folder: that one of them wrote.
-        model: the dense architecture, where it was the caller's own module (its weights do not matter).
-
-    Raises:
-        ValueError, FileNotFoundError: nothing there, or another architecture.
-    """
-    folder = Path(folder)
-    for name in (NETWORK_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
-    try:
-        tree = json.loads((folder / NETWORK_NAME).read_text(encoding="utf-8"))
-        kept = {(entry["tensor"], entry["dim"]): np.array(entry["positions"]) for entry in tree["kept"]}
-        state = load_file(folder / WEIGHTS_NAME)
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): apply the plan anew") from error
-    if model is None:
-        if tree["network"] is None:
-            raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
-        model = build_network(
-            NetworkConfig.model_construct(**tree["network"], kwargs=tree["kwargs"], weights=None, pretrain=None)
-        )
-    small = narrow(copy.deepcopy(model).cpu(), kept)
-    try:
-        load_tensors(small, state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"
-        ) from error
-    return small.eval()
-
-
-def _largest_difference(task: Task, masked: nn.Module, shrunk: nn.Module) -> float:
+def _largest_difference(session: Session, masked: nn.Module, compressed: nn.Module) -> float:
     """Over the logits' spread. The masked network is the oracle.
 
     Raises:
         RuntimeError: they do not agree; nothing is saved.
     """
-    images = first_images(task.search, 100)
+    images = first_images(session.search, 100)
     expected = logits(masked, images)
-    difference = (logits(shrunk, images) - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
+    difference = (logits(compressed, images) - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            "the shrunk network does not compute what the masked one computes (logits differ by "
-            f"{float(difference):.1e} of their spread): leave layers out with layers.exclude until it does, "
+            "the compressed network does not compute what the masked one computes (logits differ by "
+            f"{float(difference):.1e} of their spread): leave layers out with layers.ignore until it does, "
             "and please report this network"
         )
     return float(difference)
 
 
 def measure(
-    task: Task, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]], reporter: Reporter
+    session: Session, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float | None]]:
     """Test accuracy, the costs as given, and latency of every network; they are timed in turn."""
-    with reporter.bar("measure", len(models)) as advance:
-        latency = measure_latency(models, task.input_shape, task.config.latency)
+    with session.reporter.bar("measure", len(models)) as advance:
+        latency = measure_latency(models, session.input_shape, session.config.latency)
         rows: dict[str, dict[str, float | None]] = {}
         for name, model in models.items():
             rows[name] = {
-                "test_accuracy": None if task.test is None else accuracy(model, task.test),
+                "test_accuracy": None if session.test is None else accuracy(model, session.test),
                 **costs[name],
                 "latency_ms": latency[name],
             }
@@ -267,13 +212,13 @@ def measure(
     return rows
 
 
-def _table_error(task: Task, widths: NDArray[np.int64], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+def _table_error(session: Session, kept: NDArray[np.int64], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """What this machine's table says of the plan and of the dense network, beside what `measure` found."""
     dense, pruned = (float(rows[name]["latency_ms"]) for name in ("dense", "pruned"))
     return {
-        "predicted": task.priced.fraction("latency", widths),
+        "predicted": session.structure.fraction("latency", kept),
         "measured": pruned / dense,
-        "dense_predicted_ms": task.priced.cost("latency", task.structure.widths) / 1e6,
+        "dense_predicted_ms": session.structure.cost("latency", session.structure.units) / 1e6,
         "dense_measured_ms": dense,
     }
 

@@ -18,8 +18,7 @@ from ..reports.progress import RichReporter
 app = typer.Typer(
     name="secateur",
     help="Learn how much of each layer of a neural network to prune. [bold]train[/bold] an agent and get a ratio plan, "
-    "[bold]apply[/bold] the plan, [bold]compare[/bold] it with hand-set ratios. [bold]magnitude[/bold] prunes single "
-    "weights.",
+    "[bold]apply[/bold] the plan, [bold]compare[/bold] it with hand-set ratios.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -55,22 +54,16 @@ def train_command(
 
     The run folder holds plan.json, policy.safetensors, episodes.jsonl (a line an episode), summary.json, config.yaml,
     TensorBoard events and two figures. Ctrl-C keeps what was found; --resume goes on, after a crash too.
-    --set workers=N judges N candidates at a time.
+    --set workers=N evaluates N candidates at a time.
     """
+    from .session import Session
     from .train import train
 
     reporter = RichReporter()
     if resume is not None and (config is not None or out is not None):
         raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
-    done = train(
-        config,
-        overrides=overrides or (),
-        out=out,
-        seed=seed,
-        resume=resume,
-        ray_address=ray_address,
-        reporter=reporter,
-    )
+    session = Session(config, overrides=overrides or (), seed=seed, ray_address=ray_address, reporter=reporter)
+    done = train(session, out=out, resume=resume)
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
@@ -78,7 +71,7 @@ def train_command(
         f"{100 * best['flops']:.1f} % of the FLOPs"
         + (f", {100 * best['latency']:.1f} % of the latency by the table" if "latency" in best else "")
     )
-    _wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "reward.png")
+    _wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "quality.png")
     if not done.finished:
         raise typer.Exit(130)
 
@@ -89,20 +82,25 @@ def apply_command(
     finetune: Annotated[
         int | None, typer.Option("--finetune", min=0, help="Epochs. [default: the config's finetune.epochs]")
     ] = None,
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="one_shot, or gradual: tighten masks while fine-tuning (weights).")
+    ] = "one_shot",
     out: Out = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
 ) -> None:
-    """Apply a plan: a physically smaller network, repaired, fine-tuned, measured and saved.
+    """Apply a plan: a smaller network, repaired, fine-tuned, measured and saved.
 
     Example: secateur apply runs/r20/plan.json --finetune 10 --out small
 
     secateur.load("small") gives the network back in Python.
     """
     from .apply import apply
+    from .session import Session
 
     reporter = RichReporter()
-    done = apply(plan, finetune=finetune, out=out, config=config, overrides=overrides or (), reporter=reporter)
+    session = Session(config, overrides=overrides or (), reporter=reporter)
+    done = apply(plan, session, finetune=finetune, schedule=schedule, out=out)
     _wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
 
 
@@ -132,6 +130,7 @@ def compare_command(
     Without a plan: secateur compare --config cifar10-resnet20 --set data.root=DIR --against uniform,deep
     """
     from .compare import compare
+    from .session import Session
 
     if not plans and config is None and resume is None:
         raise ValueError("nothing to compare: give a plan, or --config")
@@ -142,16 +141,13 @@ def compare_command(
     reporter = RichReporter()
     done = compare(
         plans or (),
-        config=config,
+        Session(config, overrides=overrides or (), ray_address=ray_address, reporter=reporter),
         against=None if against is None else _names(against),
         candidates=candidates,
         seeds=range(seeds),
-        overrides=overrides or (),
         finetune=finetune,
         out=out,
         resume=resume,
-        ray_address=ray_address,
-        reporter=reporter,
     )
     _wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
 
@@ -175,60 +171,12 @@ def plan_command(
     A policy that was trained with --set agent.budgets=[0.3,0.7] has seen all budgets in between.
     """
     from .plan import plan
+    from .session import Session
 
     reporter = RichReporter()
-    done = plan(
-        policy,
-        flops=flops,
-        params=params,
-        latency=latency,
-        out=out,
-        config=config,
-        overrides=overrides or (),
-        reporter=reporter,
-    )
+    session = Session(config, overrides=overrides or (), reporter=reporter)
+    done = plan(policy, session, flops=flops, params=params, latency=latency, out=out)
     _wrote(reporter, done.folder, "plan.json", "plan.png")
-
-
-@app.command("magnitude")
-def magnitude_command(
-    config: Annotated[
-        str | None, typer.Argument(help=CONFIG_HELP + " [default: the one beside the plan, else digits]")
-    ] = None,
-    sparsity: Annotated[float | None, typer.Option("--sparsity", help="The fraction of the weights to remove.")] = None,
-    scope: Annotated[
-        str | None,
-        typer.Option("--scope", help="layer: every tensor alike; global: one threshold. [default: layer]"),
-    ] = None,
-    plan: Annotated[
-        Path | None, typer.Option("--plan", help="A plan of this method, or its folder, instead of --sparsity.")
-    ] = None,
-    finetune: Annotated[
-        int | None, typer.Option("--finetune", min=0, help="Epochs. [default: the config's finetune.epochs]")
-    ] = None,
-    out: Out = None,
-    overrides: Overrides = None,
-) -> None:
-    """Prune single weights by magnitude, gradually while fine-tuning: fewer numbers, but no faster on dense kernels.
-
-    Example: secateur magnitude digits --sparsity 0.9 --scope global --out sparse
-
-    With --finetune 0 all go at once. secateur.load("sparse") gives the network back in Python.
-    """
-    from .magnitude import magnitude
-
-    reporter = RichReporter()
-    done = magnitude(
-        config,
-        sparsity=sparsity,
-        scope=scope,
-        plan=plan,
-        finetune=finetune,
-        out=out,
-        overrides=overrides or (),
-        reporter=reporter,
-    )
-    _wrote(reporter, done.folder, "plan.json", "weights.safetensors", "network.json", "summary.json")
 
 
 @app.command("sensitivity")
@@ -253,17 +201,16 @@ def sensitivity_command(
     Example: secateur sensitivity cifar10-resnet56 --set data.root=DIR --criteria first_k,max_response,lasso,obs
     """
     from .sensitivity import sensitivity
+    from .session import Session
 
     reporter = RichReporter()
     done = sensitivity(
-        config,
+        Session(config, overrides=overrides or (), reporter=reporter),
         layers=None if layers is None else _names(layers),
         criteria=None if criteria is None else _names(criteria),
         sparsities=None if sparsities is None else _fractions(sparsities),
         repair=repair,  # type: ignore[arg-type]  # checked there, with the near miss
         out=out,
-        overrides=overrides or (),
-        reporter=reporter,
     )
     _wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png")
 
@@ -285,17 +232,16 @@ def filters_command(
     Example: secateur filters cifar10-resnet20 --set data.root=DIR --criterion car --out filters
     """
     from .filters import filters
+    from .session import Session
 
     reporter = RichReporter()
     done = filters(
-        config,
+        Session(config, overrides=overrides or (), reporter=reporter),
         layer=layer,
         criterion=criterion,
         first=first,
         threshold=threshold,
         out=out,
-        overrides=overrides or (),
-        reporter=reporter,
     )
     _wrote(reporter, done.folder, "filters.json", "filters.png")
 
@@ -303,7 +249,7 @@ def filters_command(
 @app.command("correlate")
 def correlate_command(
     config: Annotated[str | None, typer.Argument(help=CONFIG_HELP + " [default: the embedded one, digits]")] = None,
-    plans: Annotated[int | None, typer.Option("--plans", help="Random plans to judge. [default: 50]")] = None,
+    plans: Annotated[int | None, typer.Option("--plans", help="Random plans to evaluate. [default: 50]")] = None,
     finetune_plans: Annotated[
         int | None, typer.Option("--finetune-plans", help="The first so many are fine-tuned. [default: 15]")
     ] = None,
@@ -320,20 +266,21 @@ def correlate_command(
 
     Example: secateur correlate cifar10-resnet20 --set data.root=DIR --plans 50 --finetune-plans 15 --finetune 1
 
-    Ctrl-C keeps what was judged; --resume goes on.
+    Ctrl-C keeps what was evaluated; --resume goes on.
     """
     from .correlate import correlate
+    from .session import Session
 
     reporter = RichReporter()
+    if resume is not None and (config is not None or overrides):
+        raise ValueError("--resume takes config, folder and numbers of plans from the run itself: leave them out")
     done = correlate(
-        config,
+        Session(config, overrides=overrides or (), reporter=reporter),
         plans=plans,
         finetune_plans=finetune_plans,
         finetune=finetune,
-        overrides=overrides or (),
         out=out,
         resume=resume,
-        reporter=reporter,
     )
     _wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl")
 

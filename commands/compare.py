@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
-from ..agents import Allocation, Allocator, get_allocator
+from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
-from ..configs import Config
 from ..envs import Evaluation, Evaluator
-from ..pruners.inference import logits
-from ..pruners.layers import PlanError
-from ..pruners.plan import RatioPlan, plan_path, write_json
+from ..networks.inference import Batches, logits
+from ..pruners import Kept, PlanError, RatioPlan
+from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
-from ..reports.progress import Reporter
-from .apply import task_for_plans
-from .folders import check_free, claimed, free_folder, interrupted_run
-from .task import CONFIG_NAME, Images, Task, check_workers, describe, judge_finalists
+from ..storage.files import write_json
+from ..storage.folders import check_free, claimed, free_folder, interrupted_run
+from .apply import session_for
+from .rerank import rerank
+from .resolve import Given
+from .session import Session
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -48,98 +48,85 @@ class Comparison:
 
 def compare(
     plans: Sequence[RatioPlan | str | Path] = (),
+    session: Session | Given = None,
     *,
-    config: Config | str | Path | None = None,
-    model: nn.Module | None = None,
-    images: Images | None = None,
     against: Sequence[str] | None = None,
     candidates: int | None = None,
     seeds: Sequence[int] = (0,),
-    overrides: Sequence[str] = (),
     finetune: int = 0,
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    ray_address: str | None = None,
-    reporter: Reporter | None = None,
 ) -> Comparison:
-    """Judge plans and other allocators alike: same cost, same repair, same search and test images.
+    """Evaluate plans and other allocators alike: same cost, same repair, same search and test images.
 
-    Every candidate that an allocator judges is on disk before the next (with workers: before the next of its
-    generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and judges none
+    Every candidate that an allocator has evaluated is on disk before the next (with workers: before the next of its
+    generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and evaluates none
     of them again.
 
     Args:
-        plans: plans, their files or run folders; may be none if a config is given.
-        config: where network and images come from; none takes the config beside the first plan.
-        model: your own network instead of the config's.
-        images: your own images instead of the config's.
+        plans: plans, their files or run folders; may be none if a session is given.
+        session: a session, or a config, its name or its file; none takes the config beside the first plan.
         against: allocators; none takes the config's `compare.against`.
-        candidates: a search allocator may judge; none takes the config's, else as many as the plans' own searches.
+        candidates: a search allocator may have evaluated; none takes the config's, else as many as the plans' own
+            searches.
         seeds: of the allocators that draw; the others get one row.
-        overrides: `section.key=value` on top of the config.
         finetune: epochs every row is fine-tuned for, alike.
         out: an empty or new folder; none takes `compare` beside the first plan, else `runs/NAME-compare`.
-        resume: the folder of an interrupted comparison; config and overrides are its own.
-        ray_address: of a Ray cluster that judges candidates, instead of the config's.
-        reporter: shows progress.
+        resume: the folder of an interrupted comparison; the config is its own.
 
     Raises:
-        PlanError: a plan is for another network, or the plans have different budgets or criteria.
+        PlanError: a plan is for another network, or the plans have different methods, budgets or criteria.
         ValueError, FileNotFoundError: other bad input, in one line.
         ImportError: an allocator is made with an extra that is not installed.
     """
-    reporter = reporter or Reporter()
-    if finetune < 0:
-        raise ValueError(f"finetune = {finetune}: a number of epochs, 0 or more")
     for name in against or ():
         get_allocator(name)  # unknown, or not installed: said before the network is looked at
     check_free(out)
     previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
-    if previous:
-        config, overrides = previous / CONFIG_NAME, ()
     paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
     beside = plan_path(paths[0]).parent if paths else None
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
     _check_alike(loaded)
-    if loaded:
-        overrides = [*overrides, f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"]
-    task = task_for_plans(loaded, config, beside, model, images, overrides, reporter)
-    chosen = [get_allocator(name) for name in (task.config.compare.against if against is None else against)]
-    check_workers(task.config, ray_address)
-    reporter.say(describe(task))
+    overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
+    session = Session.of(session).beside(previous or beside, overrides=overrides)
+    method = loaded[0].method if loaded else session.config.method
+    names = session.config.compare.against if against is None else against
+    chosen = [get_allocator(name, method) for name in names]
+    session.check_workers()
+    session.check_finetune(finetune)
+    session = session_for(loaded, session, None)
+    session.reporter.say(session.describe())
     if candidates is None:
-        candidates = task.config.compare.candidates or max(
+        candidates = session.config.compare.candidates or max(
             (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
         )
-    default = beside / "compare" if beside else Path("runs") / f"{task.config.name}-compare"
+    default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
     with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
-        task.save(folder)
-        return _compare(task, loaded, chosen, seeds, candidates, finetune, folder, ray_address, reporter)
+        session.save(folder)
+        return _compare(session, loaded, chosen, seeds, candidates, finetune, folder)
 
 
 def _compare(
-    task: Task,
+    session: Session,
     loaded: list[RatioPlan],
     chosen: Sequence[Allocator],
     seeds: Sequence[int],
     candidates: int,
     finetune: int,
     folder: Path,
-    ray_address: str | None,
-    reporter: Reporter,
 ) -> Comparison:
-    log = CandidateLog(folder / CANDIDATES_NAME, len(task.structure.layers))
-    task.evaluator.known.update(log.known)
-    with task.judges(ray_address) as evaluator:
+    log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers))
+    session.evaluator.known.update(log.known)
+    with session.evaluators() as evaluator:
         for allocator in chosen:
             for seed in seeds if allocator.searches else seeds[:1]:
-                loaded.append(_allocate(task, evaluator, allocator, seed, candidates, log, reporter))
+                loaded.append(_allocate(session, evaluator, allocator, seed, candidates, log))
 
     rows: list[dict[str, Any]] = []
     correct: list[Tensor | None] = []
-    with reporter.bar("judge", len(loaded)) as advance:
+    with session.reporter.bar("measure", len(loaded)) as advance:
         for i, plan in enumerate(loaded):
-            row, hits = _judge(task, plan, finetune, reporter)
+            row, hits = _row(session, plan, finetune)
             name = f"plans/{i}-{plan.provenance.allocator}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
@@ -149,89 +136,80 @@ def _compare(
     write_json(
         folder / COMPARE_NAME,
         {
-            "config": task.config.name,
-            "budget": {"kind": task.budget.kind, "fraction": task.budget.fraction},
-            "repair": task.config.pruning.final_repair,
+            "config": session.config.name,
+            "method": session.config.method,
+            "budget": {"kind": session.budget.kind, "fraction": session.budget.fraction},
+            "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
             "candidates": candidates,
             "rows": rows,
         },
     )
     comparison_figure(rows, loaded, folder / "compare.png")
-    reporter.show(compare_table(rows))
+    session.reporter.show(compare_table(rows))
     return Comparison(rows, loaded, folder)
 
 
 def _check_alike(plans: Sequence[RatioPlan]) -> None:
     for plan in plans[1:]:
-        if plan.budget != plans[0].budget or plan.criterion != plans[0].criterion:
-            mine, theirs = (f"{p.budget.kind} {p.budget.fraction:g}, {p.criterion}" for p in (plans[0], plan))
-            raise PlanError(f"plans can only be compared at the same budget and criterion: {mine} against {theirs}")
+        if any(getattr(plan, key) != getattr(plans[0], key) for key in ("method", "budget", "criterion")):
+            mine, theirs = (
+                f"{p.method}, {p.budget.kind} {p.budget.fraction:g}, {p.criterion}" for p in (plans[0], plan)
+            )
+            raise PlanError(
+                f"plans can only be compared with the same method, budget and criterion: {mine} against {theirs}"
+            )
 
 
 def _allocate(
-    task: Task,
-    evaluator: Evaluator,
-    allocator: Allocator,
-    seed: int,
-    candidates: int,
-    log: CandidateLog,
-    reporter: Reporter,
+    session: Session, evaluator: Evaluator, allocator: Allocator, seed: int, candidates: int, log: CandidateLog
 ) -> RatioPlan:
-    rewards: dict[tuple[int, ...], float] = {}
-    with reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
+    qualities: dict[tuple[int, ...], float] = {}
+    with session.reporter.bar(allocator.name, candidates if allocator.searches else 1) as advance:
 
-        def judged(plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
-            for widths, evaluation in zip(plans, evaluator.evaluate_all(plans), strict=True):
-                found = task.reward.reward(evaluation)
-                rewards[tuple(widths.tolist())] = found
-                log.append(allocator.name, seed, widths, evaluation, found)
-                advance(f"reward {found:+.3f} best {max(rewards.values()):+.3f}")
+        def evaluated(plans: Sequence[Kept]) -> Iterator[Evaluation]:
+            for kept, evaluation in zip(plans, evaluator.evaluate_all(plans), strict=True):
+                found = session.weights.quality(evaluation)
+                qualities[tuple(kept.tolist())] = found
+                log.append(allocator.name, seed, kept, evaluation, found)
+                advance(f"quality {found:+.3f} best {max(qualities.values()):+.3f}")
                 yield evaluation
 
         rng = np.random.default_rng(seed)
-        widths = allocator.allocate(Allocation(task.budget, task.pruner.context, judged, task.reward, candidates, rng))
+        problem = SearchProblem(session.budget, session.context, evaluated, session.weights, candidates, rng)
+        kept = allocator.allocate(problem)
         if not allocator.searches:
             advance("")
     if allocator.searches:
-        widths = judge_finalists(task, rewards, reporter)[0].widths
-    return RatioPlan.make(
-        task.priced,
-        widths,
-        architecture=task.architecture,
-        criterion=task.config.pruning.criterion,
-        budget=(task.budget.kind, task.budget.fraction),
-        figures={},
-        allocator=allocator.name,
-        seed=seed,
-        candidates=len(rewards),
-    )
+        kept = rerank(session, qualities)[0].kept
+    return session.plan_of(kept, allocator=allocator.name, seed=seed, candidates=len(qualities))
 
 
-def _judge(task: Task, plan: RatioPlan, finetune: int, reporter: Reporter) -> tuple[dict[str, Any], Tensor | None]:
-    pruned = task.prune(plan.widths)
-    judged = task.evaluator.judge(pruned, plan.widths)
-    hits = None if task.test is None else _correct(pruned, task)
+def _row(session: Session, plan: RatioPlan, finetune: int) -> tuple[dict[str, Any], Tensor | None]:
+    small = session.compress(plan.kept)
+    measured = session.evaluator.measure(small, plan.kept)
+    hits = None if session.test is None else _correct(small, session.test)
     row: dict[str, Any] = {
         "allocator": plan.provenance.allocator,
         "seed": plan.provenance.seed,
         "candidates": plan.provenance.candidates,
-        **task.priced.fractions(plan.widths),
-        "search_accuracy": judged.accuracy,
-        "reconstruction_loss": judged.reconstruction_loss,
+        **session.structure.fractions(plan.kept),
+        "search_accuracy": measured.accuracy,
+        "reconstruction_loss": measured.reconstruction_loss,
         "test_accuracy": None if hits is None else 100.0 * float(hits.mean()),
     }
     if finetune:
-        task.finetune(pruned, finetune, reporter)
-        row["finetuned_test_accuracy"] = None if task.test is None else 100.0 * float(_correct(pruned, task).mean())
+        hold = session.compressor.compress(plan.kept).hold
+        session.finetune(small, finetune, None if hold is None else lambda _step, _total, _loss: hold(small))
+        tuned = None if session.test is None else _correct(small, session.test)
+        row["finetuned_test_accuracy"] = None if tuned is None else 100.0 * float(tuned.mean())
     return row, hits
 
 
-def _correct(model: nn.Module, task: Task) -> Tensor:
+def _correct(model: nn.Module, test: Batches) -> Tensor:
     """(test images,) 1 where the answer is right."""
-    assert task.test is not None
-    labels = torch.cat([labels for _, labels in task.test])
-    return (logits(model, task.test).argmax(1) == labels).float()
+    labels = torch.cat([labels for _, labels in test])
+    return (logits(model, test).argmax(1) == labels).float()
 
 
 def _add_gains(rows: list[dict[str, Any]], correct: Sequence[Tensor | None]) -> None:
@@ -250,11 +228,11 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title="Same cost, same repair, same images",
         box=box.SIMPLE_HEAD,
-        caption="judged: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
+        caption="candidates: that a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
         "gains in per cent",
     )
     timed = any("latency" in row for row in rows)
-    columns = ["allocator", "seed", "judged", "FLOPs", "params", *(["latency"] if timed else [])]
+    columns = ["allocator", "seed", "candidates", "FLOPs", "params", *(["latency"] if timed else [])]
     columns += ["search", "test", "over uniform"]
     for column in [*columns, "tuned"] if tuned else columns:
         table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)

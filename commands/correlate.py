@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from torch import nn
 
-from ..agents import Allocation
+from ..agents import SearchProblem
 from ..agents.allocators.searches import random_plans
-from ..agents.log import WidthsLog
-from ..configs import Config, check_config
+from ..agents.log import PlanLog
+from ..configs import Config
+from ..configs.schema import Repair
 from ..envs import CandidateEvaluator
-from ..pruners.inference import accuracy, count_images
-from ..pruners.plan import package_versions, write_json
+from ..networks.inference import accuracy, count_images
+from ..pruners.structure import Kept
 from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
-from ..reports.progress import Reporter
-from .apply import config_for
-from .folders import check_free, claimed, free_folder, interrupted_run
-from .task import CONFIG_NAME, Images, Task, describe, home_of, make_task, resolve_config
+from ..storage.files import package_versions, write_json
+from ..storage.folders import CONFIG_NAME, check_free, claimed, free_folder, interrupted_run
+from .resolve import Given
+from .session import Session
 
 CORRELATE_NAME = "correlate.json"
 ROWS_NAME = "rows.jsonl"
@@ -37,7 +36,7 @@ PROXIES = {  # on the search images: of a row → what it is, {} being the searc
     "adaptive_bn_accuracy": "adaptive BN: accuracy",
     "accuracy": "{}: accuracy",
     "reconstruction_loss": "{}: logit distance",
-    "reward": "{}: reward",
+    "quality": "{}: quality",
 }
 TARGETS = {  # on the test images
     "test_accuracy": "final repair: accuracy",
@@ -63,17 +62,13 @@ class Correlation:
 
 
 def correlate(
-    config: Config | str | Path | None = None,
+    session: Session | Given = None,
     *,
     plans: int | None = None,
     finetune_plans: int | None = None,
     finetune: int | None = None,
-    model: nn.Module | None = None,
-    images: Images | None = None,
-    overrides: Sequence[str] = (),
     out: str | Path | None = None,
     resume: str | Path | None = None,
-    reporter: Reporter | None = None,
 ) -> Correlation:
     """Judge random plans on the budget by what a search looks at and by what counts in the end, and correlate.
 
@@ -83,52 +78,43 @@ def correlate(
     and batch-norm statistics use the calibration images, targets are measured on the test images. Fine-tuning starts
     from the final repair and uses the training split, which a pretrained network has seen before.
 
-    Every plan's row is on disk before the next is judged; an interrupted run goes on with `resume`.
+    Every plan's row is on disk before the next is evaluated; an interrupted run goes on with `resume`.
 
     Args:
-        config: a built-in name, a YAML file or a `Config`; none is the embedded default.
-        plans: random plans to judge, drawn by the config's seed; none takes the config's `correlate.plans`.
+        session: a session, or a config, its name or its file; none is the embedded default.
+        plans: random plans to evaluate, drawn by the config's seed; none takes the config's `correlate.plans`.
         finetune_plans: of them, the first so many are fine-tuned; none takes the config's.
         finetune: epochs, 0 for no fine-tuning; none takes the config's `correlate.finetune`.
-        model: your own network instead of the config's.
-        images: your own images instead of the config's.
-        overrides: `section.key=value` on top of the config.
         out: an empty or new folder; none takes `runs/NAME-correlate`.
         resume: the folder of an interrupted run; config and numbers are its own.
-        reporter: shows progress.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
-    reporter = reporter or Reporter()
     asked = {"plans": plans, "finetune_plans": finetune_plans, "finetune": finetune}
-    given = {name: value for name, value in asked.items() if value is not None}
-    if resume is not None and (given or overrides or config is not None or out is not None):
+    given = [f"correlate.{name}={value}" for name, value in asked.items() if value is not None]
+    if resume is not None and (given or out is not None):
         raise ValueError("--resume takes config, folder and numbers of plans from the run itself: leave them out")
     check_free(out)
     previous = interrupted_run(resume, "correlate", CORRELATE_NAME) if resume is not None else None
-    source = previous / CONFIG_NAME if previous else config_for(model, config, None, None)
-    resolved = resolve_config(source, overrides)
-    if given:
-        section = {**resolved.correlate.model_dump(), **given}
-        resolved = check_config({**resolved.model_dump(), "correlate": section})
-    _check_budget(resolved)
-    task = make_task(resolved, folder=home_of(source, None), model=model, images=images, reporter=reporter)
-    if task.test is None:
+    session = Session.of(session).beside(previous, overrides=given)
+    settings = session.config.correlate
+    _check_budget(session.config)
+    if session.test is None:
         raise ValueError("there are no test images to judge finished plans on: pass images.test")
-    task.check_finetune(resolved.correlate.finetune)
-    reporter.say(describe(task))
+    session.check_finetune(settings.finetune)
+    session.reporter.say(session.describe())
     drawn = random_plans(
-        Allocation(task.budget, task.pruner.context, rng=np.random.default_rng(resolved.seed)), resolved.correlate.plans
+        SearchProblem(session.budget, session.context, rng=np.random.default_rng(session.config.seed)), settings.plans
     )
-    default = Path("runs") / f"{task.config.name}-correlate"
+    default = Path("runs") / f"{session.config.name}-correlate"
     with claimed(previous or free_folder(out, default), "correlate", ROWS_NAME) as folder:
-        task.save(folder)
-        rows = _judge_all(task, drawn, folder, reporter)
-        tree = _tree(task, rows)
+        session.save(folder)
+        rows = _measure_all(session, drawn, folder)
+        tree = _tree(session, rows)
         write_json(folder / CORRELATE_NAME, tree)
         correlation_figure(tree, folder / "correlate.png")
-    reporter.show(correlation_table(tree))
+    session.reporter.show(correlation_table(tree))
     return Correlation(rows, tree["coefficients"], folder)
 
 
@@ -141,59 +127,57 @@ def _check_budget(config: Config) -> None:
         )
 
 
-def _judge_all(
-    task: Task, drawn: Sequence[NDArray[np.int64]], folder: Path, reporter: Reporter
-) -> list[dict[str, Any]]:
-    log = WidthsLog(folder / ROWS_NAME, {*PROXIES, *TARGETS})
-    rows = log.read(len(task.structure.layers))
-    if [row["widths"] for row in rows] != [widths.tolist() for widths in drawn[: len(rows)]]:
+def _measure_all(session: Session, drawn: Sequence[Kept], folder: Path) -> list[dict[str, Any]]:
+    log = PlanLog(folder / ROWS_NAME, {*PROXIES, *TARGETS})
+    rows = log.read(len(session.structure.layers))
+    if [row["kept"] for row in rows] != [kept.tolist() for kept in drawn[: len(rows)]]:
         raise ValueError(f"{log.path} holds other plans than {CONFIG_NAME} beside it draws: start anew with --out")
-    settings = task.config.correlate
-    assert task.test is not None
-    test = CandidateEvaluator(task.pruner, task.test)
+    settings = session.config.correlate
+    assert session.test is not None
+    test = CandidateEvaluator(session.compressor, session.test, session.config.repair.search)
+    reporter = session.reporter
     try:
-        with reporter.bar("judge", len(drawn), len(rows)) as advance:
-            for number, widths in enumerate(drawn[len(rows) :], len(rows)):
+        with reporter.bar("measure", len(drawn), len(rows)) as advance:
+            for number, kept in enumerate(drawn[len(rows) :], len(rows)):
                 start = time.perf_counter()
-                row = judge(task, test, widths, settings.finetune if number < settings.finetune_plans else 0, reporter)
+                epochs = settings.finetune if number < settings.finetune_plans else 0
+                row = measure_plan(session, test, kept, epochs)
                 row["seconds"] = round(time.perf_counter() - start, 3)
                 log.write(row)
                 rows.append(row)
-                advance(f"reward {row['reward']:+.3f} test {row['test_accuracy']:.1f}%")
+                advance(f"quality {row['quality']:+.3f} test {row['test_accuracy']:.1f}%")
     except KeyboardInterrupt:
         reporter.say(f"stopped after {len(rows)} plans; go on with: secateur correlate --resume {folder}")
         raise
     return rows
 
 
-def judge(
-    task: Task, test: CandidateEvaluator, widths: NDArray[np.int64], epochs: int, reporter: Reporter
-) -> dict[str, Any]:
+def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs: int) -> dict[str, Any]:
     """A plan's proxies and targets.
 
     Args:
-        task: whose evaluator is the search's.
-        test: judges on the test images.
-        widths: (layers,) of the plan.
+        session: whose evaluator is the search's.
+        test: measures on the test images.
+        kept: (layers,) the plan.
         epochs: of fine-tuning; 0 for none, and then that target is none.
-        reporter: shows the fine-tuning.
     """
-    pruner, search = task.pruner, task.evaluator
-    bare = search.judge(pruner.prune(widths), widths)
-    adapted = search.judge(pruner.prune(widths, adaptive_bn=count_images(task.calibration), guard=False), widths)
-    candidate = search.evaluate(widths)
-    final = task.prune(widths)
-    finished = test.judge(final, widths)
-    task.finetune(final, epochs, reporter)
+    compressor, search = session.compressor, session.evaluator
+    adapting = Repair(kind="none", adaptive_bn=count_images(session.calibration), guard=False)
+    bare = search.measure(compressor.compress(kept).model, kept)
+    adapted = search.measure(compressor(kept, adapting), kept)
+    candidate = search.evaluate(kept)
+    final = session.compress(kept)
+    finished = test.measure(final, kept)
+    session.finetune(final, epochs)
     return {
-        "widths": widths.tolist(),
+        "kept": kept.tolist(),
         "flops": candidate.flops,
         "params": candidate.params,
         "none_accuracy": bare.accuracy,
         "adaptive_bn_accuracy": adapted.accuracy,
         "accuracy": candidate.accuracy,
         "reconstruction_loss": candidate.reconstruction_loss,
-        "reward": task.reward.reward(candidate),
+        "quality": session.weights.quality(candidate),
         "test_accuracy": finished.accuracy,
         "test_reconstruction_loss": finished.reconstruction_loss,
         "finetuned_test_accuracy": accuracy(final, test.search) if epochs else None,
@@ -207,39 +191,40 @@ def correlations(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     found = []
     for target in TARGETS:
-        judged = [row for row in rows if row[target] is not None]
-        if len(judged) < FEWEST:
+        evaluated = [row for row in rows if row[target] is not None]
+        if len(evaluated) < FEWEST:
             continue
         for proxy in PROXIES:
             x, y = (
-                np.array([row[key] for row in judged]) * (-1.0 if key in LOSSES else 1.0) for key in (proxy, target)
+                np.array([row[key] for row in evaluated]) * (-1.0 if key in LOSSES else 1.0) for key in (proxy, target)
             )
-            found.append({"proxy": proxy, "target": target, "n": len(judged), **coefficients(x, y)})
+            found.append({"proxy": proxy, "target": target, "n": len(evaluated), **coefficients(x, y)})
     return found
 
 
-def _tree(task: Task, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _tree(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What `correlate.json` holds; all that the figure and the table need."""
-    pruning, settings = task.config.pruning, task.config.correlate
-    assert task.test is not None
+    repair, settings = session.config.repair, session.config.correlate
+    assert session.test is not None
     return {
-        "config": task.config.name,
-        "fingerprint": task.structure.fingerprint,
-        "budget": {"kind": task.budget.kind, "fraction": task.budget.fraction},
-        "criterion": pruning.criterion,
-        "search_repair": pruning.search_repair,
-        "final_repair": pruning.final_repair,
+        "config": session.config.name,
+        "fingerprint": session.structure.fingerprint,
+        "budget": {"kind": session.budget.kind, "fraction": session.budget.fraction},
+        "method": session.config.method,
+        "criterion": session.criterion,
+        "search_repair": repair.search.kind,
+        "final_repair": repair.final.kind,
         "finetune_epochs": settings.finetune,
-        "seed": task.config.seed,
+        "seed": session.config.seed,
         "images": {
-            "source": task.source,
-            "calibration": count_images(task.calibration),
-            "search": count_images(task.search),
-            "test": count_images(task.test),
+            "source": session.source,
+            "calibration": count_images(session.calibration),
+            "search": count_images(session.search),
+            "test": count_images(session.test),
         },
-        "dense_search_accuracy": task.evaluator.dense.accuracy,
-        "dense_test_accuracy": accuracy(task.model, task.test),
-        "proxies": {key: label.format(pruning.search_repair) for key, label in PROXIES.items()},
+        "dense_search_accuracy": session.evaluator.dense.accuracy,
+        "dense_test_accuracy": accuracy(session.model, session.test),
+        "proxies": {key: label.format(repair.search.kind) for key, label in PROXIES.items()},
         "targets": TARGETS,
         "losses": sorted(LOSSES),
         "versions": package_versions(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,16 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from torch import nn
 
-from ..configs import Config, did_you_mean
-from ..pruners.criteria.registry import Order
-from ..pruners.criteria.removal import HARMS, Judge, remove_greedily
-from ..pruners.inference import channels_last, count_images
-from ..pruners.plan import package_versions, write_json
-from ..pruners.reconstruction import Batches
+from ..configs import did_you_mean
+from ..networks.inference import Batches, channels_last, count_images
+from ..pruners.channels.criteria.registry import Order
+from ..pruners.channels.criteria.removal import HARMS, Judge, remove_greedily
 from ..reports.colour import colour_selectivity, filter_tiles
 from ..reports.figures import filters_figure
-from ..reports.progress import Reporter
-from .apply import task_for_plans
-from .folders import check_free, new_folder
-from .task import Images, Task
+from ..storage.files import package_versions, write_json
+from ..storage.folders import check_free, new_folder
+from .resolve import Given
+from .session import Session
 
 FILTERS_NAME = "filters.json"
 THRESHOLD = 0.5
@@ -45,68 +42,59 @@ class Filters:
 
 
 def filters(
-    config: Config | str | Path | None = None,
+    session: Session | Given = None,
     *,
     layer: str | None = None,
     criterion: str = "car",
     first: int | None = None,
     threshold: float = THRESHOLD,
-    model: nn.Module | None = None,
-    images: Images | None = None,
-    overrides: Sequence[str] = (),
     out: str | Path | None = None,
-    reporter: Reporter | None = None,
 ) -> Filters:
     """Draw the filters of a convolution of the image in the order of removal, with the colour selectivity of each.
 
     Abbasi-Asl & Yu (2017) remove AlexNet's first filters one by one, the one first whose removal costs the least
     accuracy, and find that 17 of the first 20 to go are selective for colour and not for shape. The same here for any
     network of colour images: a filter goes by zeroing its output alone, whatever else its channel carries (in a
-    residual trunk the others' part stays); all that are left are judged anew after every removal, on the calibration
+    residual trunk the others' part stays); all that are left are evaluated anew after every removal, on the calibration
     images. What the network without them is worth is then measured on the search images, which chose nothing.
 
     Args:
-        config: a built-in name, a YAML file or a `Config`; none is the embedded default.
+        session: a session, or a config, its name or its file; none is the embedded default.
         layer: a convolution whose input is the image; none takes the first.
         criterion: `car`, by the drop of accuracy (ties by the rise of the loss), or `rar`, by the rise of the loss.
         first: of how many removals the share of colour-selective filters is told; none takes half of the filters.
         threshold: filters above this `colour_selectivity` count as colour-selective.
-        model: your own network instead of the config's.
-        images: your own images instead of the config's.
-        overrides: `section.key=value` on top of the config.
         out: an empty or new folder; none takes `runs/NAME-filters`.
-        reporter: shows progress.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
     start = time.perf_counter()
-    reporter = reporter or Reporter()
     check_free(out)
     if criterion not in HARMS:
         raise ValueError(f"criterion = {criterion!r}: only {' or '.join(HARMS)}{did_you_mean(criterion, HARMS)}")
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold = {threshold:g} is outside [0, 1): colour selectivity runs from 0 to 1")
-    task = task_for_plans([], config, None, model, images, overrides, reporter)
-    name = _choose(task, layer)
-    weights = task.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
+    session = Session.of(session).beside()
+    name = _choose(session, layer)
+    weights = session.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
     count = len(weights)
     first = count // 2 if first is None else first
     if not 1 <= first <= count:
         raise ValueError(f"first = {first}: {name} has {count} filters")
-    removed = _removed_first(task, name, criterion, reporter)
-    accuracy = _accuracy_left(task, name, removed)
+    removed = _removed_first(session, name, criterion)
+    accuracy = _accuracy_left(session, name, removed)
 
-    std = task.config.data.std if task.config.data is not None else [1.0, 1.0, 1.0]
+    std = session.config.data.std if session.config.data is not None else [1.0, 1.0, 1.0]
     selectivity = colour_selectivity(weights, std)[removed]
     summary = {
-        "config": task.config.name,
+        "config": session.config.name,
         "layer": name,
         "criterion": criterion,
         "images": {
-            "source": task.source,
-            "calibration": count_images(task.calibration),
-            "search": count_images(task.search),
+            "source": session.source,
+            "calibration": count_images(session.calibration),
+            "search": count_images(session.search),
         },
         "std": list(std),
         "dense_search_accuracy": accuracy[0],
@@ -123,11 +111,11 @@ def filters(
         "versions": package_versions(),
         "seconds": time.perf_counter() - start,
     }
-    folder = new_folder(out, Path("runs") / f"{task.config.name}-filters")
+    folder = new_folder(out, Path("runs") / f"{session.config.name}-filters")
     write_json(folder / FILTERS_NAME, summary)
-    task.save(folder)
+    session.save(folder)
     filters_figure(filter_tiles(weights, std)[removed], summary, folder / "filters.png")
-    reporter.say(_finding(summary))
+    session.reporter.say(_finding(summary))
     return Filters(summary, folder)
 
 
@@ -159,13 +147,13 @@ def colour_finding(selectivity: NDArray[np.float64], first: int, threshold: floa
     }
 
 
-def _choose(task: Task, name: str | None) -> str:
+def _choose(session: Session, name: str | None) -> str:
     """The convolution whose filters are drawn.
 
     Raises:
         ValueError: it does not look at the image, or the image has no three colours.
     """
-    known = _image_convolutions(task)
+    known = _image_convolutions(session)
     if not known:
         raise ValueError("no two-dimensional convolution of this network takes the image itself: nothing to draw")
     if name is not None and name not in known:
@@ -173,7 +161,7 @@ def _choose(task: Task, name: str | None) -> str:
             f"layer {name!r} is no convolution of the image: only {', '.join(known)}{did_you_mean(name, known)}"
         )
     name = name or known[0]
-    channels = task.model.get_parameter(f"{name}.weight").shape[1]
+    channels = session.model.get_parameter(f"{name}.weight").shape[1]
     if channels != 3:
         raise ValueError(
             f"the filters of {name} take {channels} channel{'s' * (channels != 1)} of the image, and only those of "
@@ -182,9 +170,9 @@ def _choose(task: Task, name: str | None) -> str:
     return name
 
 
-def _image_convolutions(task: Task) -> list[str]:
+def _image_convolutions(session: Session) -> list[str]:
     """In the order in which they are called."""
-    image = task.search[0][0][:1]
+    image = session.search[0][0][:1]
     found: dict[str, None] = {}
 
     def look(name: str, x: torch.Tensor) -> None:
@@ -193,33 +181,33 @@ def _image_convolutions(task: Task) -> list[str]:
 
     hooks = [
         module.register_forward_pre_hook(lambda _m, args, name=name: look(name, args[0]))
-        for name, module in task.model.named_modules()
+        for name, module in session.model.named_modules()
         if isinstance(module, nn.Conv2d)
     ]
     try:
         with torch.inference_mode():
-            task.model(image)
+            session.model(image)
     finally:
         for hook in hooks:
             hook.remove()
     return list(found)
 
 
-def _judge(task: Task, name: str, batches: Batches) -> Judge:
-    return Judge.of_filters(task.model, name, [(channels_last(images), labels) for images, labels in batches])
+def _judge(session: Session, name: str, batches: Batches) -> Judge:
+    return Judge.of_filters(session.model, name, [(channels_last(images), labels) for images, labels in batches])
 
 
-def _removed_first(task: Task, name: str, criterion: str, reporter: Reporter) -> Order:
-    judge = _judge(task, name, task.calibration)
-    count = task.model.get_parameter(f"{name}.weight").shape[0]
-    with reporter.bar("remove", count - 1) as advance:
+def _removed_first(session: Session, name: str, criterion: str) -> Order:
+    judge = _judge(session, name, session.calibration)
+    count = session.model.get_parameter(f"{name}.weight").shape[0]
+    with session.reporter.bar("remove", count - 1) as advance:
         order = remove_greedily(judge, count, HARMS[criterion], None, lambda gone: advance(f"{gone} of {count} gone"))
     return order[::-1].copy()
 
 
-def _accuracy_left(task: Task, name: str, removed: Order) -> list[float]:
+def _accuracy_left(session: Session, name: str, removed: Order) -> list[float]:
     """(filters + 1,) accuracy on the search images in per cent with the first 0, 1, 2, … filters gone."""
-    judge = _judge(task, name, task.search)
+    judge = _judge(session, name, session.search)
     return [100.0 * judge(removed[:gone].tolist())[0] for gone in range(len(removed) + 1)]
 
 

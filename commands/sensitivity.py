@@ -8,27 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.table import Table
-from torch import nn
 
-from ..configs import Config, did_you_mean
-from ..envs import CandidateEvaluator
-from ..pruners.criteria import get_criterion
-from ..pruners.inference import count_images
-from ..pruners.layers import Layer, Structure
-from ..pruners.plan import package_versions, write_json
-from ..pruners.pruner import ChannelPruner
-from ..pruners.reconstruction import DenseMoments, collect_moments, repair_from_moments
-from ..pruners.sensitivity import output_error, spread_layers
-from ..pruners.shrink import shrink
+from ..configs import did_you_mean
+from ..networks.inference import count_images
+from ..pruners import METHODS, Context, Kept, Layer, Method, Structure
+from ..pruners.repair.gram import DenseMoments, collect_moments, output_error, repair_from_moments
 from ..reports.figures import sensitivity_figure
-from ..reports.progress import Reporter
-from .apply import task_for_plans
-from .folders import check_free, new_folder
-from .task import Images, Task, describe
+from ..storage.files import package_versions, write_json
+from ..storage.folders import check_free, new_folder
+from .resolve import Given
+from .session import Session
 
 SENSITIVITY_NAME = "sensitivity.json"
 CRITERIA = ("first_k", "random", "l1", "max_response", "lasso", "obs")
@@ -52,17 +43,13 @@ class Sensitivity:
 
 
 def sensitivity(
-    config: Config | str | Path | None = None,
+    session: Session | Given = None,
     *,
     layers: Sequence[str] | None = None,
     criteria: Sequence[str] | None = None,
     sparsities: Sequence[float] | None = None,
     repair: OneLayerRepair = "gram",
-    model: nn.Module | None = None,
-    images: Images | None = None,
-    overrides: Sequence[str] = (),
     out: str | Path | None = None,
-    reporter: Reporter | None = None,
 ) -> Sensitivity:
     """Cut one layer at a time, the others whole, and measure on the search images what is lost.
 
@@ -74,72 +61,71 @@ def sensitivity(
     the points that it has.
 
     Args:
-        config: a built-in name, a YAML file or a `Config`; none is the embedded default.
+        session: a session, or a config, its name or its file; none is the embedded default.
         layers: by name; none takes three spread over the depth.
-        criteria: that choose the units, by name; none takes `CRITERIA`.
+        criteria: that choose the units, by name; none takes `CRITERIA`, or of another method its own.
         sparsities: fractions removed, each in (0, 1); none takes `SPARSITIES`.
         repair: `gram`, least squares on the calibration images as in the paper, or `none`.
-        model: your own network instead of the config's.
-        images: your own images instead of the config's.
-        overrides: `section.key=value` on top of the config.
         out: an empty or new folder; none takes `runs/NAME-sensitivity`.
-        reporter: shows progress.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
     start = time.perf_counter()
-    reporter = reporter or Reporter()
     check_free(out)
-    criteria = list(dict.fromkeys(CRITERIA if criteria is None else criteria))
+    session = Session.of(session).beside()
+    reporter, method = session.reporter, METHODS[session.config.method]
+    if criteria is None:
+        criteria = CRITERIA if method.name == "channels" else (method.criterion,)
+    criteria = list(dict.fromkeys(criteria))
     sparsities = sorted(set(SPARSITIES if sparsities is None else sparsities))
-    _check(criteria, sparsities, repair)
-    task = task_for_plans([], config, None, model, images, overrides, reporter)
-    chosen = _choose(task.structure, layers)
-    reporter.say(describe(task))
-    alone = replace(task.structure, layers=tuple(chosen))  # whatever is not in it stays whole
+    _check(method, criteria, sparsities, repair)
+    chosen = _choose(session.structure, layers)
+    reporter.say(session.describe())
     points: list[dict[str, Any]] = []
     try:
-        for point in _measure(task, alone, criteria, sparsities, repair, reporter):
+        for point in _measure(session, chosen, criteria, sparsities, repair):
             points.append(point)
     except KeyboardInterrupt:
         if not points:
             raise
         reporter.say(f"stopped after {len(points)} points")
 
-    folder = new_folder(out, Path("runs") / f"{task.config.name}-sensitivity")
+    folder = new_folder(out, Path("runs") / f"{session.config.name}-sensitivity")
     tree = {
-        "config": task.config.name,
-        "fingerprint": task.structure.fingerprint,
+        "config": session.config.name,
+        "fingerprint": session.structure.fingerprint,
         "repair": repair,
         "error": "1 - R2 of the consumers' outputs on the search images, mean over consumers",
         "images": {
-            "source": task.source,
-            "calibration": count_images(task.calibration),
-            "search": count_images(task.search),
+            "source": session.source,
+            "calibration": count_images(session.calibration),
+            "search": count_images(session.search),
         },
-        "layers": [{"name": layer.name, "width": layer.width} for layer in chosen],
+        "method": method.name,
+        "unit": method.unit,
+        "layers": [{"name": layer.name, "units": layer.units} for layer in chosen],
         "criteria": criteria,
-        "seed": task.config.seed,
+        "seed": session.config.seed,
         "versions": package_versions(),
         "seconds": time.perf_counter() - start,
         "points": points,
     }
     write_json(folder / SENSITIVITY_NAME, tree)
-    task.save(folder)
+    session.save(folder)
     sensitivity_figure(tree, folder / "sensitivity.png")
     reporter.show(sensitivity_table(points))
     return Sensitivity(points, folder)
 
 
-def _check(criteria: Sequence[str], sparsities: Sequence[float], repair: str) -> None:
+def _check(method: Method, criteria: Sequence[str], sparsities: Sequence[float], repair: str) -> None:
     if repair not in get_args(OneLayerRepair):
         known = get_args(OneLayerRepair)
         raise ValueError(f"repair = {repair!r}: only {' or '.join(known)}{did_you_mean(repair, known)}")
     if not criteria or not sparsities:
         raise ValueError("nothing to measure: give at least one criterion and one sparsity")
     for criterion in criteria:
-        get_criterion(criterion)
+        method.check_criterion(criterion)
     for sparsity in sparsities:
         if not 0.0 < sparsity < 1.0:
             raise ValueError(f"sparsity {sparsity:g} is outside (0, 1): it is the fraction of a layer that is removed")
@@ -152,62 +138,58 @@ def _choose(structure: Structure, names: Sequence[str] | None) -> list[Layer]:
         ValueError: no such layer.
     """
     known = {layer.name: layer for layer in structure.layers}
-    if names is None:
-        return spread_layers(structure, LAYERS)
+    if names is None:  # the middle ones of as many equal stretches of the walk
+        total = len(structure.layers)
+        return [structure.layers[i] for i in sorted({(2 * k + 1) * total // (2 * LAYERS) for k in range(LAYERS)})]
     if not names:
         raise ValueError(f"no layers to measure: name some of {', '.join(known)}, or leave them out for {LAYERS}")
     for name in names:
         if name not in known:
-            reason = structure.uncut.get(name)
+            reason = structure.ignored.get(name)
             why = f"it is left whole ({reason})" if reason else f"the layers are {', '.join(known)}"
             raise ValueError(f"no layer {name!r} to cut: {why}{did_you_mean(name, known)}")
     return [layer for layer in structure.layers if layer.name in names]
 
 
 def _measure(
-    task: Task,
-    structure: Structure,
+    session: Session,
+    layers: Sequence[Layer],
     criteria: Sequence[str],
     sparsities: Sequence[float],
     repair: OneLayerRepair,
-    reporter: Reporter,
 ) -> Iterator[dict[str, Any]]:
     """The points, layer by layer and criterion by criterion."""
-    pruner = ChannelPruner(task.model, structure, criteria[0], task.calibration, task.config.seed)
-    evaluator = CandidateEvaluator(pruner, task.search)
-    unseen = collect_moments(task.model, structure, task.search)
-    with reporter.bar("measure", len(structure.layers) * len(criteria) * len(sparsities)) as advance:
-        for index, layer in enumerate(structure.layers):
-            known: dict[tuple[int, ...], dict[str, Any]] = {}  # criteria agree on some selections
+    structure, context = session.structure, session.context
+    unseen = collect_moments(session.model, [name for layer in layers for name in layer.consumers], session.search)
+    contexts = {criterion: replace(context, criterion=criterion) for criterion in criteria}
+    with session.reporter.bar("measure", len(layers) * len(criteria) * len(sparsities)) as advance:
+        for layer in layers:
+            index = structure.index(layer.name)
             for criterion in criteria:
-                order = get_criterion(criterion)(pruner.context, layer)
                 for sparsity in sparsities:
-                    keep = structure.cut_alone(index, order, sparsity)[index]
-                    key = tuple(int(unit) for unit in keep)
-                    if key not in known:
-                        known[key] = _point(evaluator, index, keep, unseen, repair)
-                    advance(f"{layer.name} {criterion} error {known[key]['error']:.3f}")
-                    yield {"layer": layer.name, "criterion": criterion, "asked": sparsity, **known[key]}
+                    kept = structure.units.copy()
+                    kept[index] = max(1, structure.snap(index, (1.0 - sparsity) * layer.units))
+                    point = _point(session, contexts[criterion], kept, index, unseen, repair)
+                    advance(f"{layer.name} {criterion} error {point['error']:.3f}")
+                    yield {"layer": layer.name, "criterion": criterion, "asked": sparsity, **point}
 
 
 def _point(
-    evaluator: CandidateEvaluator, index: int, keep: NDArray[np.int64], unseen: DenseMoments, repair: OneLayerRepair
+    session: Session, context: Context, kept: Kept, index: int, unseen: DenseMoments, repair: OneLayerRepair
 ) -> dict[str, Any]:
-    pruner, structure = evaluator.pruner, evaluator.structure
-    selection = [keep if i == index else np.arange(layer.width) for i, layer in enumerate(structure.layers)]
-    pruned = shrink(pruner.dense, structure, selection).eval()
+    compressed = context.method.apply(context, kept)
     if repair == "gram":
-        repair_from_moments(pruned, pruner.dense, structure, selection, pruner.moments)
-    widths = np.array([len(units) for units in selection])
-    judged = evaluator.judge(pruned, widths)
+        repair_from_moments(compressed, context.model, session.context.moments)
+    measured = session.evaluator.measure(compressed.model, kept)
+    units = context.structure.layers[index].units
     return {
-        "sparsity": 1.0 - len(keep) / structure.layers[index].width,
-        "width": len(keep),
-        "error": output_error(pruned, pruner.dense, structure, selection, unseen),
-        "reconstruction_loss": judged.reconstruction_loss,
-        "accuracy": judged.accuracy,
-        "accuracy_drop": evaluator.dense.accuracy - judged.accuracy,
-        "flops": judged.flops,
+        "sparsity": 1.0 - int(kept[index]) / units,
+        "kept": int(kept[index]),
+        "error": output_error(compressed, context.model, unseen),
+        "reconstruction_loss": measured.reconstruction_loss,
+        "accuracy": measured.accuracy,
+        "accuracy_drop": session.evaluator.dense.accuracy - measured.accuracy,
+        "flops": measured.flops,
     }
 
 

@@ -9,30 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from ..agents import Episode, Learner
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
 from ..agents.policy import POLICY_NAME, Policy
-from ..configs import Config
-from ..envs import LayerSparsityEnv, layer_statistics
-from ..pruners.loss_model import LossModel
-from ..pruners.plan import PLAN_NAME, RatioPlan, write_json
+from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.events import Events
-from ..reports.figures import plan_figure, reward_figure
-from ..reports.progress import Reporter
-from .folders import check_free, claimed, existing_run, free_folder
-from .task import (
-    Finalist,
-    Images,
-    Task,
-    check_workers,
-    describe,
-    judge_finalists,
-    make_task,
-    resolve_config,
-    save_config,
-)
+from ..reports.figures import plan_figure, quality_figure
+from ..storage.files import write_json
+from ..storage.folders import check_free, claimed, existing_run, free_folder
+from .rerank import Reranked, rerank
+from .resolve import Given, save_config
+from .session import Session
 
 SUMMARY_NAME = "summary.json"
 
@@ -55,92 +43,76 @@ class Training:
 
 
 def train(
-    config: Config | str | Path | None = None,
+    session: Session | Given = None,
     *,
-    model: nn.Module | None = None,
-    images: Images | None = None,
-    overrides: Sequence[str] = (),
     out: str | Path | None = None,
-    seed: int | None = None,
     resume: str | Path | None = None,
-    ray_address: str | None = None,
-    reporter: Reporter | None = None,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Training:
     """Train the agent for a network and return the best plan it found.
 
     Every episode is on disk before the next begins; with workers, every group of as many episodes before the next
     group. Ctrl-C ends the search early and keeps what was found; a run that was killed goes on with `resume`, which
-    replays the log: the agent learns again what it had learnt, without judging any candidate twice, and continues as
+    replays the log: the agent learns again what it had learnt, without evaluating any candidate twice, and continues as
     if it had never stopped (with the same number of workers).
 
     Args:
-        config: a built-in name, a YAML file or a `Config`; none is the embedded default.
-        model: your own network instead of the config's.
-        images: your own images instead of the config's.
-        overrides: `section.key=value` on top of the config.
+        session: a session, or a config, its name or its file; none is the embedded default.
         out: an empty or new folder; none takes `runs/NAME`.
-        seed: of the search, instead of the config's.
-        resume: the folder of a run to go on with.
-        ray_address: of a Ray cluster that judges candidates, instead of the config's.
-        reporter: shows progress.
+        resume: the folder of a run to go on with; the config is its own.
         on_episode: called after every episode.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
-    reporter = reporter or Reporter()
     start = time.perf_counter()
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
-    resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
-    check_workers(resolved, ray_address)
-    with claimed(previous or free_folder(out, Path("runs") / resolved.name), "train", LOG_NAME) as folder:
-        reporter.say(f"run folder: {folder}")
+    session = Session.of(session).beside(previous)
+    session.check_workers()
+    folder = previous or free_folder(out, Path("runs") / session.config.name)
+    with claimed(folder, "train", LOG_NAME) as folder:
+        session.reporter.say(f"run folder: {folder}")
         if previous is None:
-            save_config(resolved, folder)  # from here on the run can be resumed
-        task = make_task(resolved, folder=folder, model=model, images=images, reporter=reporter)
-        if previous is None:
-            task.save(folder)
-        return _search(task, folder, ray_address, reporter, on_episode, start)
+            save_config(session.config, folder)  # from here on the run can be resumed
+        session.save(folder)
+        return _search(session, folder, on_episode, start)
 
 
 def _search(
-    task: Task,
+    session: Session,
     folder: Path,
-    ray_address: str | None,
-    reporter: Reporter,
     on_episode: Callable[[Episode], None] | None,
     start: float,
 ) -> Training:
-    reporter.say(describe(task))
-    evaluator = task.evaluator
-    statistics = layer_statistics(task.pruner)
-    losses = LossModel.of(task.pruner.context)
-    task.save(folder)
+    reporter = session.reporter
+    reporter.say(session.describe())
+    env = session.env()
 
     log = EpisodeLog(folder / LOG_NAME)
-    past = log.read(len(task.structure.layers))
-    evaluator.known.update({tuple(record["widths"]): evaluation_of(record) for record in past})
-    env = LayerSparsityEnv(task.budget, evaluator, statistics, task.reward, losses)
-    learner = Learner(env, task.config.agent, task.config.seed, task.config.workers)
+    past = log.read(len(session.structure.layers))
+    session.evaluator.known.update({tuple(record["kept"]): evaluation_of(record) for record in past})
+    learner = Learner(env, session.config.agent, session.config.seed, session.config.workers)
     setup = time.perf_counter() - start
 
     episodes: list[Episode] = []
     finished = True
     events = Events(folder / "tensorboard", len(past))
     try:
-        with task.judges(ray_address) as judges, reporter.bar("search", task.config.agent.episodes) as advance:
-            env.evaluator = judges
+        with (
+            session.evaluators() as evaluator,
+            reporter.bar("search", session.config.agent.episodes) as advance,
+        ):
+            env.evaluator = evaluator
             for episode in learner.run([record["actions"] for record in past]):
                 episodes.append(episode)
                 if episode.number < len(past):
                     log.check(episode, past[episode.number])
                 else:
-                    log.append(episode, task.structure)
+                    log.append(episode, session.structure)
                     events.write(episode.number, _scalars(episode))
-                    _plan(task, episodes).save(folder / PLAN_NAME)
-                advance(_note(episode, max(e.reward for e in _asked(task, episodes))))
+                    _plan(session, episodes).save(folder / PLAN_NAME)
+                advance(_note(episode, max(e.quality for e in _asked(session, episodes))))
                 if on_episode is not None:
                     on_episode(episode)
     except KeyboardInterrupt:
@@ -152,54 +124,52 @@ def _search(
         events.close()
 
     began = time.perf_counter()
-    rewards = {tuple(episode.widths.tolist()): episode.reward for episode in _asked(task, episodes)}
-    finalists = judge_finalists(task, rewards if finished else {}, reporter)
-    plan = _plan(task, episodes, finalists)
+    qualities = {tuple(episode.kept.tolist()): episode.quality for episode in _asked(session, episodes)}
+    reranked = rerank(session, qualities if finished else {})
+    plan = _plan(session, episodes, reranked)
     plan.save(folder / PLAN_NAME)
-    parts = {"setup": setup, **judges.seconds, "agent": learner.seconds, "finals": time.perf_counter() - began}
-    summary = _summary(task, episodes, finalists, len(past), parts, time.perf_counter() - start)
+    parts = {"setup": setup, **evaluator.seconds, "agent": learner.seconds, "rerank": time.perf_counter() - began}
+    summary = _summary(session, episodes, reranked, len(past), parts, time.perf_counter() - start)
     write_json(folder / SUMMARY_NAME, summary)
     Policy.of(learner).save(folder / POLICY_NAME)
     plan_figure(plan, folder / "plan.png")
-    reward_figure([episode.reward for episode in episodes], folder / "reward.png")
+    quality_figure([episode.quality for episode in episodes], folder / "quality.png")
     return Training(plan, folder, summary, finished)
 
 
-def _asked(task: Task, episodes: Sequence[Episode]) -> list[Episode]:
+def _asked(session: Session, episodes: Sequence[Episode]) -> list[Episode]:
     """The episodes that were walked on the budget asked; the first one always was."""
-    return [episode for episode in episodes if episode.budget == task.budget.fraction]
+    return [episode for episode in episodes if episode.budget == session.budget.fraction]
 
 
-def _plan(task: Task, episodes: Sequence[Episode], finalists: Sequence[Finalist] = ()) -> RatioPlan:
-    best = finalists[0] if finalists else max(_asked(task, episodes), key=lambda episode: episode.reward)
-    return RatioPlan.make(
-        task.priced,
-        best.widths,
-        architecture=task.architecture,
-        criterion=task.config.pruning.criterion,
-        budget=(task.budget.kind, task.budget.fraction),
+def _plan(session: Session, episodes: Sequence[Episode], reranked: Sequence[Reranked] = ()) -> RatioPlan:
+    best = reranked[0] if reranked else max(_asked(session, episodes), key=lambda episode: episode.quality)
+    return session.plan_of(
+        best.kept,
+        allocator=session.config.agent.algorithm,
+        seed=session.config.seed,
+        candidates=len(episodes),
         figures={
             "search_accuracy": best.evaluation.accuracy,
             "reconstruction_loss": best.evaluation.reconstruction_loss,
-            "reward": best.reward,
+            "quality": best.quality,
         },
-        allocator=task.config.agent.algorithm,
-        seed=task.config.seed,
-        candidates=len(episodes),
     )
 
 
 def _note(episode: Episode, best: float) -> str:
     return (
-        f"reward {episode.reward:+.3f} best {best:+.3f} acc {episode.evaluation.accuracy:.1f}% "
+        f"reward {episode.reward:+.3f} quality {episode.quality:+.3f} best {best:+.3f} "
+        f"acc {episode.evaluation.accuracy:.1f}% "
         f"FLOPs {100 * episode.evaluation.flops:.1f}%"
     )
 
 
 def _scalars(episode: Episode) -> dict[str, float]:
     return {
-        "reward/total": episode.reward,
-        **{f"reward/{name}": value for name, value in episode.terms.items()},
+        "reward": episode.reward,
+        "quality/total": episode.quality,
+        **{f"quality/{name}": value for name, value in episode.terms.items()},
         "candidate/accuracy": episode.evaluation.accuracy,
         "candidate/reconstruction_loss": episode.evaluation.reconstruction_loss,
         "candidate/flops": episode.evaluation.flops,
@@ -209,52 +179,53 @@ def _scalars(episode: Episode) -> dict[str, float]:
 
 
 def _summary(
-    task: Task,
+    session: Session,
     episodes: Sequence[Episode],
-    finalists: Sequence[Finalist],
+    reranked: Sequence[Reranked],
     replayed: int,
     parts: dict[str, float],
     total: float,
 ) -> dict[str, Any]:
-    asked = _asked(task, episodes)
-    numbers = {tuple(episode.widths.tolist()): episode.number for episode in reversed(asked)}
-    best = finalists[0] if finalists else max(asked, key=lambda episode: episode.reward)
-    base = next((f for f in finalists if np.array_equal(f.widths, episodes[0].widths)), episodes[0])
+    asked = _asked(session, episodes)
+    numbers = {tuple(episode.kept.tolist()): episode.number for episode in reversed(asked)}
+    best = reranked[0] if reranked else max(asked, key=lambda episode: episode.quality)
+    base = next((f for f in reranked if np.array_equal(f.kept, episodes[0].kept)), episodes[0])
     rewards = np.array([episode.reward for episode in episodes])
     quarter = max(1, len(episodes) // 4)
     walked = [episode.seconds for episode in episodes[replayed:]]
-    structure = task.structure
+    structure = session.structure
     return {
         "dense": {
-            "search_accuracy": task.evaluator.dense.accuracy,
+            "search_accuracy": session.evaluator.dense.accuracy,
             "flops": 1.0,
             "params": 1.0,
-            "flops_count": structure.cost("flops", structure.widths),
-            "params_count": structure.cost("params", structure.widths),
-            **{f"latency_{name}": value for name, value in task.dense_latency.items()},
+            "flops_count": structure.cost("flops", structure.units),
+            "params_count": structure.cost("params", structure.units),
+            **{f"latency_{name}": value for name, value in session.dense_latency.items()},
         },
         "best": {
-            "episode": numbers[tuple(best.widths.tolist())],
-            "reward": best.reward,
+            "episode": numbers[tuple(best.kept.tolist())],
+            "quality": best.quality,
             "search_accuracy": best.evaluation.accuracy,
             "reconstruction_loss": best.evaluation.reconstruction_loss,
-            **task.priced.fractions(best.widths),
+            **session.structure.fractions(best.kept),
         },
-        "base": {"reward": base.reward, "search_accuracy": base.evaluation.accuracy},
-        "finalists": [
+        "base": {"quality": base.quality, "search_accuracy": base.evaluation.accuracy},
+        "reranked": [
             {
-                "episode": numbers[tuple(f.widths.tolist())],
-                "reward": f.reward,
+                "episode": numbers[tuple(f.kept.tolist())],
+                "quality": f.quality,
                 "search_accuracy": f.evaluation.accuracy,
             }
-            for f in finalists
+            for f in reranked
         ],
         "episodes": len(episodes),
         "replayed": replayed,
+        "mean_quality": float(np.mean([episode.quality for episode in episodes])),
         "mean_reward_first_quarter": float(rewards[:quarter].mean()),
         "mean_reward_last_quarter": float(rewards[-quarter:].mean()),
         "seconds": total,
         "seconds_per_episode": float(np.mean(walked)) if walked else 0.0,
         "seconds_per_part": parts,
-        "uncut": dict(structure.uncut),
+        "ignored": dict(structure.ignored),
     }

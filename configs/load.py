@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,9 +11,25 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from .registry import did_you_mean
 from .schema import BudgetConfig, Config
 
 DEFAULT = "digits"
+
+_MOVED = {  # keys of version 0.1, and where they are now
+    "pruning.criterion": "criterion",
+    "pruning.search_repair": "repair.search.kind",
+    "pruning.search_images": "repair.search.images",
+    "pruning.search_places": "repair.search.samples",
+    "pruning.search_adaptive_bn": "repair.search.adaptive_bn",
+    "pruning.final_repair": "repair.final.kind",
+    "pruning.final_adaptive_bn": "repair.final.adaptive_bn",
+    "layers.exclude": "layers.ignore",
+    "agent.effort": "agent.action_penalty",
+    "agent.finalists": "agent.rerank",
+    "magnitude.ramp": "gradual.ramp",
+    "magnitude.every": "gradual.every",
+}
 
 
 class ConfigError(ValueError):
@@ -44,6 +60,7 @@ def load_config(source: Config | str | Path | None = None, overrides: Iterable[s
         tree, where = _parsed(source)
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} holds no config: expected sections (network:, data:, budget:, …)")
+    tree = _moved(tree)
     for override in overrides:
         _set(tree, override)
     tree.update({key: value for key, value in values.items() if value is not None})
@@ -90,6 +107,27 @@ def _read(source: str | Path | None) -> tuple[str, str]:
     raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}")
 
 
+def _moved(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with version 0.1's keys where they are now: its run folders can still be read."""
+    tree = copy.deepcopy(tree)
+    if isinstance(old := tree.get("pruning"), dict) and "refit_producers" in old:
+        refit = old.pop("refit_producers")
+        for part in ("search", "final"):
+            tree.setdefault("repair", {}).setdefault(part, {})["refit"] = refit
+    for before, after in _MOVED.items():
+        section, key = before.split(".")
+        if isinstance(old := tree.get(section), dict) and key in old:
+            *path, last = after.split(".")
+            node = tree
+            for step in path:
+                node = node.setdefault(step, {})
+            node[last] = old.pop(key)
+    for section in ("pruning", "magnitude"):
+        if tree.get(section) == {}:
+            del tree[section]
+    return tree
+
+
 def _set(tree: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -132,9 +170,3 @@ def _known_keys(location: Iterable[Any]) -> list[str]:
         options = [annotation, *getattr(annotation, "__args__", ())]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
     return list(model.model_fields)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` – did you mean X?`, or nothing where no known name is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" – did you mean {near[0]}?" if near else ""

@@ -76,30 +76,70 @@ class DataConfig(Section):
 
 
 class LayersConfig(Section):
-    """Which coupling groups may be cut, and how far."""
+    """Which layers may be compressed, and how far."""
 
     cut: Cut = Field(
         default="inner",
-        description="inner: residual trunks stay whole; sampled: they do, but the branches take only some of their "
-        "channels; all: trunks are cut too",
+        description="channels: inner: residual trunks stay whole; sampled: they do, but the branches take only some of "
+        "their channels; all: trunks are cut too",
     )
-    exclude: list[str] = Field(default_factory=list, description="layers that are left whole, by name")
-    max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.9, description="of any one layer")
-
-
-class PruningConfig(Section):
-    """How a candidate is pruned and repaired: while searching, and in the end."""
-
-    criterion: str = "obs"
-    search_repair: Literal["none", "gram", "sequential"] = "sequential"
-    search_images: Count | None = Field(
-        default=100, description="calibration images a candidate's sequential repair uses"
+    ignore: list[str] = Field(
+        default_factory=list, description="left whole: layers or modules by name, by pattern (layer4.*), or by type"
     )
-    search_places: Count = Field(default=32, description="output positions an image that its fits look at, at most")
-    search_adaptive_bn: Annotated[int, Field(ge=0)] = Field(default=0, description="calibration images, 0 for none")
-    final_repair: Literal["none", "gram", "sequential"] = "sequential"
-    refit_producers: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
-    final_adaptive_bn: Annotated[int, Field(ge=0)] = 0
+    tie: list[list[str]] = Field(
+        default_factory=list, description="layers (names or patterns) that keep the same number of units each"
+    )
+    round_to: Count | dict[str, Count] = Field(
+        default=1, description="units kept are multiples of it (runtimes pad to 8 or 16); or one by pattern of layers"
+    )
+    max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None, description="of any one layer; none: the method's own"
+    )
+    bounds: dict[str, tuple[Sparsity, Sparsity]] = Field(
+        default_factory=dict, description="least and most sparsity of layers by name or pattern"
+    )
+    pattern: Literal["2:4"] | None = Field(
+        default=None, description="weights: of every four inputs in a row two are kept, as sparse tensor cores want it"
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> LayersConfig:
+        for name, (low, high) in self.bounds.items():
+            if low > high:
+                raise ValueError(f"bounds of {name}: [{low:g}, {high:g}]: the least sparsity first, then the most")
+        return self
+
+
+class Repair(Section):
+    """How a network is repaired after it was cut."""
+
+    kind: Literal["none", "gram", "sequential"] = Field(
+        default="sequential",
+        description="gram: least squares on the dense network's moments (milliseconds); sequential: on the features "
+        "that the pruned network really computes (a few passes over the calibration images)",
+    )
+    images: Count | None = Field(default=None, description="calibration images of a sequential repair; none: all")
+    samples: Count = Field(default=64, description="output positions an image that a fit looks at, at most")
+    refit: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
+    adaptive_bn: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="calibration images that batch-norm statistics are re-estimated on, 0 for none"
+    )
+    guard: bool = Field(default=True, description="never worse than unrepaired: falls back, and says so")
+
+
+class SearchRepair(Repair):
+    """A candidate's: fewer images, and no guard."""
+
+    images: Count | None = 100
+    samples: Count = 32
+    guard: bool = False
+
+
+class RepairConfig(Section):
+    """How candidates are repaired while searching, and finished plans in the end."""
+
+    search: SearchRepair = SearchRepair()
+    final: Repair = Repair()
 
 
 class BudgetConfig(Section):
@@ -163,9 +203,11 @@ class AgentConfig(Section):
     warmup: Annotated[int, Field(ge=0)] = Field(default=10, description="episodes that explore round the base plan")
     noise_start: Annotated[float, Field(gt=0.0)] = 0.15
     noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
-    effort: Weight = Field(default=2.0, description="cost of an action, times its square: what brings nothing fades")
-    finalists: Count = Field(
-        default=10, description="best plans of a search, of any, that are judged again, repaired as in the end"
+    action_penalty: Weight = Field(
+        default=2.0, description="taken from the reward, times the action's square: what brings nothing fades"
+    )
+    rerank: Count = Field(
+        default=10, description="best plans of a search, of any, that are measured again, repaired as in the end"
     )
     hidden: list[Count] = [64, 64]
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
@@ -180,15 +222,15 @@ class AgentConfig(Section):
         return self
 
 
-class MagnitudeConfig(Section):
-    """Gradual weight pruning while fine-tuning, by the cubic schedule of Zhu & Gupta (2018)."""
+class GradualConfig(Section):
+    """Compression while fine-tuning, by the cubic schedule of Zhu & Gupta (2018)."""
 
     ramp: Fraction = Field(default=2 / 3, description="part of the training in which the sparsity rises, then constant")
     every: Count = Field(default=10, description="steps between two renewals of the masks")
 
 
 class CompareConfig(Section):
-    """What the comparison judges by."""
+    """What the comparison evaluates by."""
 
     against: list[str] = ["uniform", "shallow", "deep", "random"]
     candidates: Count | None = Field(default=None, description="of every search; none: as many as the plan's search")
@@ -214,20 +256,22 @@ class Config(Section):
     threads: Count | None = Field(
         default=None, description="torch's, of every worker too; none leaves torch's own choice, shared by the workers"
     )
-    workers: Count = Field(default=1, description="candidates judged at a time, each by a process of its own")
+    workers: Count = Field(default=1, description="candidates evaluated at a time, each by a process of its own")
     ray_address: str | None = Field(
         default=None, description="the workers are actors of this Ray cluster: auto, host:port, local to start one"
     )
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
+    method: str = Field(default="channels", description="channels or weights, or a plug-in's name")
+    criterion: str | None = Field(default=None, description="ranks the units inside a layer; none: the method's own")
     layers: LayersConfig = LayersConfig()
-    pruning: PruningConfig = PruningConfig()
+    repair: RepairConfig = RepairConfig()
     budget: BudgetConfig
     latency: LatencyConfig = LatencyConfig()
     reward: RewardConfig = RewardConfig()
     agent: AgentConfig = AgentConfig()
     finetune: FitConfig = FitConfig()
-    magnitude: MagnitudeConfig = MagnitudeConfig()
+    gradual: GradualConfig = GradualConfig()
     compare: CompareConfig = CompareConfig()
     correlate: CorrelateConfig = CorrelateConfig()

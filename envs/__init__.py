@@ -5,13 +5,19 @@ import gymnasium as gym
 from .evaluator import CandidateEvaluator, Evaluation, Evaluator
 from .layer_sparsity import LayerSparsityEnv
 from .observation import STATIC_FEATURES, WALK_FEATURES, layer_statistics
-from .parallel import ParallelEvaluator
 from .reward import RewardWeights
+from .workers.parallel import ParallelEvaluator
 
 ENV_ID = "secateur/LayerSparsity-v0"
 
-if ENV_ID not in gym.registry:
-    gym.register(id=ENV_ID, entry_point="secateur.envs:LayerSparsityEnv")
+
+def register() -> None:
+    """Make the environment known to `gymnasium.make`; gymnasium calls it by itself (entry point `gymnasium.envs`)."""
+    if ENV_ID not in gym.registry:
+        gym.register(id=ENV_ID, entry_point="secateur:make_env")
+
+
+register()
 
 __all__ = [
     "ENV_ID",
@@ -24,4 +30,5 @@ __all__ = [
     "ParallelEvaluator",
     "RewardWeights",
     "layer_statistics",
+    "register",
 ]

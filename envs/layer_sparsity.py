@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +12,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from ..pruners.budget import Budget
-from ..pruners.loss_model import LossModel, Prices
+from ..pruners.loss_model import Lagrangian, LossModel
+from ..pruners.structure import Kept
 from .evaluator import Evaluation, Evaluator
 from .observation import STATIC_FEATURES, WALK_FEATURES
-from .reward import RewardWeights
+from .reward import LEAST_LOSS, Base, RewardWeights
 
 Observation = NDArray[np.float32]
 
-REACH = 2.0  # an action of 1 is a price e² times as high
+REACH = 2.0  # an action of 1 is a multiplier e² times as high
 
 
 class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
@@ -40,8 +42,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     | +1 | the most: a unit stays only if it gains e² times as much |
 
     and so on in between, within what still lets the budget be met, and spent, by the other layers. Whatever the
-    actions, the finished plan costs no more than the budget, counted with integer channels, and ends less than a
-    channel of its last layer below it. Where a few channels more cost nothing (latency comes in stairs), the layer
+    actions, the finished plan costs no more than the budget, counted with whole units, and ends less than a
+    step of its last layer below it. Where a few units more cost nothing (latency comes in stairs), the layer
     keeps them. All-zero actions give the base plan, the model's own.
 
     ## Observation Space
@@ -54,7 +56,13 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     of the dense cost; the observation holds it.
 
     ## Reward
-    0 until the last step; then Σ weight · term over
+    What the agent learns from. Every step costs `action_penalty` · a²: a correction that brings nothing fades. The last
+    step adds the plan's *gain*: the part of the base plan's loss that it wins back,
+
+    gain = (lost(base) − lost(plan) + flops weight · (FLOPs of base − FLOPs of plan)) / lost(base) ≥ −1.5,
+
+    0 for the base plan, 1 for a plan that loses nothing, whatever the network and the budget. A plan's loss is what its
+    *quality* lacks to the dense network's, and quality is Σ weight · term over
 
     | term | is |
     |---|---|
@@ -62,7 +70,13 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     | reconstruction | − mean squared logit distance from the dense network over the variance of its logits, ≥ −10 |
     | flops | − fraction of the FLOPs kept |
 
-    `info["reward_terms"]` holds the weighted terms, `info["evaluation"]` the figures, `info["widths"]` the plan.
+    The base plan is evaluated once; on another budget than the first, its loss is scaled by what the loss model
+    predicts. Returns need no discount: γ = 1.
+
+    `info["reward_terms"]` holds what the step's reward is the sum of: `gain` and `action_penalty`. After the last step
+    `info["terms"]` holds the weighted terms of the quality, `info["quality"]` their sum, by which plans are chosen,
+    `info["evaluation"]` the figures. `info["kept"]` holds the plan so far. `env.best` is the best plan evaluated on the
+    first budget.
 
     ## Episode End
     Terminated after the last layer; never truncated.
@@ -70,13 +84,18 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     ## Arguments
     * `budget` (`secateur.pruners.budget.Budget`): the layers and what a plan may cost; a budget that cannot be met is
       refused when it is made.
-    * `evaluator` (`Evaluator`): judges the finished plan; a real network's or a toy.
+    * `evaluator` (`Evaluator`): evaluates the finished plan; a real network's or a toy.
     * `statistics`: (layers, features) array in [0, 1], of `layer_statistics` for a real network.
-    * `weights` (`RewardWeights`): of the reward's terms.
-    * `losses` (`LossModel`): what layers are predicted to lose; none knows nothing, and proposes uniform plans.
+    * `weights` (`RewardWeights`): of the quality's terms.
+    * `loss_model` (`LossModel`): what layers are predicted to lose; none knows nothing, and proposes uniform plans.
+    * `action_penalty`: of an action, times its square.
+    * `adapt`: whether the loss model is fitted anew, before every episode, to all plans evaluated.
+
+    `gymnasium.make("secateur/LayerSparsity-v0", config="digits")` makes all of them from a config, or from a
+    `secateur.Session`.
 
     ## Version History
-    * v0: first version.
+    * v0: first version. Since 0.2 the reward is the gain and the penalty, no longer the quality itself.
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012 – gymnasium's own convention
@@ -87,21 +106,32 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         evaluator: Evaluator,
         statistics: NDArray[np.float32],
         weights: RewardWeights | None = None,
-        losses: LossModel | None = None,
+        loss_model: LossModel | None = None,
+        *,
+        action_penalty: float = 0.0,
+        adapt: bool = True,
     ):
         layers = len(budget.structure.layers)
         if statistics.ndim != 2 or len(statistics) != layers:
             raise ValueError(f"statistics of shape {statistics.shape} for {layers} layers: expected one row a layer")
+        self.asked = budget
         self.budget = budget
         self.evaluator = evaluator
         self.weights = weights or RewardWeights()
-        self.losses = LossModel.even(budget) if losses is None else losses
-        self._prices = Prices(self.losses, budget)
+        self.action_penalty = action_penalty
+        self.adapt = adapt
+        self.predicted = LossModel.even(budget) if loss_model is None else loss_model
+        self.loss_model = self.predicted
         self.statistics = statistics.astype(np.float32)
+        self.evaluated: dict[tuple[int, ...], Evaluation] = {}
+        self.best: Kept | None = None
         features = statistics.shape[1] + len(WALK_FEATURES)
         self.observation_space = spaces.Box(0.0, 1.0, (features,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self.widths: list[int] = []
+        self.kept: list[int] = []
+        self._lagrangian = Lagrangian(self.loss_model, budget)
+        self._bases: dict[float, Base] = {}
+        self._stale = False
         self._position = 0.0
         self._bounds = (1, 1)
 
@@ -113,77 +143,132 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Back to the first layer; `options` may name another budget."""
+        """Back to the first layer; `options` may name another budget. What was evaluated since is learnt from."""
         super().reset(seed=seed)
         fraction = (options or {}).get("budget", self.budget.fraction)
         if fraction != self.budget.fraction:
             self.budget = replace(self.budget, fraction=fraction)
-            self._prices = Prices(self.losses, self.budget)
-        self.widths = []
+            self._lagrangian = Lagrangian(self.loss_model, self.budget)
+        if self._stale and self.adapt:
+            distances = [evaluation.reconstruction_loss for evaluation in self.evaluated.values()]
+            self.set_loss_model(self.predicted.fitted([*self.evaluated], distances))
+        self.kept = []
         return self._observe(), {}
 
-    def believe(self, losses: LossModel) -> None:
+    def set_loss_model(self, loss_model: LossModel) -> None:
         """Let actions correct what another loss model proposes, from the next walk on."""
-        self.losses = losses
-        self._prices = Prices(losses, self.budget)
+        self.loss_model = loss_model
+        self._lagrangian = Lagrangian(loss_model, self.budget)
+        self._stale = False
 
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Prune the layer at hand; after the last one, evaluate the plan."""
+        """Compress the layer at hand; after the last one, evaluate the plan."""
         observation = self.walk(action)
-        terminated = len(self.widths) == len(self.statistics)
-        info: dict[str, Any] = {"widths": np.array(self.widths)}
-        reward = 0.0
+        terms = {"action_penalty": self.penalty(float(action[0]))}
+        info: dict[str, Any] = {"kept": np.array(self.kept), "reward_terms": terms}
+        terminated = len(self.kept) == len(self.statistics)
         if terminated:
-            evaluation = self.evaluator.evaluate(info["widths"])
-            terms = self.rewards(evaluation)
-            reward = sum(terms.values())
-            info |= {"evaluation": evaluation, "reward_terms": terms}
-        return observation, reward, terminated, False, info
+            evaluation = self.evaluator.evaluate(info["kept"])
+            terms["gain"] = self.settle(info["kept"], evaluation, self.budget.fraction)
+            parts = self.weights.terms(evaluation)
+            info |= {"evaluation": evaluation, "terms": parts, "quality": sum(parts.values())}
+        return observation, sum(terms.values()), terminated, False, info
 
     def walk(self, action: NDArray[np.float32]) -> Observation:
-        """A step without its pay: prune the layer at hand and look at the next; a finished plan is not evaluated.
+        """A step without its reward: compress the layer at hand and look at the next; a finished plan is not evaluated.
 
-        For who walks several episodes and has their plans judged together.
+        For who walks several episodes and has their plans evaluated together: `penalty` of every action and `settle`
+        of the finished plan are the reward.
         """
-        if len(self.widths) == len(self.statistics):
+        if len(self.kept) == len(self.statistics):
             raise RuntimeError("the walk is over: call reset() before the next step")
-        self.widths.append(self._width(float(action[0])))
+        self.kept.append(self._choice(float(action[0])))
         return self._observe()
 
-    def rewards(self, evaluation: Evaluation) -> dict[str, float]:
-        """The weighted terms of the reward; their sum is what is paid."""
-        return self.weights.terms(evaluation)
+    def penalty(self, action: float) -> float:
+        """What an action costs, ≤ 0."""
+        return -self.action_penalty * action**2
 
-    def _width(self, action: float) -> int:
-        """Map an action to the layer's width; see Action Space."""
-        price = self._prices.dearer(self._position, REACH * float(np.clip(action, -1.0, 1.0)))
-        low, high = self._bounds
-        width = int(np.clip(round(float(self._prices.widths(price)[len(self.widths)])), low, high))
-        return min(self.budget.widen(self.widths, width), high)
+    def settle(self, kept: Kept, evaluation: Evaluation, fraction: float) -> float:
+        """The gain of a finished plan; from the next `reset` on, the loss model knows it, too.
+
+        Args:
+            kept: (layers,) the plan.
+            evaluation: of it.
+            fraction: the budget that it was walked on.
+        """
+        gain = self._base(fraction).gain(self.weights, evaluation, self.evaluator.dense)
+        self.evaluated.setdefault(tuple(int(count) for count in kept), evaluation)
+        self._stale = True
+        if fraction == self.asked.fraction and (
+            self.best is None
+            or self.weights.quality(evaluation) > self.weights.quality(self.evaluated[tuple(self.best.tolist())])
+        ):
+            self.best = np.array(kept, dtype=np.int64)
+        return gain
+
+    def base_plan(self, fraction: float) -> Kept:
+        """(layers,) what all-zero actions give on a budget before anything was learnt."""
+        budget = replace(self.asked, fraction=fraction)
+        lagrangian = Lagrangian(self.predicted, budget)
+        kept: list[int] = []
+        for _ in budget.structure.layers:
+            kept.append(_choose(budget, lagrangian, kept, lagrangian.position(kept), budget.bounds_at(kept)))
+        return np.array(kept, dtype=np.int64)
+
+    def _base(self, fraction: float) -> Base:
+        if fraction not in self._bases:
+            kept = self.base_plan(fraction)
+            flops = self.asked.structure.fraction("flops", kept)
+            if fraction == self.asked.fraction:
+                lost = self.weights.lost(self.evaluator.evaluate(kept), self.evaluator.dense)
+            else:
+                known = self._base(self.asked.fraction).lost
+                here, there = (
+                    float(self.predicted.predict(plan)) for plan in (self.base_plan(self.asked.fraction), kept)
+                )
+                lost = max(LEAST_LOSS, known * there / here if here else there)
+            self._bases[fraction] = Base(flops, lost)
+        return self._bases[fraction]
+
+    def _choice(self, action: float) -> int:
+        """Map an action to how many of the layer's units are kept; see Action Space."""
+        position = self._lagrangian.raised(self._position, REACH * float(np.clip(action, -1.0, 1.0)))
+        return _choose(self.budget, self._lagrangian, self.kept, position, self._bounds)
 
     def _observe(self) -> Observation:
-        """What the agent sees next; also finds the price and the bounds of the layer at hand."""
-        walked = len(self.widths)
+        """What the agent sees next; also finds the multiplier and the bounds of the layer at hand."""
+        walked = len(self.kept)
         last = len(self.statistics)
         t = min(walked, last - 1)
         structure = self.budget.structure
-        dense = structure.widths
+        dense = structure.units
         whole = self.budget.cost(dense)
-        now = np.concatenate([self.widths, dense[walked:]]).astype(np.int64)
+        now = np.concatenate([self.kept, dense[walked:]]).astype(np.int64)
         spent = self.budget.cost(now)
-        least = self.budget.cost(np.concatenate([self.widths, self.budget.least[walked:]]).astype(np.int64))
+        least = self.budget.cost(np.concatenate([self.kept, self.budget.least[walked:]]).astype(np.int64))
         if walked < last:
-            self._position = self._prices.position(self.widths)
-            self._bounds = self.budget.bounds(self.widths)
+            self._position = self._lagrangian.position(self.kept)
+            self._bounds = self.budget.bounds_at(self.kept)
         low, high = self._bounds
         walk = {
             "reduced": (whole - spent) / whole,
             "rest": (spent - least) / whole,
             "budget": self.budget.fraction,
-            "base": 1.0 - self._prices.widths(self._position)[t] / dense[t],
+            "base": 1.0 - self._lagrangian.kept(self._position)[t] / dense[t],
             "least": 1.0 - high / dense[t],
             "most": 1.0 - low / dense[t],
-            "last_action": 1.0 - self.widths[-1] / dense[walked - 1] if walked else 0.0,
+            "last_action": 1.0 - self.kept[-1] / dense[walked - 1] if walked else 0.0,
         }
         values = np.array([walk[name] for name in WALK_FEATURES], dtype=np.float32)
         return np.concatenate([self.statistics[t], np.clip(values, 0.0, 1.0)])
+
+
+def _choose(
+    budget: Budget, lagrangian: Lagrangian, chosen: Sequence[int], position: float, bounds: tuple[int, int]
+) -> int:
+    """The choice of the next layer nearest to what a multiplier proposes, within its bounds."""
+    low, high = bounds
+    t = len(chosen)
+    count = int(np.clip(budget.structure.snap(t, float(lagrangian.kept(position)[t])), low, high))
+    return min(budget.widen(chosen, count), high)

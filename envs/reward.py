@@ -1,4 +1,4 @@
-"""What the agent is paid for."""
+"""What a plan is worth, and what the agent is paid for it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from .evaluator import Evaluation
 
 LEAST_LOSS = 1e-3  # a candidate may be right more often than the dense network
 WORST_LOSS = 10.0  # a candidate that blew up says no more than that; a larger loss would drown what the critic knows
+WORST_GAIN = -1.5  # that a replay buffer holds; what is worse is bad, and no more than that
 
 
 @dataclass(frozen=True)
 class RewardWeights:
-    """Weights of the reward's terms, each ≥ 0.
+    """Weights of a plan's terms, each ≥ 0.
 
     Attributes:
-        accuracy: of top-1 on the search images, as a fraction.
+        accuracy: of the score on the search images, as a fraction.
         reconstruction: of the logit distance from the dense network, at most 10 (subtracted).
         flops: of the fraction of FLOPs kept (subtracted).
     """
@@ -25,18 +26,39 @@ class RewardWeights:
     flops: float = 0.0
 
     def terms(self, evaluation: Evaluation) -> dict[str, float]:
-        """The weighted terms; their sum is the reward."""
+        """The weighted terms; their sum is the plan's quality."""
         return {
             "accuracy": self.accuracy * evaluation.accuracy / 100.0,
             "reconstruction": -self.reconstruction * min(evaluation.reconstruction_loss, WORST_LOSS),
             "flops": -self.flops * evaluation.flops,
         }
 
-    def reward(self, evaluation: Evaluation) -> float:
-        """The sum of the terms."""
+    def quality(self, evaluation: Evaluation) -> float:
+        """The sum of the terms: what plans are chosen by, comparable between runs."""
         return sum(self.terms(evaluation).values())
 
     def lost(self, evaluation: Evaluation, dense: Evaluation) -> float:
-        """What a candidate is paid less than the dense network would be at the same cost; at least a thousandth."""
-        paid, whole = self.terms(evaluation), self.terms(dense)
-        return max(LEAST_LOSS, sum(whole[name] - paid[name] for name in ("accuracy", "reconstruction")))
+        """Quality below the dense network's at the same cost; at least a thousandth."""
+        mine, whole = self.terms(evaluation), self.terms(dense)
+        return max(LEAST_LOSS, sum(whole[name] - mine[name] for name in ("accuracy", "reconstruction")))
+
+
+@dataclass(frozen=True)
+class Base:
+    """The plan that a gain is counted from: the first loss model's own.
+
+    Attributes:
+        flops: fraction of the FLOPs it keeps.
+        lost: what it loses (`RewardWeights.lost`), measured on the budget asked, predicted from that on another.
+    """
+
+    flops: float
+    lost: float
+
+    def gain(self, weights: RewardWeights, evaluation: Evaluation, dense: Evaluation) -> float:
+        """The part of the base plan's loss that a plan wins back: 0 for the base plan, 1 for one that loses nothing.
+
+        So budgets and networks are on one scale. No less than `WORST_GAIN`.
+        """
+        spared = weights.flops * (self.flops - evaluation.flops)
+        return max(WORST_GAIN, (self.lost - weights.lost(evaluation, dense) + spared) / self.lost)

@@ -63,13 +63,13 @@ def find_weights(path: str | Path, search_folders: Sequence[Path] = ()) -> Path:
         ValueError: it is a folder.
     """
     given = Path(path).expanduser()
-    places = [given, *([] if given.is_absolute() else [folder / given for folder in search_folders])]
-    for place in places:
+    candidates = [given, *([] if given.is_absolute() else [folder / given for folder in search_folders])]
+    for place in candidates:
         if place.is_file():
             return place
     if given.is_dir():
         raise ValueError(f"network.weights={given} is a folder: give the file ({', '.join(SUFFIXES)})")
-    looked = ", ".join(str(place.absolute()) for place in places)
+    looked = ", ".join(str(place.absolute()) for place in candidates)
     raise FileNotFoundError(f"no weights {given}: looked at {looked}; set network.weights=FILE")
 
 

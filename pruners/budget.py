@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..configs import CostKind
-from .layers import PlanError, Structure
+from .structure import Floats, Kept, PlanError, Structure
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The most a finished plan may cost, counted with integer channels.
+    """The most a finished plan may cost, counted with whole units.
 
-    A cost never falls where a width grows, or the bisections here would be wrong; it may stand still.
+    A cost never falls where a layer keeps more, or the bisections here would be wrong; it may stand still.
 
     Attributes:
         structure: the dense network's layers.
-        kind: `flops`, `params`, or `latency` where the structure has a table of it.
+        kind: `flops`, `params`, `latency`, …: one of the structure's costs.
         fraction: of the dense network's cost, in (0, 1].
         max_sparsity: of any one layer, in (0, 1).
+        bounds: least and most sparsity of layers by name or pattern (`layer4.*`); where several fit, the last counts.
 
     Raises:
-        PlanError: even the strongest allowed pruning costs more; the message says what can be reached.
+        PlanError: even the strongest allowed compression costs more; the message says what can be reached. Or a bound
+            that no choice lies within, or that fits no layer.
     """
 
     structure: Structure
     kind: CostKind
     fraction: float
     max_sparsity: float = 0.9
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.fraction <= 1.0:
             raise PlanError(f"budget.{self.kind} = {self.fraction}: a fraction of the dense network in (0, 1]")
         if not 0.0 < self.max_sparsity < 1.0:
             raise PlanError(f"max_sparsity = {self.max_sparsity}: must lie in (0, 1)")
-        if self.kind == "latency" and self.structure.latency is None:
-            raise PlanError(
-                "budget.latency needs the network's table: replace(structure, latency=take_table(model, …))"
-            )
+        if self.kind not in self.structure.costs:
+            known = ", ".join(self.structure.costs)
+            raise PlanError(f"budget.{self.kind}: this network's {self.kind} is not counted, only {known}")
         least = self.cost(self.least)
         if least > self.limit:
-            reachable = np.ceil(1e4 * least / self.cost(self.structure.widths)) / 1e4
+            reachable = np.ceil(1e4 * least / self.cost(self.structure.units)) / 1e4
             raise PlanError(
                 f"budget.{self.kind} = {self.fraction:g} cannot be met: cutting every layer to "
                 f"{self.max_sparsity:g} still keeps {reachable:g}; ask for at least that, raise "
@@ -56,95 +58,130 @@ class Budget:
     def limit(self) -> float:
         """The cost that must not be exceeded."""
         # a hair above, so that a fraction which was computed from a cost (a plan's own) still allows that cost
-        return self.fraction * self.cost(self.structure.widths) * (1.0 + 1e-12)
+        return self.fraction * self.cost(self.structure.units) * (1.0 + 1e-12)
 
-    @property
-    def least(self) -> NDArray[np.int64]:
-        """(layers,) the smallest allowed widths."""
-        least = np.ceil((1.0 - self.max_sparsity) * self.structure.widths - 1e-9).astype(np.int64)
-        return np.asarray(least.clip(min=1), dtype=np.int64)
+    @cached_property
+    def least(self) -> Kept:
+        """(layers,) the smallest allowed choices."""
+        return self._allowed[0]
 
-    def cost(self, widths: NDArray[np.int64] | Sequence[int]) -> int:
+    @cached_property
+    def most(self) -> Kept:
+        """(layers,) the largest allowed choices: all units, where no bound asks for less."""
+        return self._allowed[1]
+
+    @cached_property
+    def _allowed(self) -> tuple[Kept, Kept]:
+        unused = set(self.bounds)
+        pairs = []
+        for layer in self.structure.layers:
+            low, high = 0.0, self.max_sparsity
+            for pattern, bound in self.bounds.items():
+                if fnmatchcase(layer.name, pattern):
+                    low, high = bound
+                    unused.discard(pattern)
+            fits = [n for n in layer.choices if (1 - high) * layer.units - 1e-9 <= n <= (1 - low) * layer.units + 1e-9]
+            if not fits:
+                raise PlanError(
+                    f"layer {layer.name}: none of its choices ({layer.choices[0]} … {layer.units} of {layer.units} "
+                    f"units) has a sparsity in [{low:g}, {high:g}]: widen layers.bounds or lower layers.round_to"
+                )
+            pairs.append((fits[0], fits[-1]))
+        if unused:
+            names = ", ".join(layer.name for layer in self.structure.layers)
+            raise PlanError(f"layers.bounds names {min(unused)!r}, which fits no layer: they are {names}")
+        least, most = np.array(pairs, dtype=np.int64).T
+        return least, most
+
+    def cost(self, kept: Kept | Sequence[int]) -> int:
         """In the budget's own currency."""
-        return self.structure.cost(self.kind, widths)
+        return self.structure.cost(self.kind, kept)
 
-    def bounds(self, chosen: Sequence[int]) -> tuple[int, int]:
-        """The widths the next layer may take.
+    def bounds_at(self, chosen: Sequence[int]) -> tuple[int, int]:
+        """The choices the next layer may take.
 
         The upper one leaves room for the rest at its smallest (AMC, algorithm 1). The lower one is the mirror
         image: with the rest left whole, the plan still spends the budget. So every walk ends *at* the budget, less
-        than one channel below it, and a search never wastes a candidate far under it.
+        than one step below it, and a search never wastes a candidate far under it.
 
         Args:
-            chosen: widths of the layers walked so far.
+            chosen: units kept by the layers walked so far.
 
         Returns:
-            (least, most), at least one width.
+            (least, most), at least one choice.
         """
         t = len(chosen)
-        dense, least = self.structure.widths, self.least
-        most = self._largest(np.concatenate([chosen, least[t:]]).astype(np.int64), t, int(least[t]), int(dense[t]))
-        whole = np.concatenate([chosen, dense[t:]]).astype(np.int64)
-        fewest = self._largest(whole, t, int(least[t]) - 1, int(dense[t])) if t + 1 < len(dense) else most
-        return min(max(fewest, int(least[t])), most), most
+        least, most = self.least, self.most
+        bottom = np.concatenate([chosen, least[t:]]).astype(np.int64)
+        highest = self._largest(bottom, t, int(least[t]), int(most[t]))
+        if t + 1 == len(most):
+            return highest, highest
+        whole = np.concatenate([chosen, most[t:]]).astype(np.int64)
+        return min(self._largest(whole, t, int(least[t]), int(most[t])), highest), highest
 
-    def widen(self, chosen: Sequence[int], width: int) -> int:
-        """The largest width of the next layer that costs no more than `width`: on the stairs of latency, not itself.
+    def widen(self, chosen: Sequence[int], count: int) -> int:
+        """The largest choice of the next layer that costs no more than `count`: on the stairs of latency, not itself.
 
         Args:
-            chosen: widths of the layers walked so far.
-            width: wished for the next one.
+            chosen: units kept by the layers walked so far.
+            count: wished for the next one, a choice of it.
         """
         t = len(chosen)
-        widths = np.concatenate([chosen, [width], self.structure.widths[t + 1 :]]).astype(np.int64)
-        return self._largest(widths, t, width, int(self.structure.widths[t]), self.cost(widths))
+        kept = np.concatenate([chosen, [count], self.most[t + 1 :]]).astype(np.int64)
+        return self._largest(kept, t, count, int(self.most[t]), self.cost(kept))
 
-    def fill(self, target: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Integer widths near the wished ones that spend the budget and do not exceed it.
+    def fill(self, target: Floats) -> Kept:
+        """Choices near the wished ones that spend the budget and do not exceed it.
 
-        The wish is scaled until it fits, rounded down, and what is left is spent one channel at a time where the
+        The wish is scaled until it fits, rounded down, and what is left is spent one step at a time where the
         rounding took most.
 
         Args:
-            target: (layers,) wished widths, real, positive; only their proportions matter.
+            target: (layers,) wished units, real, positive; only their proportions matter.
         """
-        dense, least = self.structure.widths, self.least
-        low, high = 0.0, float((dense / np.maximum(target, 1e-9)).max())
+        low, high = 0.0, float((self.most / np.maximum(target, 1e-9)).max())
         for _ in range(50):
             middle = (low + high) / 2
             fits = self.cost(self._floor(middle * target)) <= self.limit
             low, high = (middle, high) if fits else (low, middle)
-        return self.spend(self._floor(low * target), np.clip(high * target, least, dense))
+        return self.spend(self._floor(low * target), np.clip(high * target, self.least, self.most))
 
-    def spend(self, widths: NDArray[np.int64], wish: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Add channels, one at a time where most is wished for, until not one more fits.
+    def spend(self, kept: Kept, wish: Floats) -> Kept:
+        """Take steps to the next choice, one at a time where most units are wished for, until not one more fits.
 
         Args:
-            widths: (layers,) within the budget.
-            wish: (layers,) real widths; layers are served by how far they are below.
+            kept: (layers,) choices within the budget.
+            wish: (layers,) real numbers of units; layers are served by how far they are below.
         """
-        widths = widths.copy()
-        blocked = widths >= self.structure.widths
+        kept = kept.copy()
+        blocked = kept >= self.most
         while not blocked.all():
-            layer = int(np.argmax(np.where(blocked, -np.inf, wish - widths)))
-            widths[layer] += 1
-            if self.cost(widths) > self.limit:
-                widths[layer] -= 1
-                blocked[layer] = True
-            elif widths[layer] >= self.structure.widths[layer]:
-                blocked[layer] = True
-        return widths
+            index = int(np.argmax(np.where(blocked, -np.inf, wish - kept)))
+            levels, before = self.structure.layers[index].levels, kept[index]
+            kept[index] = levels[np.searchsorted(levels, before, side="right")]
+            if self.cost(kept) > self.limit:
+                kept[index] = before
+                blocked[index] = True
+            elif kept[index] >= self.most[index]:
+                blocked[index] = True
+        return kept
 
-    def _floor(self, widths: NDArray[np.float64]) -> NDArray[np.int64]:
-        return np.clip(np.floor(widths + 1e-9), self.least, self.structure.widths).astype(np.int64)
+    def _floor(self, wish: Floats) -> Kept:
+        """The largest allowed choices that are no more than wished for."""
+        pairs = zip(self.structure.layers, wish + 1e-9, strict=True)
+        below = [layer.levels[max(0, np.searchsorted(layer.levels, w, side="right") - 1)] for layer, w in pairs]
+        return np.clip(np.array(below, dtype=np.int64), self.least, self.most)
 
-    def _largest(self, widths: NDArray[np.int64], t: int, low: int, high: int, limit: float | None = None) -> int:
-        """The largest width of layer t within [low, high] that keeps the cost within the limit; else low."""
+    def _largest(self, kept: Kept, t: int, low: int, high: int, limit: float | None = None) -> int:
+        """The largest choice of layer t within [low, high] that keeps the cost within the limit; else low."""
         limit = self.limit if limit is None else limit
-        while low < high:
-            widths[t] = (low + high + 1) // 2
-            if self.cost(widths) <= limit:
-                low = int(widths[t])
+        levels = self.structure.layers[t].levels
+        first, last = int(np.searchsorted(levels, low)), int(np.searchsorted(levels, high))
+        while first < last:
+            middle = (first + last + 1) // 2
+            kept[t] = levels[middle]
+            if self.cost(kept) <= limit:
+                first = middle
             else:
-                high = int(widths[t]) - 1
-        return low
+                last = middle - 1
+        return int(levels[first])

@@ -1,4 +1,4 @@
-"""What a plan is predicted to lose: a curve a layer, corrected by what judged plans really lost."""
+"""What a plan is predicted to lose: a curve a layer, corrected by what evaluated plans really lost."""
 
 from __future__ import annotations
 
@@ -6,72 +6,125 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 from sklearn.isotonic import isotonic_regression
 
+from ..networks.inference import first_images, logits
 from .budget import Budget
-from .criteria import Context
-from .influence import loss_curves
+from .context import Context
+from .repair.gram import repair_from_moments
+from .structure import Floats, Kept, Layer, Structure
 
-Curves = Sequence[NDArray[np.float64]]
+Curves = Sequence[Floats]
 
-GRID = 512  # prices between a network's dearest unit and its cheapest
+GRID = 512  # multipliers between a network's dearest unit and its cheapest
 FAR = 20.0  # from the median gain, in the logarithm: as good as dead, or as good as free
 TIE = 1e-2  # in the logarithm, over a layer: units of equal gain go one after the other
 LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
-TRUST = 1.0  # in the curves as predicted, against the plans judged: a ridge, in units of the curves' own spread
+TRUST = 1.0  # in the curves as predicted, against the plans evaluated: a ridge, in units of the curves' own spread
+IMAGES = 200  # calibration images that layer sensitivities are measured on
+LOST = 0.01  # of a consumer's output: where less is gone, the network's answer is mostly noise
+
+
+def loss_curves(context: Context) -> list[Floats]:
+    """For every layer by choice, (choices,): the logit distance that its cut alone brings, as predicted.
+
+    The method's curve, times the layer's sensitivity. To first order the error that a layer leaves in its consumers'
+    output passes through the rest of the network linearly, so that the squared distance is proportional to it; and the
+    errors of different layers, being all but uncorrelated, add up.
+    """
+    curves = context.method.curves(context)
+    return [factor * curve for factor, curve in zip(layer_sensitivity(context), curves, strict=True)]
+
+
+def layer_sensitivity(context: Context) -> Floats:
+    """(layers,) how far the logits move for a layer's error: distance a unit of lost output; computed once a context.
+
+    Measured on the calibration images: half of the layer goes, its consumers are re-fitted, everything else stays
+    whole. The distance is that of the reward, over the variance of the dense logits.
+    """
+    found = context.store.get("layer_sensitivity", lambda: {"factors": torch.from_numpy(_measure(context))})
+    return np.asarray(found["factors"].numpy())
+
+
+def _measure(context: Context) -> Floats:
+    structure = context.structure
+    context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
+    images = first_images(context.calibration, IMAGES)
+    dense = logits(context.model, images)
+    spread = float(dense.var(dim=0).sum())
+    factors = np.zeros(len(structure.layers))
+    for index, (layer, curve) in enumerate(zip(structure.layers, context.method.curves(context), strict=True)):
+        telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
+        choice = int(telling[-1]) if len(telling) else 0
+        kept = structure.units.copy()
+        kept[index] = layer.levels[choice]
+        compressed = context.method.apply(context, kept)
+        repair_from_moments(compressed, context.model, context.moments)
+        distance = float((logits(compressed.model, images) - dense).square().sum(dim=1).mean()) / spread
+        factors[index] = distance / max(float(curve[choice]), LOST)
+    return factors
 
 
 @dataclass(frozen=True)
 class LossModel:
-    """Σ over layers of factor · curve(width).
+    """Σ over layers of factor · curve(choice).
 
     A plan's loss is the distance of its logits from the dense network's, which tells of small differences that accuracy
-    on a thousand images drowns in noise. The curves (`secateur.pruners.influence.loss_curves`) come from the dense
-    network alone, to first order. The factors are what judged plans teach: least squares of their distances on the
-    curves, non-negative, with a ridge towards one common factor, so that one plan moves them a little and many decide.
+    on a thousand images drowns in noise. The curves (`loss_curves`) come from the dense network alone, to first order.
+    The factors are what evaluated plans teach: least squares of their distances on the curves, non-negative, with a
+    ridge towards one common factor, so that one plan moves them a little and many decide.
 
     Attributes:
-        curves: for every layer by units kept, (width + 1,), falling.
+        structure: the layers, with their choices.
+        curves: for every layer, (choices,), falling.
         factors: (layers,) ≥ 0.
     """
 
+    structure: Structure
     curves: Curves
-    factors: NDArray[np.float64]
+    factors: Floats
 
     @classmethod
     def of(cls, context: Context) -> LossModel:
-        """As predicted from the dense network, no plan judged."""
-        return cls.from_curves(loss_curves(context))
+        """As predicted from the dense network, no plan evaluated."""
+        return cls.from_curves(context.structure, loss_curves(context))
 
     @classmethod
-    def from_curves(cls, curves: Curves) -> LossModel:
+    def from_curves(cls, structure: Structure, curves: Curves) -> LossModel:
         """All factors 1."""
-        return cls(curves, np.ones(len(curves)))
+        return cls(structure, curves, np.ones(len(curves)))
 
     @classmethod
     def even(cls, budget: Budget) -> LossModel:
         """Curves for which the uniform plan is the best: where nothing is known of a network."""
-        kept = [np.arange(width + 1) / width for width in budget.structure.widths]
-        shares = np.array([prices.sum() for prices in unit_prices(budget)])
-        return cls.from_curves([share * (1.0 - k) ** 2 for share, k in zip(shares / shares.sum(), kept, strict=True)])
+        costs = budget.structure.choice_costs(budget.kind)
+        shares = np.array([cost[-1] - cost[0] + np.finfo(float).tiny for cost in costs])
+        curves = [
+            share * (1.0 - layer.levels / layer.units) ** 2
+            for share, layer in zip(shares / shares.sum(), budget.structure.layers, strict=True)
+        ]
+        return cls.from_curves(budget.structure, curves)
 
-    def terms(self, plans: ArrayLike) -> NDArray[np.float64]:
-        """(…, layers) the curves at widths (…, layers), before the factors."""
-        widths = np.asarray(plans, dtype=np.int64)
-        return np.stack([curve[widths[..., i]] for i, curve in enumerate(self.curves)], axis=-1)
+    def terms(self, plans: ArrayLike) -> Floats:
+        """(…, layers) the curves where (…, layers) units are kept, before the factors; straight between choices."""
+        kept = np.asarray(plans, dtype=np.float64)
+        pairs = zip(self.structure.layers, self.curves, strict=True)
+        columns = [np.interp(kept[..., i], layer.levels, curve) for i, (layer, curve) in enumerate(pairs)]
+        return np.stack(columns, axis=-1)
 
-    def predict(self, plans: ArrayLike) -> NDArray[np.float64]:
-        """(…) the loss of plans of widths (…, layers)."""
+    def predict(self, plans: ArrayLike) -> Floats:
+        """(…) the loss of plans that keep (…, layers) units."""
         return np.asarray(self.terms(plans) @ self.factors)
 
     def fitted(self, plans: ArrayLike, distances: ArrayLike) -> LossModel:
         """The same curves, with factors that explain what plans lost; errors count relative to the loss.
 
         Args:
-            plans: (plans, layers) widths.
+            plans: (plans, layers) units kept.
             distances: (plans,) of their logits from the dense network's, ≥ 0.
         """
         loss = np.asarray(distances, dtype=np.float64).clip(min=LEAST_DISTANCE)
@@ -85,30 +138,31 @@ class LossModel:
         factors, _ = nnls(matrix, np.concatenate([np.ones(len(loss)), np.full(len(self.curves), ridge * common)]))
         return replace(self, factors=np.maximum(factors, LEAST_FACTOR * common))
 
-    def gains(self, budget: Budget) -> list[NDArray[np.float64]]:
-        """For every layer what its units gain for their price, (width,), falling: the k-th is the k-th unit's.
+    def gains(self, budget: Budget) -> list[Floats]:
+        """For every layer what each step from one choice to the next gains for its cost, (choices − 1,), falling.
 
-        The gain is the fall of the largest function below the curve that is convex in the cost, so that a unit never
-        counts for more than the one before (and the units of one of latency's stairs stand or fall together); taking
-        the best gain for the price is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
+        The gain is the fall of the largest function below the curve that is convex in the cost, so that a step never
+        counts for more than the one before (and the steps of one of latency's stairs stand or fall together); taking
+        the best gain for the cost is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
         Dantzig 1957).
         """
         return [
-            -factor * isotonic_regression(np.diff(curve) / prices, sample_weight=prices)
-            for factor, curve, prices in zip(self.factors, self.curves, unit_prices(budget), strict=True)
+            -factor * isotonic_regression(np.diff(curve) / costs, sample_weight=costs) if len(costs) else costs
+            for factor, curve, costs in zip(self.factors, self.curves, step_costs(budget), strict=True)
         ]
 
 
-def unit_prices(budget: Budget) -> list[NDArray[np.float64]]:
-    """For every layer, (width,), what its units add to the cost one after the other, where all others are whole."""
-    return [costs.clip(min=1e-12 * budget.limit) for costs in budget.structure.unit_costs(budget.kind)]
+def step_costs(budget: Budget) -> list[Floats]:
+    """For every layer, (choices − 1,), what each step to the next choice adds to the cost, the other layers whole."""
+    costs = budget.structure.choice_costs(budget.kind)
+    return [np.diff(cost).clip(min=1e-12 * budget.limit) for cost in costs]
 
 
-class Prices:
-    """The plans of least predicted loss, one for every price of a unit of cost.
+class Lagrangian:
+    """The plans of least predicted loss, one for every Lagrange multiplier λ: the loss that a unit of cost must save.
 
-    A layer keeps the units that gain more than the price. The lower the price, the wider the plan; a budget has the
-    price at which it is spent.
+    A layer takes the steps that gain more than λ. The lower λ, the more is kept; a budget has the λ at which it is
+    spent. λ is handled as its position on a grid that is even in its logarithm, from the highest down.
 
     Args:
         losses: the model.
@@ -117,41 +171,84 @@ class Prices:
 
     def __init__(self, losses: LossModel, budget: Budget):
         self.budget = budget
+        tiny = np.finfo(float).tiny
         gains = losses.gains(budget)
-        middle = np.median(np.log(np.concatenate(gains).clip(min=np.finfo(float).tiny)))
+        middle = np.median(np.log(np.concatenate(gains).clip(min=tiny)))
         logs = [
-            np.log(gain.clip(min=np.finfo(float).tiny)).clip(middle - FAR, middle + FAR)
-            - np.linspace(0, TIE, len(gain))
+            np.log(gain.clip(min=tiny)).clip(middle - FAR, middle + FAR) - np.linspace(0, TIE, len(gain))
             for gain in gains
         ]
-        high, low = max(float(log[0]) for log in logs), min(float(log[-1]) for log in logs)
-        self._step = (high - low) / (GRID - 1)
+        # the first choice of a layer lies as far above its first step as its steps lie from each other
+        points = [np.insert(log, 0, log[0] + TIE + (log[0] - log[-1]) / len(log)) for log in logs if len(log)]
+        high, low = max(float(log[0]) for log in points), min(float(log[-1]) for log in points)
+        self._step = max(high - low, TIE) / (GRID - 1)
         grid = np.linspace(high, low, GRID)
-        self._table = np.stack(
-            [np.interp(-grid, -log, np.arange(1, len(log) + 1), left=0.0) for log in logs],
-            axis=1,
-        ).clip(budget.least, budget.structure.widths)
+        found = iter(points)
+        columns = [
+            np.interp(-grid, -next(found), layer.levels) if len(log) else np.full(GRID, layer.units)
+            for log, layer in zip(logs, budget.structure.layers, strict=True)
+        ]
+        self._table = np.stack(columns, axis=1).clip(budget.least, budget.most)
 
-    def widths(self, position: float) -> NDArray[np.float64]:
-        """(layers,) real widths at a price, given as its position on the grid."""
+    def kept(self, position: float) -> Floats:
+        """(layers,) real numbers of units kept at a multiplier, given as its position on the grid."""
         position = float(np.clip(position, 0.0, GRID - 1.0))
         below = min(int(position), GRID - 2)
         part = position - below
         return np.asarray((1.0 - part) * self._table[below] + part * self._table[below + 1])
 
     def position(self, chosen: Sequence[int]) -> float:
-        """The price at which the layers to come spend what those already chosen have left, on the grid."""
+        """The multiplier at which the layers to come spend what those already chosen have left, on the grid."""
         walked = len(chosen)
-        widths = np.empty(self._table.shape[1])
-        widths[:walked] = chosen
+        kept = np.empty(self._table.shape[1])
+        kept[:walked] = chosen
         low, high = 0.0, GRID - 1.0
         for _ in range(20):
             middle = (low + high) / 2
-            widths[walked:] = self.widths(middle)[walked:]
-            fits = self.budget.structure.relaxed_cost(self.budget.kind, widths) <= self.budget.limit
+            kept[walked:] = self.kept(middle)[walked:]
+            fits = self.budget.structure.relaxed_cost(self.budget.kind, kept) <= self.budget.limit
             low, high = (middle, high) if fits else (low, middle)
         return low
 
-    def dearer(self, position: float, factor: float) -> float:
-        """The position of a price that is e^factor times as high."""
-        return position - factor / self._step
+    def raised(self, position: float, exponent: float) -> float:
+        """The position of a multiplier that is e^exponent times as high."""
+        return position - exponent / self._step
+
+
+def best_steps(budget: Budget, ranked: Sequence[Floats]) -> Kept:
+    """What is kept if the best steps over all layers are taken until not one more fits the budget.
+
+    From the best down, every step to the next choice that still fits is taken; every layer has its `budget.least` in
+    any case. A layer's steps are taken in its own order: a later one is never worth more than one before.
+
+    Args:
+        budget: what may be spent.
+        ranked: every layer's scores, (choices − 1,), comparable between layers.
+    """
+    layers = budget.structure.layers
+    at = [int(np.searchsorted(layer.levels, least)) for layer, least in zip(layers, budget.least, strict=True)]
+    last = [int(np.searchsorted(layer.levels, most)) for layer, most in zip(layers, budget.most, strict=True)]
+    contested = [
+        np.minimum.accumulate(np.asarray(scores, dtype=np.float64))[first:end]
+        for scores, first, end in zip(ranked, at, last, strict=True)
+    ]
+    owners = np.repeat(np.arange(len(layers)), [len(scores) for scores in contested])
+    kept = budget.least.copy()
+    for index in owners[np.argsort(-np.concatenate(contested), kind="stable")]:
+        before, choices = kept[index], layers[index].choices
+        if at[index] < 0:
+            continue
+        kept[index] = choices[at[index] + 1]
+        if budget.cost(kept) <= budget.limit:
+            at[index] += 1
+        else:
+            kept[index] = before
+            at[index] = -1  # what is beyond costs more still
+    return kept
+
+
+def step_scores(layer: Layer, scores: Floats) -> Floats:
+    """(choices − 1,) what each step to the next choice brings, of units (units,) that are worth so much: their mean."""
+    falling = np.sort(np.asarray(scores, dtype=np.float64))[::-1]
+    sums = np.concatenate([[0.0], np.cumsum(falling)])[layer.levels]
+    return np.asarray(np.diff(sums) / np.diff(layer.levels))

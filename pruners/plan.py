@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +12,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
-from .files import replacing
-from .layers import Method, PlanError, Structure
+from ..storage.files import package_versions, write_json
+from .method import METHODS
+from .structure import PlanError, Structure
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLAN_NAME = "plan.json"
-_UNITS: dict[Method, str] = {"channel": "channels", "magnitude": "weights"}
-_COMMANDS: dict[Method, str] = {"channel": "secateur apply", "magnitude": "secateur magnitude --plan"}
 
 
 class _Model(BaseModel):
@@ -31,23 +29,23 @@ class LayerPlan(_Model):
 
     Attributes:
         name: the layer's, as `Structure` names it.
-        sparsity: fraction of its units removed, in [0, 1).
-        width: units kept.
-        dense_width: units of the dense network.
-        members: everything coupled to it, `module.tensor:dim`.
+        sparsity: fraction of its units removed, in [0, 1].
+        kept: units kept.
+        units: of the dense network.
+        members: everything coupled to it.
     """
 
     name: str
-    sparsity: float = Field(ge=0.0, lt=1.0)
-    width: int = Field(ge=1)
-    dense_width: int = Field(ge=1)
+    sparsity: float = Field(ge=0.0, le=1.0)
+    kept: int = Field(ge=0)
+    units: int = Field(ge=1)
     members: list[str]
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerPlan:
-        if self.width != round((1.0 - self.sparsity) * self.dense_width):
+        if self.kept != round((1.0 - self.sparsity) * self.units):
             raise ValueError(
-                f"layer {self.name}: sparsity {self.sparsity:g} of {self.dense_width} does not leave width {self.width}"
+                f"layer {self.name}: sparsity {self.sparsity:g} of {self.units} units does not keep {self.kept}"
             )
         return self
 
@@ -60,7 +58,7 @@ class PlanBudget(_Model):
 
 
 class Provenance(_Model):
-    """Who made the plan: allocator, seed, candidates judged, package versions."""
+    """Who made the plan: allocator, seed, candidates evaluated, package versions."""
 
     allocator: str
     seed: int
@@ -73,9 +71,9 @@ class RatioPlan(_Model):
 
     Attributes:
         architecture: the network's name in the config.
-        fingerprint: of its layers' names, widths, coupling and shapes.
-        method: `channel` (layers are coupling groups, widths count channels) or `magnitude` (weight tensors, weights).
-        criterion: ranks the channels, or weights, inside a layer.
+        fingerprint: of its layers' names, kept, coupling and shapes.
+        method: that it is for; says what a unit is.
+        criterion: ranks the units inside a layer.
         budget: asked.
         cost: reached, fractions kept, by kind; of the latency, by the table of the machine that the plan was made on.
         layers: in the order of the walk.
@@ -83,10 +81,10 @@ class RatioPlan(_Model):
         provenance: who made it.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     architecture: str
     fingerprint: str
-    method: Method = "channel"
+    method: str = "channels"
     criterion: str
     budget: PlanBudget
     cost: dict[str, float]
@@ -98,7 +96,7 @@ class RatioPlan(_Model):
     def make(
         cls,
         structure: Structure,
-        widths: NDArray[np.int64],
+        kept: NDArray[np.int64],
         *,
         architecture: str,
         criterion: str,
@@ -108,24 +106,24 @@ class RatioPlan(_Model):
         seed: int,
         candidates: int,
     ) -> RatioPlan:
-        """The plan that gives these widths (layers,) to this network."""
-        widths = structure.check_widths(widths)
+        """The plan that keeps so many units (layers,) of this network."""
+        kept = structure.check_kept(kept)
         return cls(
             architecture=architecture,
             fingerprint=structure.fingerprint,
             method=structure.method,
             criterion=criterion,
             budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1]}),
-            cost=structure.fractions(widths),
+            cost=structure.fractions(kept),
             layers=[
                 LayerPlan(
                     name=layer.name,
-                    sparsity=1.0 - int(width) / layer.width,
-                    width=int(width),
-                    dense_width=layer.width,
-                    members=layer.members,
+                    sparsity=1.0 - int(count) / layer.units,
+                    kept=int(count),
+                    units=layer.units,
+                    members=list(layer.members),
                 )
-                for layer, width in zip(structure.layers, widths, strict=True)
+                for layer, count in zip(structure.layers, kept, strict=True)
             ],
             figures=dict(figures),
             provenance=Provenance(allocator=allocator, seed=seed, candidates=candidates, versions=package_versions()),
@@ -143,9 +141,12 @@ class RatioPlan(_Model):
             tree = json.loads(path.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"{path} is not JSON ({error}): write it anew, or restore it") from error
-        if isinstance(tree, dict) and tree.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        version = tree.get("schema_version", SCHEMA_VERSION) if isinstance(tree, dict) else SCHEMA_VERSION
+        if version == 1:
+            tree = _from_schema_1(tree)
+        elif version != SCHEMA_VERSION:
             raise PlanError(
-                f"{path} has schema version {tree['schema_version']!r}, this secateur reads {SCHEMA_VERSION}: upgrade"
+                f"{path} has schema version {version!r}, this secateur reads 1 and {SCHEMA_VERSION}: upgrade"
             )
         try:
             return cls.model_validate(tree)
@@ -157,9 +158,9 @@ class RatioPlan(_Model):
         write_json(path, self.model_dump(mode="json"))
 
     @property
-    def widths(self) -> NDArray[np.int64]:
+    def kept(self) -> NDArray[np.int64]:
         """(layers,) units kept."""
-        return np.array([layer.width for layer in self.layers], dtype=np.int64)
+        return np.array([layer.kept for layer in self.layers], dtype=np.int64)
 
     @property
     def sparsities(self) -> dict[str, float]:
@@ -176,18 +177,18 @@ class RatioPlan(_Model):
         theirs = {layer.name: layer for layer in structure.layers}
         for layer in self.layers:
             if layer.name not in theirs:
-                reason = structure.uncut.get(layer.name)
+                reason = structure.ignored.get(layer.name)
                 why = f"here it is left whole: {reason}" if reason else "this network has no such layer"
                 raise PlanError(
                     f"the plan ({self.architecture}) cuts layer {layer.name!r}; {why}{did_you_mean(layer.name, theirs)}"
                 )
             mine = theirs[layer.name]
-            if mine.width != layer.dense_width:
+            if mine.units != layer.units:
                 raise PlanError(
-                    f"the plan is for another network: layer {layer.name} has {layer.dense_width} "
-                    f"{_UNITS[self.method]} in the plan ({self.architecture}), {mine.width} here"
+                    f"the plan is for another network: layer {layer.name} has {layer.units} {self.unit} in the plan "
+                    f"({self.architecture}), {mine.units} here"
                 )
-            if mine.members != layer.members:
+            if list(mine.members) != layer.members:
                 odd = sorted(set(mine.members) ^ set(layer.members))[0]
                 raise PlanError(
                     f"the plan is for another network: layer {layer.name} is coupled differently here (at {odd})"
@@ -198,23 +199,40 @@ class RatioPlan(_Model):
             what = f"layer {missing[0]} is not in the plan" if missing else "its layers come in another order"
             raise PlanError(f"the plan ({self.architecture}) is for another network: {what}")
         if structure.fingerprint != self.fingerprint:
-            which = "a tensor outside them" if self.method == "channel" else "a tensor"
             raise PlanError(
-                f"the plan ({self.architecture}) is for another network: its layers agree, but {which} differs in "
-                "shape (another number of classes?)"
+                f"the plan ({self.architecture}) is for another network: its layers agree, but a tensor outside them "
+                "differs in shape (another number of classes?)"
             )
 
-    def check_method(self, method: Method) -> None:
+    @property
+    def unit(self) -> str:
+        """What its layers count, in the plural."""
+        return METHODS[self.method].unit if self.method in METHODS else "units"
+
+    def check_method(self, method: str) -> None:
         """Make sure that the plan is of this method.
 
         Raises:
-            PlanError: it is of another; the message names the command for it.
+            PlanError: it is of another one.
         """
         if self.method != method:
             raise PlanError(
-                f"the plan ({self.architecture}) prunes {_UNITS[self.method]}, not {_UNITS[method]}: apply it with "
-                f"`{_COMMANDS[self.method]}`"
+                f"the plan ({self.architecture}) prunes {self.method}, not {method}: set method: {self.method}"
             )
+
+
+def _from_schema_1(tree: Any) -> Any:
+    """What version 0.1 wrote, in today's words; what it could not have written is left for the check to name."""
+    tree = {**tree, "schema_version": SCHEMA_VERSION}
+    methods = {"channel": "channels", "magnitude": "weights"}
+    tree["method"] = methods.get(tree.get("method", "channel"), tree.get("method"))
+    words = {"width": "kept", "dense_width": "units"}
+    if isinstance(tree.get("layers"), list):
+        tree["layers"] = [
+            {words.get(key, key): value for key, value in layer.items()} if isinstance(layer, dict) else layer
+            for layer in tree["layers"]
+        ]
+    return tree
 
 
 def plan_path(path: str | Path) -> Path:
@@ -228,18 +246,6 @@ def plan_path(path: str | Path) -> Path:
     if not file.is_file():
         raise PlanError(f"no plan at {path}: give a {PLAN_NAME}, or a folder that `secateur train` wrote")
     return file
-
-
-def write_json(path: str | Path, tree: Any) -> None:
-    """Write JSON, whole or not at all."""
-    with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def package_versions() -> dict[str, str]:
-    """What a result was made with."""
-    names = ("secateur", "torch", "stable-baselines3", "gymnasium", "numpy")
-    return {name: metadata.version(name) for name in names}
 
 
 def _explain(error: ValidationError, tree: Any) -> str:

@@ -1,4 +1,4 @@
-"""Figures: the plan, the reward curve, the comparison."""
+"""Figures: the plan, the course of a search, the comparison."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ mpl.use("Agg", force=False)
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..pruners.files import replacing
 from ..pruners.plan import RatioPlan
+from ..storage.files import replacing
 
 BLUE, GREY, ORANGE = "#2a6fbb", "#b9c0c8", "#d9822b"
 
@@ -30,15 +30,15 @@ OTHERS = ["#7b5aa6", "#2a9d8f", "#c77dba", "#8c6d46", "#3d3d3d", "#9db528"]
 
 
 def plan_figure(plan: RatioPlan, path: Path) -> Path:
-    """Sparsity per layer as bars, with the channels kept on top."""
+    """Sparsity per layer as bars, with the units kept on top."""
     names = [layer.name for layer in plan.layers]
     figure, axes = _figure(max(6.0, 0.32 * len(names) + 2.0), 4.2)
     axes.bar(range(len(names)), [layer.sparsity for layer in plan.layers], color=BLUE)
     for i, layer in enumerate(plan.layers):
-        axes.text(i, layer.sparsity + 0.01, f"{layer.width}", ha="center", va="bottom", fontsize=7, color="#444444")
+        axes.text(i, layer.sparsity + 0.01, f"{layer.kept}", ha="center", va="bottom", fontsize=7, color="#444444")
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
     axes.set_ylim(0.0, 1.08)
-    axes.set_ylabel("sparsity (on top: channels kept)")
+    axes.set_ylabel(f"sparsity (on top: {plan.unit} kept)")
     axes.set_title(
         f"{plan.architecture}, {plan.provenance.allocator}: {100 * plan.cost['flops']:.1f} % of the FLOPs, "
         f"{100 * plan.cost['params']:.1f} % of the parameters",
@@ -47,9 +47,9 @@ def plan_figure(plan: RatioPlan, path: Path) -> Path:
     return _save(figure, path)
 
 
-def reward_figure(rewards: Sequence[float], path: Path) -> Path:
-    """The reward of every episode, a running mean, and the best so far."""
-    values = np.asarray(rewards, dtype=np.float64)
+def quality_figure(qualities: Sequence[float], path: Path) -> Path:
+    """The quality of every episode's plan, a running mean, and the best so far."""
+    values = np.asarray(qualities, dtype=np.float64)
     window = max(1, min(20, len(values) // 5))
     mean = np.convolve(values, np.ones(window) / window, mode="valid")
     figure, axes = _figure(6.5, 4.0)
@@ -58,7 +58,7 @@ def reward_figure(rewards: Sequence[float], path: Path) -> Path:
     axes.plot(np.maximum.accumulate(values), color=ORANGE, label="best so far")
     axes.axhline(values[0], color="black", linewidth=0.8, linestyle=":", label="base plan (episode 0)")
     axes.set_xlabel("episode")
-    axes.set_ylabel("reward")
+    axes.set_ylabel("quality")
     axes.legend(fontsize=8)
     return _save(figure, path)
 
@@ -68,15 +68,16 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPl
     labels = [_label(row, rows) for row in rows]
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.4])
-    places = np.arange(len(rows))
-    left.barh(places + 0.2, [row["search_accuracy"] for row in rows], 0.38, color=GREY, label="search")
-    left.barh(places - 0.2, [row["test_accuracy"] for row in rows], 0.38, color=BLUE, label="test")
-    if any("finetuned_test_accuracy" in row for row in rows):
-        tuned = [row.get("finetuned_test_accuracy", np.nan) for row in rows]
-        left.plot(tuned, places - 0.2, "D", color=ORANGE, markersize=4, label="test, fine-tuned")
-    values = [row[key] for row in rows for key in ("search_accuracy", "test_accuracy")]
+    marks = np.arange(len(rows))
+    left.barh(marks + 0.2, [row["search_accuracy"] for row in rows], 0.38, color=GREY, label="search")
+    if any(row["test_accuracy"] is not None for row in rows):
+        left.barh(marks - 0.2, [_number(row["test_accuracy"]) for row in rows], 0.38, color=BLUE, label="test")
+    if any(row.get("finetuned_test_accuracy") is not None for row in rows):
+        tuned = [_number(row.get("finetuned_test_accuracy")) for row in rows]
+        left.plot(tuned, marks - 0.2, "D", color=ORANGE, markersize=4, label="test, fine-tuned")
+    values = [row[key] for row in rows for key in ("search_accuracy", "test_accuracy") if row[key] is not None]
     left.set_xlim(max(0.0, min(values) - 3.0), 100.0 if max(values) > 97 else max(values) + 3.0)
-    left.set_yticks(places, labels)
+    left.set_yticks(marks, labels)
     left.invert_yaxis()
     left.set_xlabel("accuracy in per cent, repaired")
     left.legend(fontsize=7, loc="lower right")
@@ -100,9 +101,9 @@ def sensitivity_figure(tree: Mapping[str, Any], path: Path) -> Path:
     for axes, layer in zip(panels, layers, strict=True):
         for name in criteria:
             points = [p for p in tree["points"] if (p["layer"], p["criterion"]) == (layer["name"], name)]
-            places = {0.0: 0.0, **{p["sparsity"]: 100.0 * p["error"] for p in points}}  # nothing cut, nothing lost
-            axes.plot(places.keys(), places.values(), marker=".", label=name, **looks[name])
-        axes.set_title(f"{layer['name']} ({layer['width']} channels)", fontsize=9)
+            marks = {0.0: 0.0, **{p["sparsity"]: 100.0 * p["error"] for p in points}}  # nothing cut, nothing lost
+            axes.plot(marks.keys(), marks.values(), marker=".", label=name, **looks[name])
+        axes.set_title(f"{layer['name']} ({layer['units']} {tree['unit']})", fontsize=9)
         axes.set_xlabel("sparsity", fontsize=9)
         axes.set_xlim(0.0, 1.0)
         axes.tick_params(labelsize=8)
@@ -190,6 +191,11 @@ def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
 def _label(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     same = [other for other in rows if other["allocator"] == row["allocator"]]
     return f"{row['allocator']} {row['seed']}" if len(same) > 1 else str(row["allocator"])
+
+
+def _number(value: float | None) -> float:
+    """For a plot: what was not measured is not drawn."""
+    return float("nan") if value is None else value
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Any]:

@@ -49,16 +49,16 @@ class RichReporter(Reporter):
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
         """A bar with the time left."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{session.description}"),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{session.fields[note]}"),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            task = progress.add_task(title, total=total, completed=done, note="")
+            session = progress.add_task(title, total=total, completed=done, note="")
 
             def advance(note: str = "") -> None:
-                progress.update(task, advance=1, note=note)
+                progress.update(session, advance=1, note=note)
 
             yield advance

@@ -23,9 +23,9 @@ from torchvision.ops.misc import SqueezeExcitation
 from secateur.configs import LatencyConfig
 from secateur.envs import Evaluation
 from secateur.networks import CifarResNet, digits_resnet
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.latency_profile import take_table
-from secateur.pruners.layers import Selection, Structure
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.costs.latency_profile import take_table
+from secateur.pruners.structure import Selection, Structure
 
 Batches = list[tuple[Tensor, Tensor]]
 CLASSES = 5
@@ -175,13 +175,13 @@ def draw(layers: Structure, seed: int) -> Selection:
     """Some units of every layer: from one to all of them."""
     rng = np.random.default_rng(seed)
     return [
-        np.sort(rng.choice(layer.width, rng.integers(1, layer.width + 1), replace=False)) for layer in layers.layers
+        np.sort(rng.choice(layer.units, rng.integers(1, layer.units + 1), replace=False)) for layer in layers.layers
     ]
 
 
 def whole(layers: Structure) -> Selection:
     """All units of every layer."""
-    return [np.arange(layer.width) for layer in layers.layers]
+    return [np.arange(layer.units) for layer in layers.layers]
 
 
 def widths_of(selection: Selection) -> list[int]:
@@ -200,30 +200,30 @@ def assert_same_network(first: nn.Module, second: nn.Module, x: Tensor) -> None:
 
 
 class Target:
-    """An evaluator whose optimum is known: some widths, and the further off the worse.
+    """An evaluator whose optimum is known: some kept, and the further off the worse.
 
     Attributes:
-        widths: the optimum.
+        kept: the optimum.
         calls: how often it was asked.
     """
 
-    def __init__(self, layers: Structure, widths: Sequence[int]):
+    def __init__(self, layers: Structure, kept: Sequence[int]):
         self.structure = layers
-        self.widths = np.asarray(widths)
+        self.kept = np.asarray(kept)
         self.calls = 0
 
     @property
     def dense(self) -> Evaluation:
         return Evaluation(100.0, 0.0, 1.0, 1.0)  # nothing is better than the optimum
 
-    def evaluate(self, widths: NDArray[np.int64]) -> Evaluation:
+    def evaluate(self, kept: NDArray[np.int64]) -> Evaluation:
         self.calls += 1
-        off = float(np.square((widths - self.widths) / self.structure.widths).mean())
+        off = float(np.square((kept - self.kept) / self.structure.units).mean())
         return Evaluation(
             accuracy=100.0 * (1.0 - off),
             reconstruction_loss=off,
-            flops=self.structure.fraction("flops", widths),
-            params=self.structure.fraction("params", widths),
+            flops=self.structure.fraction("flops", kept),
+            params=self.structure.fraction("params", kept),
         )
 
     def evaluate_all(self, plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
@@ -305,7 +305,7 @@ def bias_and_norm() -> nn.Module:
 )
 def residual() -> nn.Module:
     """Option-A shortcuts: a ChannelPad where shapes change."""
-    return CifarResNet(1, CLASSES, widths=(4, 6, 8))
+    return CifarResNet(1, CLASSES, kept=(4, 6, 8))
 
 
 @toy(
@@ -687,12 +687,12 @@ class Embedded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.places = nn.Parameter(torch.randn(1, 6, 1, 1))
+        self.samples = nn.Parameter(torch.randn(1, 6, 1, 1))
         self.last = nn.Conv2d(6, 8, 3, padding=1)
         self.head = Head(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.last(F.relu(self.stem(x) + self.places))))
+        return self.head(F.relu(self.last(F.relu(self.stem(x) + self.samples))))
 
 
 @toy({"stem": 6, "last": 8}, whole={"head.2": "output"})

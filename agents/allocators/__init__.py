@@ -1,13 +1,12 @@
-"""Allocators: choose the sparsity of every layer. A new one is one decorated function."""
+"""Allocators: choose how much of every layer is kept. A new one is one decorated function."""
 
 from . import ranks, rules, searches  # noqa: F401 – registers its allocators
-from .registry import Allocation, Allocator, Widths, allocators, get_allocator, register_allocator
+from .registry import ALLOCATORS, Allocator, SearchProblem, get_allocator, register_allocator
 
 __all__ = [
-    "Allocation",
+    "ALLOCATORS",
     "Allocator",
-    "Widths",
-    "allocators",
+    "SearchProblem",
     "get_allocator",
     "register_allocator",
 ]

@@ -1,6 +1,6 @@
 """Global rankings: the units of all layers compete for one budget.
 
-Scores of different layers are on different scales; each rule says how it makes them comparable. As published, the
+Floats of different layers are on different scales; each rule says how it makes them comparable. As published, the
 scores say nothing of what a unit costs; `knapsack` divides by it.
 """
 
@@ -9,60 +9,59 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...pruners.budget import Budget
-from ...pruners.criteria import scores
-from ...pruners.loss_model import LossModel
-from .registry import Allocation, Widths, register_allocator
-
-Scores = NDArray[np.float64]
+from ...pruners.channels.criteria import scores
+from ...pruners.loss_model import LossModel, best_steps, step_scores
+from ...pruners.structure import Floats, Kept
+from .registry import SearchProblem, register_allocator
 
 
 @register_allocator("lamp")
-def lamp(allocation: Allocation) -> Widths:
-    """By `lamp_scores` (Lee et al., ICLR 2021, eq. 2), with a unit's filters in the place of a weight."""
-    context = allocation.context
-    norms = [
-        np.sum([filters.square().sum(1).cpu().numpy() for filters in context.filters(layer)], axis=0)
-        for layer in context.structure.layers
-    ]
-    return best_units(allocation.budget, [lamp_scores(squares) for squares in norms])
+def lamp(problem: SearchProblem) -> Kept:
+    """By `lamp_scores` (Lee et al., ICLR 2021, eq. 2); with channels, a unit's filters in the place of a weight."""
+    return best_units(problem.budget, [lamp_scores(squares) for squares in _sizes(problem)])
 
 
-@register_allocator("global_l1")
-def global_l1(allocation: Allocation) -> Widths:
+@register_allocator("global_magnitude")
+def global_magnitude(problem: SearchProblem) -> Kept:
+    """By the norm of a unit, one threshold for all layers: the plain global magnitude pruning of weights."""
+    return best_units(problem.budget, [np.sqrt(squares) for squares in _sizes(problem)])
+
+
+@register_allocator("global_l1", methods=["channels"])
+def global_l1(problem: SearchProblem) -> Kept:
     """By the `l1` criterion over its mean in the layer.
 
     Behind a batch norm the scale of a layer's weights means nothing, and filters of more inputs have larger norms:
     both cancel, and a unit counts by how far it stands out in its own layer.
     """
-    return best_units(allocation.budget, [_over(s, s.mean()) for s in scores(allocation.context, "l1")])
+    return best_units(problem.budget, [_over(s, s.mean()) for s in scores(problem.context, "l1")])
 
 
-@register_allocator("global_taylor")
-def global_taylor(allocation: Allocation) -> Widths:
+@register_allocator("global_taylor", methods=["channels"])
+def global_taylor(problem: SearchProblem) -> Kept:
     """By the `taylor` criterion over its Euclidean norm in the layer (Molchanov et al., ICLR 2017, sec. 2.2)."""
-    return best_units(allocation.budget, [_over(s, np.linalg.norm(s)) for s in scores(allocation.context, "taylor")])
+    return best_units(problem.budget, [_over(s, np.linalg.norm(s)) for s in scores(problem.context, "taylor")])
 
 
 @register_allocator("knapsack")
-def knapsack(allocation: Allocation) -> Widths:
-    """The least predicted loss on the budget, `LossModel`: units by what they gain, over what they cost.
+def knapsack(problem: SearchProblem) -> Kept:
+    """The least predicted loss on the budget, `LossModel`: steps by what they gain, over what they cost.
 
-    One small forward pass a layer, and no candidate is judged.
+    One small forward pass a layer, and no candidate is evaluated.
     """
-    return best_units(allocation.budget, LossModel.of(allocation.context).gains(allocation.budget))
+    return best_steps(problem.budget, LossModel.of(problem.context).gains(problem.budget))
 
 
-def lamp_scores(squares: Scores) -> Scores:
+def lamp_scores(squares: Floats) -> Floats:
     """A unit's squared norm over the sum of those not smaller, its own among them; 1 for the largest.
 
     Args:
-        squares: (width,) squared norms of one layer's units.
+        squares: (units,) squared norms of one layer's units.
 
     Returns:
-        (width,) in [0, 1]; of equal units the first is taken to be the larger.
+        (units,) in [0, 1]; of equal units the first is taken to be the larger.
     """
     order = np.argsort(-squares, kind="stable")
     found = np.empty(len(squares))
@@ -70,25 +69,22 @@ def lamp_scores(squares: Scores) -> Scores:
     return found
 
 
-def best_units(budget: Budget, ranked: Sequence[Scores]) -> Widths:
-    """Widths that keep the best units over all layers until not one more fits the budget.
-
-    From the best down, every unit that still fits is kept; every layer has its `budget.least` best ones in any case.
+def best_units(budget: Budget, scored: Sequence[Floats]) -> Kept:
+    """What is kept if the best units over all layers are, as far as the layers' choices and the budget allow.
 
     Args:
         budget: what may be spent.
-        ranked: every layer's scores, (width,), comparable between layers.
+        scored: every layer's scores, (units,), comparable between layers.
     """
-    widths = budget.least.copy()
-    contested = [np.sort(s)[::-1][kept:] for s, kept in zip(ranked, widths, strict=True)]
-    layers = np.repeat(np.arange(len(widths)), [len(s) for s in contested])
-    for layer in layers[np.argsort(-np.concatenate(contested), kind="stable")]:
-        widths[layer] += 1
-        if budget.cost(widths) > budget.limit:
-            widths[layer] -= 1
-    return widths
+    layers = budget.structure.layers
+    return best_steps(budget, [step_scores(layer, s) for layer, s in zip(layers, scored, strict=True)])
 
 
-def _over(values: Scores, size: np.floating | Scores) -> Scores:
+def _sizes(problem: SearchProblem) -> list[Floats]:
+    context = problem.context
+    return [context.method.sizes(context, layer) for layer in context.structure.layers]
+
+
+def _over(values: Floats, size: np.floating | Floats) -> Floats:
     """The quotient, 0 where all is 0."""
     return np.asarray(values / np.maximum(size, np.finfo(np.float64).tiny), dtype=np.float64)

@@ -2,49 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...configs import did_you_mean
+from ...configs import Registry
 from ...envs import Evaluation, RewardWeights
 from ...pruners.budget import Budget
-from ...pruners.criteria import Context
+from ...pruners.context import Context
+from ...pruners.structure import Kept
 
-Widths = NDArray[np.int64]
 
-
-def _judge_nothing(plans: Sequence[Widths]) -> Iterable[Evaluation]:
-    raise RuntimeError(f"{len(plans)} plans to be judged, and no one to judge them: give the allocation an `evaluate`")
+def _evaluate_nothing(plans: Sequence[Kept]) -> Iterable[Evaluation]:
+    raise RuntimeError(f"{len(plans)} plans to be evaluated, and no one to do it: give the problem an `evaluate`")
 
 
 @dataclass(frozen=True)
-class Allocation:
+class SearchProblem:
     """What an allocator may use.
 
     Attributes:
         budget: the layers and what the plan may cost; its `fill` spends it.
-        context: the dense network and the calibration images, as criteria see them.
-        evaluate: judges plans on the search images, in order and maybe some at a time; rules never call it.
-        reward: what a plan is paid for what was judged.
-        candidates: how many different plans a search allocator may judge.
+        context: the dense network and the calibration images.
+        evaluate: evaluates plans on the search images, in order and maybe some at a time; rules never call it.
+        weights: of the terms by which plans are chosen.
+        candidates: how many different plans a search allocator may have evaluated.
         rng: its randomness.
     """
 
     budget: Budget
     context: Context
-    evaluate: Callable[[Sequence[Widths]], Iterable[Evaluation]] = _judge_nothing
-    reward: RewardWeights = field(default_factory=RewardWeights)
+    evaluate: Callable[[Sequence[Kept]], Iterable[Evaluation]] = _evaluate_nothing
+    weights: RewardWeights = field(default_factory=RewardWeights)
     candidates: int = 1
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     @property
     def dense(self) -> NDArray[np.float64]:
-        """(layers,) widths of the dense network, real."""
-        return self.budget.structure.widths.astype(np.float64)
+        """(layers,) units of the dense network, real."""
+        return self.budget.structure.units.astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -53,47 +52,50 @@ class Allocator:
 
     Attributes:
         name: in commands and files.
-        allocate: (layers,) widths for an allocation.
-        searches: whether it judges candidates (and so costs what a search costs).
+        allocate: (layers,) kept for an problem.
+        searches: whether it evaluates candidates (and so costs what a search costs).
         needs: the package it is made with, where that is an extra.
+        methods: that it is for; none named stands for all.
     """
 
     name: str
-    allocate: Callable[[Allocation], Widths]
+    allocate: Callable[[SearchProblem], Kept]
     searches: bool
     needs: str | None = None
+    methods: frozenset[str] = frozenset()
 
 
-_ALLOCATORS: dict[str, Allocator] = {}
+ALLOCATORS: Registry[Allocator] = Registry("allocator")
 
 
 def register_allocator(
-    name: str, *, searches: bool = False, needs: str | None = None
-) -> Callable[[Callable[[Allocation], Widths]], Callable[[Allocation], Widths]]:
-    """Make an allocator known under a name."""
+    name: str, *, searches: bool = False, needs: str | None = None, methods: Collection[str] = ()
+) -> Callable[[Callable[[SearchProblem], Kept]], Callable[[SearchProblem], Kept]]:
+    """Make an allocator known under a name; see `Allocator`."""
 
-    def register(allocate: Callable[[Allocation], Widths]) -> Callable[[Allocation], Widths]:
-        _ALLOCATORS[name] = Allocator(name, allocate, searches, needs)
+    def register(allocate: Callable[[SearchProblem], Kept]) -> Callable[[SearchProblem], Kept]:
+        ALLOCATORS.register(name)(Allocator(name, allocate, searches, needs, frozenset(methods)))
         return allocate
 
     return register
 
 
-def allocators() -> list[str]:
-    """The names there are."""
-    return sorted(_ALLOCATORS)
-
-
-def get_allocator(name: str) -> Allocator:
+def get_allocator(name: str, method: str | None = None) -> Allocator:
     """The allocator of that name.
 
+    Args:
+        name: of the allocator.
+        method: that it is to choose for, if that is known yet.
+
     Raises:
-        ValueError: there is none; the near miss is named.
+        ValueError: there is none, and the near miss is named; or it is not for this method.
         ImportError: it is made with a package that is not installed; the extra is named.
     """
-    if name not in _ALLOCATORS:
-        raise ValueError(f"no allocator {name!r}, only {', '.join(allocators())}{did_you_mean(name, allocators())}")
-    found = _ALLOCATORS[name]
+    found = ALLOCATORS[name]
     if found.needs is not None and find_spec(found.needs) is None:
         raise ImportError(f"allocator {name} needs {found.needs}: pip install 'secateur[search]'")
+    if method is not None and found.methods and method not in found.methods:
+        raise ValueError(
+            f"allocator {name} is for {' and '.join(sorted(found.methods))}, not for {method}: leave it out"
+        )
     return found

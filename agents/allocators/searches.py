@@ -1,4 +1,4 @@
-"""Searches: judge candidates on the search images and keep the best, each at the same number of judged plans."""
+"""Searches: judge candidates on the search images and keep the best, each at the same number of evaluated plans."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from ...envs import Evaluation
 from ...pruners.budget import Budget
-from ...pruners.loss_model import LossModel
-from .ranks import best_units, knapsack
-from .registry import Allocation, Widths, register_allocator
+from ...pruners.loss_model import LossModel, best_steps
+from ...pruners.structure import Kept
+from .ranks import knapsack
+from .registry import SearchProblem, register_allocator
 
 PATIENCE = 200  # plans known already that a search may propose in a row; then there is nothing new where it looks
 FIRST_SHARE, LAST_SHARE = 0.5, 0.05  # of a layer's channels that a hill climb moves at most, first and last
@@ -21,80 +22,80 @@ SPREAD = 0.2  # first standard deviation of the evolved sparsities
 
 
 @dataclass
-class Judged:
-    """The plans of one search. A plan that comes again costs nothing and is not judged again.
+class Evaluated:
+    """The plans of one search. A plan that comes again costs nothing and is not evaluated again.
 
     Attributes:
-        allocation: who judges, so many different plans.
-        evaluations: of the plans judged so far, by widths.
-        asked: how many there are, with those that are being judged.
+        problem: who evaluates, so many different plans.
+        evaluations: of the plans evaluated so far, by kept.
+        asked: how many there are, with those that are being evaluated.
         repeats: how many plans in a row were known already.
     """
 
-    allocation: Allocation
+    problem: SearchProblem
     evaluations: dict[tuple[int, ...], Evaluation] = field(default_factory=dict)
     asked: int = 0
     repeats: int = 0
 
-    def __call__(self, plans: Iterable[Widths]) -> list[float]:
-        """The rewards of plans that are judged together; only of the first ones, where the search ends among them."""
+    def __call__(self, plans: Iterable[Kept]) -> list[float]:
+        """The qualities of plans evaluated together; only of the first ones, where the search ends among them."""
         taken: list[tuple[int, ...]] = []
-        new: dict[tuple[int, ...], Widths] = {}
-        for widths in plans:
+        new: dict[tuple[int, ...], Kept] = {}
+        for kept in plans:
             if self.over:
                 break
-            taken.append(tuple(widths.tolist()))
+            taken.append(tuple(kept.tolist()))
             self.repeats += 1
             if taken[-1] not in self.evaluations and taken[-1] not in new:
-                new[taken[-1]] = widths
+                new[taken[-1]] = kept
                 self.asked, self.repeats = self.asked + 1, 0
-        self.evaluations.update(zip(new, self.allocation.evaluate(list(new.values())), strict=True))
+        self.evaluations.update(zip(new, self.problem.evaluate(list(new.values())), strict=True))
         return [self.reward(key) for key in taken]
 
-    def reward(self, widths: tuple[int, ...]) -> float:
-        """Of a plan that was judged."""
-        return self.allocation.reward.reward(self.evaluations[widths])
+    def reward(self, kept: tuple[int, ...]) -> float:
+        """Of a plan that was evaluated."""
+        return self.problem.weights.quality(self.evaluations[kept])
 
     @property
     def over(self) -> bool:
         """Whether all candidates were asked for, or nothing new has been proposed for long."""
-        return self.asked >= self.allocation.candidates or self.repeats >= PATIENCE
+        return self.asked >= self.problem.candidates or self.repeats >= PATIENCE
 
     @property
     def progress(self) -> float:
-        """The fraction of the candidates that was judged."""
-        return self.asked / self.allocation.candidates
+        """The fraction of the candidates that was evaluated."""
+        return self.asked / self.problem.candidates
 
     @property
-    def best(self) -> Widths:
+    def best(self) -> Kept:
         """The plan with the highest reward, the first of equals."""
         return np.array(max(self.evaluations, key=self.reward), dtype=np.int64)
 
 
 @register_allocator("random", searches=True)
-def random_search(allocation: Allocation) -> Widths:
+def random_search(problem: SearchProblem) -> Kept:
     """The best of so many random plans on the budget (EagleEye, Li et al., ECCV 2020)."""
-    judged = Judged(allocation)
-    judged(random_plan(allocation) for _ in count())
-    return judged.best
+    evaluated = Evaluated(problem)
+    evaluated(random_plan(problem) for _ in count())
+    return evaluated.best
 
 
-def random_plan(allocation: Allocation) -> Widths:
+def random_plan(problem: SearchProblem) -> Kept:
     """One plan with sparsities drawn uniformly in [0, max_sparsity], scaled onto the budget."""
-    budget, dense = allocation.budget, allocation.dense
-    return budget.fill(dense * (1.0 - allocation.rng.uniform(0.0, budget.max_sparsity, len(dense))))
+    budget, dense = problem.budget, problem.dense
+    return budget.fill(dense * (1.0 - problem.rng.uniform(0.0, budget.max_sparsity, len(dense))))
 
 
-def random_plans(allocation: Allocation, count: int) -> list[Widths]:
+def random_plans(problem: SearchProblem, count: int) -> list[Kept]:
     """So many different random plans, in the order drawn.
 
     Raises:
         ValueError: there are not so many on the budget, or they are too rare to come up.
     """
-    drawn: dict[tuple[int, ...], Widths] = {}
+    drawn: dict[tuple[int, ...], Kept] = {}
     repeats = 0
     while len(drawn) < count:
-        plan = random_plan(allocation)
+        plan = random_plan(problem)
         repeats = repeats + 1 if tuple(plan.tolist()) in drawn else 0
         drawn.setdefault(tuple(plan.tolist()), plan)
         if repeats >= PATIENCE:
@@ -103,81 +104,81 @@ def random_plans(allocation: Allocation, count: int) -> list[Widths]:
 
 
 @register_allocator("hill_climb", searches=True)
-def hill_climb(allocation: Allocation) -> Widths:
+def hill_climb(problem: SearchProblem) -> Kept:
     """From the `knapsack` plan: move channels between two layers on the budget, keep what raises the reward.
 
     A move takes a random number of channels from one layer; the most it may take shrinks, over the search, from half
     of the layer to a twentieth.
     """
-    budget, rng = allocation.budget, allocation.rng
-    judged = Judged(allocation)
-    best = knapsack(allocation)
-    (reward,) = judged([best])
-    while not judged.over:
+    budget, rng = problem.budget, problem.rng
+    evaluated = Evaluated(problem)
+    best = knapsack(problem)
+    (reward,) = evaluated([best])
+    while not evaluated.over:
         giver, taker = rng.integers(len(best), size=2)  # the same twice is a plan that is known
-        share = FIRST_SHARE * (LAST_SHARE / FIRST_SHARE) ** judged.progress
-        units = int(rng.integers(1, max(1, round(share * allocation.dense[giver])) + 1))
+        share = FIRST_SHARE * (LAST_SHARE / FIRST_SHARE) ** evaluated.progress
+        units = int(rng.integers(1, max(1, round(share * problem.dense[giver])) + 1))
         moved = move(budget, best, int(giver), int(taker), units)
-        (found,) = judged([moved])
+        (found,) = evaluated([moved])
         if found > reward:
             best, reward = moved, found
     return best
 
 
-def move(budget: Budget, widths: Widths, giver: int, taker: int, count: int) -> Widths:
+def move(budget: Budget, kept: Kept, giver: int, taker: int, count: int) -> Kept:
     """Take channels from one layer, give another what they paid for; what is left over goes back where it fits."""
-    moved = widths.copy()
+    moved = kept.copy()
     moved[giver] = max(moved[giver] - count, budget.least[giver])
-    wish = widths.astype(np.float64)
+    wish = kept.astype(np.float64)
     wish[taker] = np.inf
     return budget.spend(moved, wish)
 
 
 @register_allocator("evolution", searches=True, needs="cma")
-def evolution(allocation: Allocation) -> Widths:
+def evolution(problem: SearchProblem) -> Kept:
     """CMA-ES (Hansen, 2016) over real sparsities in [0, max_sparsity], each decoded onto the budget.
 
-    The first mean is the `knapsack` plan, which is judged first.
+    The first mean is the `knapsack` plan, which is evaluated first.
     """
     import cma  # an extra, and seconds to import
 
-    budget, dense = allocation.budget, allocation.dense
-    judged = Judged(allocation)
-    start = knapsack(allocation)
-    judged([start])
+    budget, dense = problem.budget, problem.dense
+    evaluated = Evaluated(problem)
+    start = knapsack(problem)
+    evaluated([start])
     strategy = cma.CMAEvolutionStrategy(
         1.0 - start / dense,
         SPREAD * budget.max_sparsity,
         {
             "bounds": [0.0, budget.max_sparsity],
-            "randn": lambda *shape: allocation.rng.standard_normal(shape),
+            "randn": lambda *shape: problem.rng.standard_normal(shape),
             "seed": np.nan,  # leaves numpy's global generator alone
             "verbose": -9,
         },
     )
-    while not judged.over:
+    while not evaluated.over:
         points = strategy.ask()
-        losses = [-reward for reward in judged([budget.fill(dense * (1.0 - point)) for point in points])]
+        losses = [-reward for reward in evaluated([budget.fill(dense * (1.0 - point)) for point in points])]
         if len(losses) == len(points):
             strategy.tell(points, losses)
-    return judged.best
+    return evaluated.best
 
 
 @register_allocator("adaptive_knapsack", searches=True)
-def adaptive_knapsack(allocation: Allocation) -> Widths:
-    """The `knapsack` plan of a loss model that is fitted anew to every plan judged (`LossModel.fitted`).
+def adaptive_knapsack(problem: SearchProblem) -> Kept:
+    """The `knapsack` plan of a loss model that is fitted anew to every plan evaluated (`LossModel.fitted`).
 
     Every plan is the model's own with all layers' losses mistaken by random factors; the mistakes shrink as the search
     goes on, and grow where they bring nothing new. It is what a training does without a policy.
     """
-    budget, first = allocation.budget, LossModel.of(allocation.context)
-    judged = Judged(allocation)
-    judged([knapsack(allocation)])
-    while not judged.over:
-        distances = [evaluation.reconstruction_loss for evaluation in judged.evaluations.values()]
-        losses = first.fitted([*judged.evaluations], distances)
-        spread = FIRST_MISTAKE + judged.progress * (LAST_MISTAKE - FIRST_MISTAKE)
-        spread *= 1.0 + judged.repeats / 10
-        mistakes = np.exp(allocation.rng.normal(0.0, spread, len(losses.factors)))
-        judged([best_units(budget, replace(losses, factors=losses.factors * mistakes).gains(budget))])
-    return judged.best
+    budget, first = problem.budget, LossModel.of(problem.context)
+    evaluated = Evaluated(problem)
+    evaluated([knapsack(problem)])
+    while not evaluated.over:
+        distances = [evaluation.reconstruction_loss for evaluation in evaluated.evaluations.values()]
+        losses = first.fitted([*evaluated.evaluations], distances)
+        spread = FIRST_MISTAKE + evaluated.progress * (LAST_MISTAKE - FIRST_MISTAKE)
+        spread *= 1.0 + evaluated.repeats / 10
+        mistakes = np.exp(problem.rng.normal(0.0, spread, len(losses.factors)))
+        evaluated([best_steps(budget, replace(losses, factors=losses.factors * mistakes).gains(budget))])
+    return evaluated.best

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 import zoo
-from secateur.agents import Allocation
+from secateur.agents import SearchProblem
 from secateur.envs import Evaluation, RewardWeights
 from secateur.pruners.budget import Budget
-from secateur.pruners.criteria import Context
+from secateur.pruners.channels.criteria import Context
 
 
 @pytest.fixture(scope="session")
-def allocation():
-    """Makes the allocation of a network in the zoo; networks and what criteria found on them are made once.
+def problem():
+    """Makes the problem of a network in the zoo; networks and what criteria found on them are made once.
 
-    Without a fraction the budget is halfway between the least that can be reached and all. `reward` judges one plan
+    Without a fraction the budget is halfway between the least that can be reached and all. `reward` evaluates one plan
     and is at most 0: what it lacks is the distance from the dense network; without it all plans are alike.
     """
     contexts = {}
@@ -35,8 +35,8 @@ def allocation():
             least = Budget(layers, kind, 1.0, 0.9).least
             fraction = (1.0 + layers.fraction(kind, least)) / 2
         judge = given.pop("reward", lambda _widths: 0.0)
-        given["evaluate"] = lambda plans: (alike(judge(widths)) for widths in plans)
+        given["evaluate"] = lambda plans: (alike(judge(kept)) for kept in plans)
         given["reward"] = RewardWeights(reconstruction=0.0)
-        return Allocation(Budget(layers, kind, fraction, 0.9), context, **given)
+        return SearchProblem(Budget(layers, kind, fraction, 0.9), context, **given)
 
     return make

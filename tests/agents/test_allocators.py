@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 import zoo
-from secateur.agents import Allocation, allocators, get_allocator
+from secateur.agents import SearchProblem, allocators, get_allocator
 from secateur.agents.allocators import registry, rules
 from secateur.pruners.budget import Budget
-from secateur.pruners.cache import Store
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.criteria import Context, Elimination
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.criteria import Context, Elimination
+from secateur.storage.cache import Store
 
 CASES = [("digits", "inner", kind, share) for kind, share in (("flops", 0.2), ("flops", 0.9), ("params", 0.3))] + [
     (name, cut, "flops", None)
@@ -31,87 +31,87 @@ class Reward:
         self.seed = seed
         self.asked = []
 
-    def __call__(self, widths):
-        self.asked.append(tuple(widths.tolist()))
-        return -float(np.abs(widths - np.random.default_rng(self.seed).integers(1, 30, len(widths))).sum())
+    def __call__(self, kept):
+        self.asked.append(tuple(kept.tolist()))
+        return -float(np.abs(kept - np.random.default_rng(self.seed).integers(1, 30, len(kept))).sum())
 
 
-def spent(budget, widths):
+def spent(budget, kept):
     """Not one more channel fits anywhere."""
-    for layer, unit in enumerate(np.eye(len(widths), dtype=np.int64)):
-        if widths[layer] < budget.structure.widths[layer] and budget.cost(widths + unit) <= budget.limit:
+    for layer, unit in enumerate(np.eye(len(kept), dtype=np.int64)):
+        if kept[layer] < budget.structure.units[layer] and budget.cost(kept + unit) <= budget.limit:
             return False
     return True
 
 
 @pytest.mark.parametrize(("network", "cut", "kind", "fraction"), CASES)
-def test_every_allocator_spends_the_budget_and_no_more(allocation, network, cut, kind, fraction):
+def test_every_allocator_spends_the_budget_and_no_more(problem, network, cut, kind, fraction):
     for name in allocators():
-        given = allocation(network, fraction, kind, cut, reward=Reward(), candidates=5)
-        widths = get_allocator(name).allocate(given)
+        given = problem(network, fraction, kind, cut, reward=Reward(), candidates=5)
+        kept = get_allocator(name).allocate(given)
         budget = given.budget
-        assert widths.dtype == np.int64, name
-        assert budget.cost(widths) <= budget.limit, name
-        assert np.all(widths >= budget.least), name
-        assert np.all(widths <= budget.structure.widths), name
-        assert spent(budget, widths), name
+        assert kept.dtype == np.int64, name
+        assert budget.cost(kept) <= budget.limit, name
+        assert np.all(kept >= budget.least), name
+        assert np.all(kept <= budget.structure.units), name
+        assert spent(budget, kept), name
 
 
 @pytest.mark.parametrize("name", allocators())
-def test_a_whole_budget_leaves_the_network_whole(allocation, name):
-    given = allocation(fraction=1.0, candidates=3)
-    assert get_allocator(name).allocate(given).tolist() == given.budget.structure.widths.tolist()
+def test_a_whole_budget_leaves_the_network_whole(problem, name):
+    given = problem(fraction=1.0, candidates=3)
+    assert get_allocator(name).allocate(given).tolist() == given.budget.structure.units.tolist()
 
 
 @pytest.mark.parametrize("name", allocators())
-def test_an_allocator_repeats_itself_under_a_seed(allocation, name):
+def test_an_allocator_repeats_itself_under_a_seed(problem, name):
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
     rewards = [Reward(), Reward()]
     rngs = [np.random.default_rng(7), np.random.default_rng(7)]
-    widths = [
-        get_allocator(name).allocate(allocation(reward=reward, candidates=25, rng=rng))
+    kept = [
+        get_allocator(name).allocate(problem(reward=reward, candidates=25, rng=rng))
         for reward, rng in zip(rewards, rngs, strict=True)
     ]
-    assert widths[0].tolist() == widths[1].tolist()
+    assert kept[0].tolist() == kept[1].tolist()
     assert rewards[0].asked == rewards[1].asked
     assert np.array_equal(np.random.get_state()[1], before)
 
 
 @pytest.mark.parametrize("name", allocators())
 @pytest.mark.parametrize("candidates", [1, 2, 37])
-def test_candidates_are_counted_exactly_and_none_is_judged_twice(allocation, name, candidates):
+def test_candidates_are_counted_exactly_and_none_is_judged_twice(problem, name, candidates):
     reward = Reward()
-    best = get_allocator(name).allocate(allocation(reward=reward, candidates=candidates))
+    best = get_allocator(name).allocate(problem(reward=reward, candidates=candidates))
     assert len(reward.asked) == (candidates if get_allocator(name).searches else 0)
     assert len(set(reward.asked)) == len(reward.asked)
     if reward.asked:
-        assert reward(best) == max(Reward()(np.array(widths)) for widths in reward.asked)
+        assert reward(best) == max(Reward()(np.array(kept)) for kept in reward.asked)
 
 
 @pytest.mark.parametrize("name", [name for name in allocators() if get_allocator(name).searches])
-def test_a_search_ends_where_there_is_nothing_new(allocation, name):
+def test_a_search_ends_where_there_is_nothing_new(problem, name):
     reward = Reward()
-    given = allocation("own_shortcut", reward=reward, candidates=50)
+    given = problem("own_shortcut", reward=reward, candidates=50)
     assert len(given.dense) == 1  # one layer: one plan on the budget
     get_allocator(name).allocate(given)
     assert len(reward.asked) == 1
 
 
-def test_the_threshold_is_the_same_for_every_layer(allocation):
+def test_the_threshold_is_the_same_for_every_layer(problem):
     rng = np.random.default_rng(0)
-    given = allocation()
+    given = problem()
     layers = given.budget.structure.layers
-    curves = [np.append(np.sort(rng.uniform(size=layer.width))[::-1], 0.0) for layer in layers]
+    curves = [np.append(np.sort(rng.uniform(size=layer.units))[::-1], 0.0) for layer in layers]
     shares = rng.uniform(0.1, 2.0, len(layers))
     context = replace(given.context, store=Store())
     context.store.get("shares", lambda: {"shares": torch.from_numpy(shares)})
     for layer, curve in zip(layers, curves, strict=True):
-        context.store.get(f"obs-{layer.name}", Elimination(np.arange(layer.width), curve).state)
-    widths = get_allocator("threshold").allocate(replace(given, context=context))
+        context.store.get(f"obs-{layer.name}", Elimination(np.arange(layer.units), curve).state)
+    kept = get_allocator("threshold").allocate(replace(given, context=context))
     scaled = [share * curve for share, curve in zip(shares, curves, strict=True)]
-    errors = [curve[width] for curve, width in zip(scaled, widths, strict=True)]
-    before = [curve[width - 1] for curve, width in zip(scaled, widths, strict=True)]
+    errors = [curve[width] for curve, width in zip(scaled, kept, strict=True)]
+    before = [curve[width - 1] for curve, width in zip(scaled, kept, strict=True)]
     level = max(errors)  # one channel less anywhere is above it, but where the rest of the budget was spent
     assert sum(error <= level <= previous for error, previous in zip(errors, before, strict=True)) >= 5
 
@@ -124,24 +124,24 @@ def test_erk_by_hand():
 
     # half the multiply-accumulates: 64·(27·a + a·b) + 5·b with a = 20·s, b = 40·1.4431·s; at 0.5 of 86 · 1000 …
     budget = Budget(structure, "flops", 0.5)
-    widths = get_allocator("erk").allocate(Allocation(budget, Context(model, structure, [])))
+    kept = get_allocator("erk").allocate(SearchProblem(budget, Context(model, structure, [])))
     share = next(
         s for s in np.linspace(1, 0, 100001) if 64 * (540 * s + 800 * 1.44313 * s * s) + 288.6 * s <= 0.5 * 86_000
     )
-    np.testing.assert_allclose(widths, [20 * share, 40 * 1.44313 * share], atol=1.0)
+    np.testing.assert_allclose(kept, [20 * share, 40 * 1.44313 * share], atol=1.0)
 
 
-def test_erk_keeps_at_most_all_of_a_layer_and_gives_the_rest_to_others(allocation):
-    given = allocation("resnet20", 0.8)
-    widths = get_allocator("erk").allocate(given)
+def test_erk_keeps_at_most_all_of_a_layer_and_gives_the_rest_to_others(problem):
+    given = problem("resnet20", 0.8)
+    kept = get_allocator("erk").allocate(given)
     structure = given.budget.structure
-    wishes = structure.widths * np.array([rules.density(structure, layer) for layer in structure.layers])
-    whole = widths == structure.widths
+    wishes = structure.units * np.array([rules.density(structure, layer) for layer in structure.layers])
+    whole = kept == structure.units
     assert whole[:3].all()  # the smallest kernels are the densest
     assert not whole[-2:].any()
-    factor = np.mean(widths[~whole] / wishes[~whole])
-    np.testing.assert_allclose(widths[~whole], factor * wishes[~whole], atol=2.0)
-    assert np.all(factor * wishes[whole] > structure.widths[whole] - 2.0)
+    factor = np.mean(kept[~whole] / wishes[~whole])
+    np.testing.assert_allclose(kept[~whole], factor * wishes[~whole], atol=2.0)
+    assert np.all(factor * wishes[whole] > structure.units[whole] - 2.0)
 
 
 def test_erk_pools_the_densities_of_coupled_producers():

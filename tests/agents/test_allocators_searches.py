@@ -16,96 +16,96 @@ class Separable:
     """Every layer has a width it likes; the plan that suits all lies on the budget."""
 
     def __init__(self, budget, seed):
-        drawn = np.random.default_rng(1000 + seed).uniform(0.2, 1.0, len(budget.structure.widths))
-        self.best = budget.fill(drawn * budget.structure.widths)
-        self.dense = budget.structure.widths
+        drawn = np.random.default_rng(1000 + seed).uniform(0.2, 1.0, len(budget.structure.units))
+        self.best = budget.fill(drawn * budget.structure.units)
+        self.dense = budget.structure.units
         self.asked = []
 
-    def __call__(self, widths):
-        self.asked.append(widths)
-        return -float(np.square((widths - self.best) / self.dense).mean())
+    def __call__(self, kept):
+        self.asked.append(kept)
+        return -float(np.square((kept - self.best) / self.dense).mean())
 
 
-def found(allocation, name, seed, candidates=100):
+def found(problem, name, seed, candidates=100):
     """The reward of what a search finds, of where it began, and all it asked."""
-    reward = Separable(allocation().budget, seed)
-    given = allocation(reward=reward, candidates=candidates, rng=np.random.default_rng(seed))
+    reward = Separable(problem().budget, seed)
+    given = problem(reward=reward, candidates=candidates, rng=np.random.default_rng(seed))
     value = reward(get_allocator(name).allocate(given))
     return value, reward(reward.asked[0])
 
 
-def test_hill_climbing_comes_near_the_optimum_and_beats_chance_every_time(allocation):
-    climbed = [found(allocation, "hill_climb", seed)[0] for seed in range(5)]
-    drawn = [found(allocation, "random", seed)[0] for seed in range(5)]
+def test_hill_climbing_comes_near_the_optimum_and_beats_chance_every_time(problem):
+    climbed = [found(problem, "hill_climb", seed)[0] for seed in range(5)]
+    drawn = [found(problem, "random", seed)[0] for seed in range(5)]
     assert all(climb > draw for climb, draw in zip(climbed, drawn, strict=True))
     assert np.mean(climbed) > 0.25 * np.mean(drawn)  # both are below 0, the optimum
     assert max(climbed) > -0.003  # off by a twentieth of a layer on average
 
 
-def test_evolution_improves_on_its_start_and_on_chance(allocation):
-    pairs = [found(allocation, "evolution", seed) for seed in range(5)]
-    drawn = [found(allocation, "random", seed)[0] for seed in range(5)]
+def test_evolution_improves_on_its_start_and_on_chance(problem):
+    pairs = [found(problem, "evolution", seed) for seed in range(5)]
+    drawn = [found(problem, "random", seed)[0] for seed in range(5)]
     assert all(value > start for value, start in pairs)
     assert np.mean([value for value, _ in pairs]) > np.mean(drawn)
 
 
-def test_a_model_of_the_losses_that_learns_finds_what_some_layers_cost(allocation):
+def test_a_model_of_the_losses_that_learns_finds_what_some_layers_cost(problem):
     """Where some layers cost many times what was predicted of them."""
-    first = LossModel.of(allocation().context)
-    scale = first.predict(allocation().budget.least)
+    first = LossModel.of(problem().context)
+    scale = first.predict(problem().budget.least)
     for seed in range(3):
         truth = np.random.default_rng(seed).permutation(np.geomspace(0.1, 10.0, len(first.factors)))
 
-        def reward(widths, truth=truth):
-            return -float(first.terms(widths) @ truth / scale)
+        def reward(kept, truth=truth):
+            return -float(first.terms(kept) @ truth / scale)
 
         ends = {}
         for name in ("knapsack", "random", "adaptive_knapsack"):
-            given = allocation(reward=reward, candidates=40, rng=np.random.default_rng(seed))
+            given = problem(reward=reward, candidates=40, rng=np.random.default_rng(seed))
             ends[name] = reward(get_allocator(name).allocate(given))
         assert ends["adaptive_knapsack"] > ends["random"]
         assert ends["adaptive_knapsack"] > 0.9 * ends["knapsack"]  # both are below 0
 
 
 @pytest.mark.parametrize("name", ["hill_climb", "evolution", "adaptive_knapsack"])
-def test_searches_begin_at_the_knapsack(allocation, name):
+def test_searches_begin_at_the_knapsack(problem, name):
     asked = []
-    given = allocation(reward=lambda widths: asked.append(widths.tolist()) or 0.0, candidates=3)
+    given = problem(reward=lambda kept: asked.append(kept.tolist()) or 0.0, candidates=3)
     start = get_allocator("knapsack").allocate(given).tolist()
     assert get_allocator(name).allocate(given).tolist() == start  # nothing is better: the first of equals stays
     assert asked[0] == start
 
 
-def test_random_search_keeps_the_best_of_its_candidates(allocation):
-    judged = []
-    given = allocation(reward=lambda widths: judged.append(widths) or float(widths[2] - 16), candidates=20)
+def test_random_search_keeps_the_best_of_its_candidates(problem):
+    evaluated = []
+    given = problem(reward=lambda kept: evaluated.append(kept) or float(kept[2] - 16), candidates=20)
     best = get_allocator("random").allocate(given)
-    assert len({tuple(widths) for widths in judged}) == 20
-    assert best[2] == max(widths[2] for widths in judged)
+    assert len({tuple(kept) for kept in evaluated}) == 20
+    assert best[2] == max(kept[2] for kept in evaluated)
 
 
-def together(allocation, name, candidates):
-    """How many plans a search has judged at a time."""
+def together(problem, name, candidates):
+    """How many plans a search has evaluated at a time."""
     sizes = []
-    given = allocation(reward=Separable(allocation().budget, 0), candidates=candidates)
+    given = problem(reward=Separable(problem().budget, 0), candidates=candidates)
     judge = given.evaluate
     get_allocator(name).allocate(replace(given, evaluate=lambda plans: sizes.append(len(plans)) or judge(plans)))
     return [size for size in sizes if size]
 
 
-def test_generations_are_judged_together(allocation):
-    assert together(allocation, "random", 20) == [20]
-    assert together(allocation, "hill_climb", 20) == [1] * 20
-    first, *generations = together(allocation, "evolution", 30)
+def test_generations_are_judged_together(problem):
+    assert together(problem, "random", 20) == [20]
+    assert together(problem, "hill_climb", 20) == [1] * 20
+    first, *generations = together(problem, "evolution", 30)
     assert first == 1
     assert sum(generations) == 29
     assert generations[0] == max(generations) == 4 + int(3 * np.log(6))  # of CMA-ES for six layers
     assert len(generations) < 8
 
 
-def test_random_plans_differ_and_come_in_the_order_drawn(allocation):
+def test_random_plans_differ_and_come_in_the_order_drawn(problem):
     def drawing(seed):
-        return allocation(rng=np.random.default_rng(seed))
+        return problem(rng=np.random.default_rng(seed))
 
     plans = random_plans(drawing(5), 20)
     assert len({tuple(plan) for plan in plans}) == 20
@@ -115,30 +115,30 @@ def test_random_plans_differ_and_come_in_the_order_drawn(allocation):
     assert [plan.tolist() for plan in random_plans(drawing(6), 7)] != [plan.tolist() for plan in plans[:7]]
 
 
-def test_more_random_plans_than_there_are_is_an_error_that_says_how_many(allocation):
+def test_more_random_plans_than_there_are_is_an_error_that_says_how_many(problem):
     with pytest.raises(ValueError, match=r"9 random plans asked, but only 1 differ .*ask for fewer"):
-        random_plans(allocation(fraction=1.0), 9)
+        random_plans(problem(fraction=1.0), 9)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_move_takes_from_one_and_gives_to_the_other(allocation, seed):
-    budget = allocation().budget
-    dense, rng = budget.structure.widths, np.random.default_rng(seed)
-    widths = budget.fill(dense * rng.uniform(0.2, 1.0, len(dense)))
-    giver, taker = rng.choice(len(widths), 2, replace=False)
-    count = int(rng.integers(1, widths[giver] + 1))
-    moved = move(budget, widths, giver, taker, count)
+def test_a_move_takes_from_one_and_gives_to_the_other(problem, seed):
+    budget = problem().budget
+    dense, rng = budget.structure.units, np.random.default_rng(seed)
+    kept = budget.fill(dense * rng.uniform(0.2, 1.0, len(dense)))
+    giver, taker = rng.choice(len(kept), 2, replace=False)
+    count = int(rng.integers(1, kept[giver] + 1))
+    moved = move(budget, kept, giver, taker, count)
     assert budget.cost(moved) <= budget.limit
-    assert max(widths[giver] - count, budget.least[giver]) <= moved[giver] <= widths[giver]
-    assert np.all(np.delete(moved - widths, giver) >= 0)
-    given = widths.copy()
-    given[giver] = max(widths[giver] - count, budget.least[giver])
+    assert max(kept[giver] - count, budget.least[giver]) <= moved[giver] <= kept[giver]
+    assert np.all(np.delete(moved - kept, giver) >= 0)
+    given = kept.copy()
+    given[giver] = max(kept[giver] - count, budget.least[giver])
     given[taker] = moved[taker] + 1
     # the taker has all that the giver paid for, before anything else is spent
     assert moved[taker] == dense[taker] or budget.cost(given) > budget.limit
 
 
-def test_nothing_moves_where_giver_and_taker_are_the_same(allocation):
-    budget = allocation().budget
-    widths = budget.fill(budget.structure.widths.astype(float))
-    assert move(budget, widths, 2, 2, 3).tolist() == widths.tolist()
+def test_nothing_moves_where_giver_and_taker_are_the_same(problem):
+    budget = problem().budget
+    kept = budget.fill(budget.structure.units.astype(float))
+    assert move(budget, kept, 2, 2, 3).tolist() == kept.tolist()

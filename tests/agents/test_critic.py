@@ -16,11 +16,11 @@ from secateur.pruners.budget import Budget
 
 
 def make(algorithm: str = "ddpg", episodes: int = 25) -> Learner:
-    """On a task whose base plan is nearly the best."""
+    """On a session whose base plan is nearly the best."""
     structure = zoo.structure("digits")
     budget = Budget(structure, "flops", 0.5)
     statistics = np.linspace(0, 1, 18, dtype=np.float32).reshape(6, 3)
-    target = zoo.Target(structure, budget.fill(structure.widths.astype(float)))
+    target = zoo.Target(structure, budget.fill(structure.units.astype(float)))
     env = LayerSparsityEnv(budget, target, statistics)
     return Learner(env, AgentConfig(algorithm=algorithm, episodes=episodes, warmup=10), seed=0)
 
@@ -45,5 +45,5 @@ def test_a_policy_stays_where_it_has_been(monkeypatch: pytest.MonkeyPatch) -> No
         return max(float(np.abs(episode.actions).mean()) for episode in make(episodes=40).run())
 
     assert furthest() < 0.4
-    monkeypatch.setattr(module, "with_effort", lambda policy, effort: policy)
+    monkeypatch.setattr(module, "with_penalty", lambda policy, action_penalty: policy)
     assert furthest() > 0.6

@@ -15,8 +15,8 @@ from secateur.agents.learner import ALGORITHMS, WORST, Episode, Learner
 from secateur.configs.schema import AgentConfig
 from secateur.envs import Evaluation, LayerSparsityEnv
 from secateur.pruners.budget import Budget
-from secateur.pruners.layers import PlanError
 from secateur.pruners.loss_model import LossModel
+from secateur.pruners.structure import PlanError
 
 EVERY = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 
@@ -26,8 +26,8 @@ def environment() -> LayerSparsityEnv:
     structure = zoo.structure("digits")
     budget = Budget(structure, "flops", 0.5)
     odd = np.arange(6) % 2
-    optimum = budget.fill(np.where(odd, 1.0, 0.2) * structure.widths)
-    statistics = np.stack([np.linspace(0, 1, 6), structure.widths / 64, odd], 1).astype(np.float32)
+    optimum = budget.fill(np.where(odd, 1.0, 0.2) * structure.units)
+    statistics = np.stack([np.linspace(0, 1, 6), structure.units / 64, odd], 1).astype(np.float32)
     return LayerSparsityEnv(budget, zoo.Target(structure, optimum), statistics)
 
 
@@ -57,7 +57,7 @@ def assert_same(first: list[Episode], second: list[Episode]) -> None:
     assert [e.number for e in first] == [e.number for e in second]
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(a.actions, b.actions), a.number
-        assert np.array_equal(a.widths, b.widths)
+        assert np.array_equal(a.kept, b.kept)
         assert (a.reward, a.terms, a.noise, a.evaluation) == (b.reward, b.terms, b.noise, b.evaluation)
 
 
@@ -78,7 +78,7 @@ def test_it_learns() -> None:
 
 def test_the_policy_learns_what_the_loss_model_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LossModel, "fitted", lambda self, _plans, _losses: self)
-    agent = learner(episodes=60, warmup=20, hidden=[64, 64], updates=4, batch_size=64, effort=0.05)
+    agent = learner(episodes=60, warmup=20, hidden=[64, 64], updates=4, batch_size=64, action_penalty=0.05)
     episodes = list(agent.run())
     learned = agent.env.weights.reward(agent.env.evaluator.evaluate(agent.policy_plan(0.5)))
     assert learned > episodes[0].reward + 0.05
@@ -101,7 +101,7 @@ def test_the_loss_model_learns_from_the_distance_whatever_the_accuracy(monkeypat
     first = agent.env.losses
     monkeypatch.setattr(agent.env.evaluator, "evaluate_all", by_chance)
     episodes = list(agent.run())
-    told = first.fitted([e.widths for e in episodes], [e.evaluation.reconstruction_loss for e in episodes])
+    told = first.fitted([e.kept for e in episodes], [e.evaluation.reconstruction_loss for e in episodes])
     assert np.array_equal(agent.env.losses.factors, told.factors)
     assert np.ptp(told.factors) > 0.0
 
@@ -116,7 +116,7 @@ def test_without_updates_it_does_not_learn() -> None:
 @EVERY
 def test_an_untrained_policy_is_the_loss_models_own(algorithm: str) -> None:
     agent = learner(algorithm=algorithm)
-    base = next(agent.run()).widths
+    base = next(agent.run()).kept
     assert np.abs(agent.policy_plan(0.5) - base).max() <= 1
 
 
@@ -205,7 +205,9 @@ def test_what_is_stored_is_what_was_done() -> None:
     episodes = list(agent.run())
     buffer = agent.model.replay_buffer
     assert np.array_equal(buffer.actions[: 9 * 6, 0, 0], np.concatenate([e.actions for e in episodes]))
-    rewards = buffer.rewards[:, 0].reshape(9, 6) + 2.0 * buffer.actions[:54, 0, 0].reshape(9, 6) ** 2  # the effort
+    rewards = (
+        buffer.rewards[:, 0].reshape(9, 6) + 2.0 * buffer.actions[:54, 0, 0].reshape(9, 6) ** 2
+    )  # the action_penalty
     np.testing.assert_allclose(rewards[:, :-1], 0.0, atol=1e-6)
     np.testing.assert_allclose(rewards[:, -1], advantages(episodes), atol=1e-6)
     observations, following = buffer.observations[:, 0].reshape(9, 6, -1), buffer.next_observations[:, 0]
@@ -213,7 +215,7 @@ def test_what_is_stored_is_what_was_done() -> None:
 
 
 def test_every_transition_is_worth_the_plans_reward_once() -> None:
-    agent = learner(effort=0.0)
+    agent = learner(action_penalty=0.0)
     episodes = list(agent.run())
     sample = agent.model.replay_buffer._get_samples(np.arange(9 * 6))
     expected = np.repeat(advantages(episodes), 6)
@@ -309,6 +311,6 @@ def test_episodes_report_what_happened() -> None:
     agent = learner()
     for episode in agent.run():
         assert episode.reward == pytest.approx(sum(episode.terms.values()))
-        assert agent.env.budget.cost(episode.widths) <= agent.env.budget.limit
+        assert agent.env.budget.cost(episode.kept) <= agent.env.budget.limit
         assert episode.seconds > 0.0
     assert agent.seconds > 0.0

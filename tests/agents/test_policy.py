@@ -16,7 +16,7 @@ from secateur.pruners.budget import Budget
 def environment(name: str = "digits", fraction: float = 0.5, features: int = 18) -> LayerSparsityEnv:
     structure = zoo.structure(name)
     budget = Budget(structure, "flops", fraction)
-    dense = structure.widths
+    dense = structure.units
     statistics = np.zeros((len(dense), features), np.float32)
     statistics[:, 0] = np.linspace(0, 1, len(dense))
     optimum = budget.fill(np.where(np.arange(len(dense)) % 2, 1.0, 0.3) * dense)
@@ -52,11 +52,11 @@ def test_what_was_learnt_of_the_layers_stays_with_their_network(trained):
     assert policy.knows(here)
     assert not policy.knows(there)
     policy.plan(here)
-    widths = policy.plan(there)
+    kept = policy.plan(there)
     assert np.array_equal(here.losses.factors, trained.env.losses.factors)
     assert np.ptp(here.losses.factors) > 0.0
     assert np.all(there.losses.factors == 1.0)
-    assert 0.45 < there.budget.structure.fraction("flops", widths) <= 0.5
+    assert 0.45 < there.budget.structure.fraction("flops", kept) <= 0.5
 
 
 def test_other_observations_are_refused(trained, monkeypatch):

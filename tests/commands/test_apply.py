@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
 from secateur.networks import digits_resnet
-from secateur.pruners.layers import PlanError
+from secateur.pruners.structure import PlanError
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 
 import secateur
 from secateur.envs import CandidateEvaluator
-from secateur.pruners.layers import PlanError
+from secateur.pruners.structure import PlanError
 
 KEYS = {"allocator", "seed", "flops", "params", "search_accuracy", "test_accuracy", "plan"}
 
@@ -34,20 +34,20 @@ def test_every_candidate_of_a_search_is_logged_and_counted(comparison):
         logged = [line for line in candidates(comparison.folder) if line["seed"] == row["seed"]]
         assert len(logged) == row["candidates"] == plan.provenance.candidates == 5
         assert {line["allocator"] for line in logged} == {"random"}
-        assert max(logged, key=lambda line: line["reward"])["widths"] == plan.widths.tolist()
+        assert max(logged, key=lambda line: line["reward"])["kept"] == plan.kept.tolist()
     assert [row["candidates"] for row in comparison.rows[1:4]] == [0, 0, 0]
 
 
 def test_an_interrupted_comparison_goes_on_and_judges_nothing_again(run, comparison, tmp_path, monkeypatch):
-    folder, evaluate, judged = tmp_path / "compare", CandidateEvaluator.evaluate, []
+    folder, evaluate, evaluated = tmp_path / "compare", CandidateEvaluator.evaluate, []
 
-    def counted(self, widths):
-        if tuple(widths.tolist()) not in self.known:
-            if len(judged) == 7:
-                judged.append("interrupt")
+    def counted(self, kept):
+        if tuple(kept.tolist()) not in self.known:
+            if len(evaluated) == 7:
+                evaluated.append("interrupt")
                 raise KeyboardInterrupt
-            judged.append(widths)
-        return evaluate(self, widths)
+            evaluated.append(kept)
+        return evaluate(self, kept)
 
     monkeypatch.setattr(CandidateEvaluator, "evaluate", counted)
     arguments = {"candidates": 5, "seeds": [0, 1]}
@@ -57,7 +57,7 @@ def test_an_interrupted_comparison_goes_on_and_judges_nothing_again(run, compari
     with (folder / "candidates.jsonl").open("a") as file:
         file.write('{"allocator": "rand')  # torn
     resumed = secateur.compare([run.folder], **arguments, resume=folder)
-    assert len(judged) == 1 + 10
+    assert len(evaluated) == 1 + 10
     assert candidates(folder) == candidates(comparison.folder)
     assert resumed.rows == comparison.rows
     with pytest.raises(ValueError, match="is finished"):

@@ -13,9 +13,9 @@ import secateur
 import zoo
 from secateur.commands import correlate as module
 from secateur.commands.correlate import PROXIES, TARGETS, correlations
-from secateur.commands.task import Task, make_task, resolve_config
+from secateur.commands.session import Session, make_session, resolve_config
 from secateur.configs import load_config
-from secateur.pruners.inference import accuracy, logits
+from secateur.networks.inference import accuracy, logits
 from secateur.reports.progress import Reporter
 
 COUNTS = {"plans": 4, "finetune_plans": 3, "finetune": 1}
@@ -36,9 +36,9 @@ def measured(run, tmp_path_factory) -> secateur.Correlation:
 
 
 @pytest.fixture(scope="module")
-def task(run) -> Task:
+def session(run) -> Session:
     config = run.folder / "config.yaml"
-    return make_task(resolve_config(config), folder=run.folder)
+    return make_session(resolve_config(config), folder=run.folder)
 
 
 def made_up(count, tuned):
@@ -76,30 +76,32 @@ def test_a_target_that_fewer_than_three_plans_have_is_left_out():
     assert {entry["target"] for entry in correlations(made_up(5, tuned=2))} == set(list(TARGETS)[:2])
 
 
-def test_a_row_is_what_pruner_and_evaluator_give_when_asked_directly(measured, task):
+def test_a_row_is_what_pruner_and_evaluator_give_when_asked_directly(measured, session):
     assert [row["finetuned_test_accuracy"] is None for row in measured.rows] == [False] * 3 + [True]
     for row in measured.rows[:: len(measured.rows) - 1]:
-        widths = np.array(row["widths"])
-        assert row["none_accuracy"] == accuracy(task.pruner.prune(widths), task.search)
-        assert row["adaptive_bn_accuracy"] == accuracy(task.pruner.prune(widths, adaptive_bn=100), task.search)
-        judged = task.evaluator.evaluate(widths)
-        assert row["accuracy"] == judged.accuracy
-        assert row["reconstruction_loss"] == pytest.approx(judged.reconstruction_loss)
-        assert row["reward"] == pytest.approx(judged.accuracy / 100 - judged.reconstruction_loss)
-        final = task.pruner.prune(widths, "sequential", refit=True)
-        dense, got = logits(task.model, task.test), logits(final, task.test)
+        kept = np.array(row["kept"])
+        assert row["none_accuracy"] == accuracy(session.pruner.prune(kept), session.search)
+        assert row["adaptive_bn_accuracy"] == accuracy(session.pruner.prune(kept, adaptive_bn=100), session.search)
+        evaluated = session.evaluator.evaluate(kept)
+        assert row["accuracy"] == evaluated.accuracy
+        assert row["reconstruction_loss"] == pytest.approx(evaluated.reconstruction_loss)
+        assert row["reward"] == pytest.approx(evaluated.accuracy / 100 - evaluated.reconstruction_loss)
+        final = session.pruner.prune(kept, "sequential", refit=True)
+        dense, got = logits(session.model, session.test), logits(final, session.test)
         distance = (got - dense).square().sum(1).mean() / dense.var(0).sum()
         assert row["test_reconstruction_loss"] == pytest.approx(float(distance), rel=1e-3)
-        assert row["test_accuracy"] == pytest.approx(accuracy(final, task.test), abs=1.1)  # a tie may fall either way
+        assert row["test_accuracy"] == pytest.approx(
+            accuracy(final, session.test), abs=1.1
+        )  # a tie may fall either way
         assert row["flops"] <= 0.14
 
 
-def test_the_fine_tuned_target_is_the_fine_tuned_network(measured, task):
-    pruned = task.prune(np.array(measured.rows[0]["widths"]))
-    before = torch.cat([p.detach().flatten() for p in task.model.parameters()])
-    task.finetune(pruned, 1, Reporter())
-    assert measured.rows[0]["finetuned_test_accuracy"] == pytest.approx(accuracy(pruned, task.test), abs=1.1)
-    assert torch.equal(before, torch.cat([p.detach().flatten() for p in task.model.parameters()]))
+def test_the_fine_tuned_target_is_the_fine_tuned_network(measured, session):
+    pruned = session.prune(np.array(measured.rows[0]["kept"]))
+    before = torch.cat([p.detach().flatten() for p in session.model.parameters()])
+    session.finetune(pruned, 1, Reporter())
+    assert measured.rows[0]["finetuned_test_accuracy"] == pytest.approx(accuracy(pruned, session.test), abs=1.1)
+    assert torch.equal(before, torch.cat([p.detach().flatten() for p in session.model.parameters()]))
 
 
 def test_everything_is_written(measured):
@@ -133,11 +135,11 @@ def test_the_table_fits_a_narrow_terminal_and_marks_what_is_undefined():
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(run, measured, tmp_path, monkeypatch):
-    judge, judged = module.judge, []
+    judge, evaluated = module.judge, []
 
     def interrupted(*arguments):
-        judged.append(arguments)
-        if len(judged) == 3:
+        evaluated.append(arguments)
+        if len(evaluated) == 3:
             raise KeyboardInterrupt
         return judge(*arguments)
 
@@ -147,9 +149,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run, measured, tmp_path, m
         secateur.correlate(run.folder / "config.yaml", **COUNTS, out=folder)
     assert without_seconds(written(folder)) == without_seconds(measured.rows[:2])
     with (folder / "rows.jsonl").open("a") as file:
-        file.write('{"widths": [1, ')  # torn
+        file.write('{"kept": [1, ')  # torn
     resumed = secateur.correlate(resume=folder)
-    assert len(judged) == 3 + 2
+    assert len(evaluated) == 3 + 2
     assert without_seconds(resumed.rows) == without_seconds(measured.rows)
     assert resumed.coefficients == measured.coefficients
     assert (folder / "correlate.png").exists()

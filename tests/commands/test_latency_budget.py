@@ -17,7 +17,8 @@ def clock(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECATEUR_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(
-            "secateur.pruners.latency_profile.time_segments", lambda m, x, clock: zoo.timer(zoo.multiplications)(m, x)
+            "secateur.pruners.costs.latency_profile.time_segments",
+            lambda m, x, clock: zoo.timer(zoo.multiplications)(m, x),
         )
         yield
 
@@ -53,7 +54,7 @@ def test_applied_where_flops_count_no_table_is_made(trained, tmp_path, monkeypat
     def never(*_):
         raise AssertionError("no table is needed")
 
-    monkeypatch.setattr("secateur.commands.task.take_table", never)
+    monkeypatch.setattr("secateur.commands.session.take_table", never)
     done = secateur.apply(trained.folder, overrides=["budget.flops=1"], out=tmp_path / "small")
     assert "latency" not in done.summary
     assert RatioPlan.load(done.folder) == trained.plan
@@ -66,7 +67,7 @@ def test_compared_at_the_same_latency(trained, tmp_path):
     assert [row["allocator"] for row in done.rows] == ["ddpg", "uniform", "knapsack"]
     assert all(0.3 < row["latency"] <= 0.4 for row in done.rows)
     assert {plan.budget.kind for plan in done.plans} == {"latency"}
-    assert np.all(done.plans[2].widths >= 1)
+    assert np.all(done.plans[2].kept >= 1)
 
 
 def test_resumed_it_is_the_same_search(trained, quick, tmp_path):

@@ -20,9 +20,9 @@ import crash
 import secateur
 from secateur.agents.log import EpisodeLog
 from secateur.commands import cli
-from secateur.commands.folders import claimed
-from secateur.pruners.files import is_temporary, read_tensors
-from secateur.pruners.pruner import ChannelPruner
+from secateur.pruners.compressor import ChannelPruner
+from secateur.storage.files import is_temporary, read_tensors
+from secateur.storage.folders import claimed
 
 SERVER = multiprocessing.get_context("forkserver")  # real processes, that need not import everything first
 SERVER.set_forkserver_preload(["crash", "secateur.commands.train", "secateur.commands.compare"])
@@ -186,11 +186,11 @@ def test_a_damaged_file_is_named_with_the_remedy(run, tmp_path, name, content, m
     assert after == {**before, name: content}
 
 
-@pytest.mark.parametrize("line", ['{"episode": 1}', "null", "[]", '"', '{"widths": 3}', "\udcff"])
+@pytest.mark.parametrize("line", ['{"episode": 1}', "null", "[]", '"', '{"kept": 3}', "\udcff"])
 def test_a_damaged_line_is_named(run, tmp_path, line):
     log = copy(run, tmp_path / "run", 3) / "episodes.jsonl"
     lines = log.read_text().splitlines()
-    for spoilt in (line, lines[1].replace('"widths": [', '"widths": ["1", ')):
+    for spoilt in (line, lines[1].replace('"kept": [', '"kept": ["1", ')):
         log.write_text("\n".join([lines[0], spoilt, lines[2], ""]), encoding="utf-8", errors="surrogateescape")
         with pytest.raises(ValueError, match=r"episodes\.jsonl, line 2 is damaged: delete that line and all below it"):
             EpisodeLog(log).read(6)
@@ -200,7 +200,7 @@ def test_a_log_that_does_not_replay_is_refused(run, tmp_path):
     folder = copy(run, tmp_path / "run", 3)
     for checkpoint in folder.glob("learner-*"):
         checkpoint.unlink()
-    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: its actions give other widths now"):
+    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: its actions give other kept now"):
         secateur.train(resume=folder, overrides=["budget.flops=0.2"])
 
 
@@ -221,9 +221,9 @@ def test_two_processes_do_not_write_one_run(run, tmp_path):
 def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(run, tmp_path, monkeypatch):
     prune, calls = ChannelPruner.prune, []
 
-    def broken(self, widths, *arguments, guard=True, **values):
-        pruned = prune(self, widths, *arguments, guard=guard, **values)
-        calls.append(widths.tolist())
+    def broken(self, kept, *arguments, guard=True, **values):
+        pruned = prune(self, kept, *arguments, guard=guard, **values)
+        calls.append(kept.tolist())
         if not guard and len(calls) == 2:
             first = next(pruned.parameters())
             first.data = torch.full_like(first, float("nan"))  # the dense network's own stays as it is
@@ -231,14 +231,14 @@ def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(ru
 
     monkeypatch.setattr(ChannelPruner, "prune", broken)
     folder = copy(run, tmp_path / "run", 2)
-    done = secateur.train(resume=folder, overrides=["agent.finalists=1"])
+    done = secateur.train(resume=folder, overrides=["agent.reranked=1"])
     records = untimed(folder / "episodes.jsonl")
-    worst = next(record for record in records if record["widths"] == calls[1])
+    worst = next(record for record in records if record["kept"] == calls[1])
     assert done.finished
     assert worst["accuracy"] == 0.0
     assert worst["reward"] == -10.0 == min(record["reward"] for record in records)
     assert np.isfinite(worst["reconstruction_loss"])
-    assert done.plan.widths.tolist() != calls[1]
+    assert done.plan.kept.tolist() != calls[1]
 
 
 def test_an_agent_that_diverges_stops_the_run_and_it_goes_on_with_a_lower_rate(run, tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_an_agent_that_diverges_stops_the_run_and_it_goes_on_with_a_lower_rate(r
     assert len(logged) >= 2
     assert secateur.RatioPlan.load(folder).provenance.candidates >= 2
     assert not (folder / "policy.safetensors").exists()
-    done = secateur.train(resume=folder, overrides=["agent.learning_rate=1e-3", "agent.finalists=1"])
+    done = secateur.train(resume=folder, overrides=["agent.learning_rate=1e-3", "agent.reranked=1"])
     assert done.finished
     assert untimed(folder / "episodes.jsonl")[: len(logged)] == logged
     policy, _ = read_tensors(folder / "policy.safetensors")

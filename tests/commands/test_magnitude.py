@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import secateur
 from secateur.commands.cli import app
 from secateur.networks import digits_resnet
-from secateur.pruners.layers import PlanError
+from secateur.pruners.structure import PlanError
 
 
 def sizes() -> dict[str, int]:

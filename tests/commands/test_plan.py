@@ -12,15 +12,15 @@ from secateur.envs import CandidateEvaluator
 
 def test_any_budget_without_a_candidate(run, tmp_path, monkeypatch):
     monkeypatch.setattr(CandidateEvaluator, "evaluate", lambda *_: pytest.fail("a candidate was evaluated"))
-    widths = {}
+    kept = {}
     for fraction in (0.2, 0.4, 0.8):
         done = secateur.plan(run.folder, flops=fraction, out=tmp_path / f"{fraction}")
         assert done.trained_on_it
         assert done.plan.budget.fraction == fraction
         assert fraction - 0.1 < done.plan.cost["flops"] <= fraction
         assert done.plan.provenance.candidates == 0
-        widths[fraction] = done.plan.widths.sum()
-    assert widths[0.2] < widths[0.4] < widths[0.8]
+        kept[fraction] = done.plan.kept.sum()
+    assert kept[0.2] < kept[0.4] < kept[0.8]
 
 
 def test_its_folder_can_be_applied(run, tmp_path):

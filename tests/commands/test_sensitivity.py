@@ -11,10 +11,10 @@ from matplotlib.image import imread
 import secateur
 import zoo
 from secateur.configs import load_config
-from secateur.pruners.criteria import Context, elimination
-from secateur.pruners.reconstruction import collect_moments, repair_from_moments
-from secateur.pruners.sensitivity import output_error
-from secateur.pruners.shrink import shrink
+from secateur.pruners.channels.criteria import Context, elimination
+from secateur.pruners.channels.output_error import output_error
+from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.repair.gram import collect_moments, repair_from_moments
 
 CRITERIA = ["first_k", "max_response", "obs"]
 SPARSITIES = [0.25, 0.5, 0.75]

@@ -46,26 +46,26 @@ def test_every_episode_is_logged_with_the_terms_of_its_reward(run):
 
 
 def test_the_plan_is_the_finalist_that_was_best_when_repaired_as_in_the_end(run):
-    finalists = run.summary["finalists"]
-    assert finalists[0]["reward"] == max(finalist["reward"] for finalist in finalists)
-    best = episodes(run.folder)[finalists[0]["episode"]]
+    reranked = run.summary["reranked"]
+    assert reranked[0]["reward"] == max(finalist["reward"] for finalist in reranked)
+    best = episodes(run.folder)[reranked[0]["episode"]]
     plan = secateur.RatioPlan.load(run.folder)
     assert plan == run.plan
-    assert plan.widths.tolist() == best["widths"]
+    assert plan.kept.tolist() == best["kept"]
     assert list(plan.sparsities.values()) == pytest.approx(best["ratios"])
-    assert plan.figures["search_accuracy"] == finalists[0]["search_accuracy"]
-    assert run.summary["best"]["reward"] == finalists[0]["reward"]
+    assert plan.figures["search_accuracy"] == reranked[0]["search_accuracy"]
+    assert run.summary["best"]["reward"] == reranked[0]["reward"]
 
 
 def test_finalists_are_the_best_of_the_search_and_all_different(run):
     records = episodes(run.folder)
-    finalists = run.summary["finalists"]
-    first = next(finalist for finalist in finalists if finalist["episode"] == 0)  # tells what the search gained
+    reranked = run.summary["reranked"]
+    first = next(finalist for finalist in reranked if finalist["episode"] == 0)  # tells what the search gained
     assert run.summary["base"] == {key: first[key] for key in ("reward", "search_accuracy")}
-    assert run.summary["best"]["reward"] == max(finalist["reward"] for finalist in finalists) >= first["reward"]
-    chosen = sorted((records[f["episode"]] for f in finalists), key=lambda record: -record["reward"])[:3]
-    assert len({tuple(record["widths"]) for record in chosen}) == 3
-    others = [record["reward"] for record in records if record["widths"] not in [c["widths"] for c in chosen]]
+    assert run.summary["best"]["reward"] == max(finalist["reward"] for finalist in reranked) >= first["reward"]
+    chosen = sorted((records[f["episode"]] for f in reranked), key=lambda record: -record["reward"])[:3]
+    assert len({tuple(record["kept"]) for record in chosen}) == 3
+    others = [record["reward"] for record in records if record["kept"] not in [c["kept"] for c in chosen]]
     assert min(record["reward"] for record in chosen) >= max(others)
 
 
@@ -90,7 +90,7 @@ def test_a_budget_for_every_episode_and_a_plan_for_the_one_asked(trained, tmp_pa
     assert [record["episode"] for record in asked] == [0, 5]
     assert len({record["budget"] for record in records}) == 5
     assert all(record["flops"] <= record["budget"] for record in records)
-    assert done.plan.widths.tolist() in [record["widths"] for record in asked]
+    assert done.plan.kept.tolist() in [record["kept"] for record in asked]
 
 
 def test_tensorboard_shows_what_was_logged(run):
@@ -281,7 +281,7 @@ def test_a_network_with_a_nan_is_refused(tmp_path):
 
 
 def test_a_missing_ray_is_told_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr("secateur.envs.actors.find_spec", lambda name: None)
+    monkeypatch.setattr("secateur.envs.workers.ray.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"need ray: pip install 'secateur\[ray\]'"):
         secateur.train("digits", out=tmp_path / "run", ray_address="local")
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import yaml
 
 from secateur.configs import Config, ConfigError, builtin_configs, check_config, did_you_mean, dump_config, load_config
 from secateur.networks import registered_networks
-from secateur.pruners.criteria import criteria
+from secateur.pruners.channels.criteria import criteria
 
 
 @pytest.mark.parametrize("name", builtin_configs())

@@ -11,8 +11,8 @@ import pytest
 
 import zoo
 from secateur.envs import CandidateEvaluator, ParallelEvaluator, actors
-from secateur.envs.actors import Actors
-from secateur.pruners.pruner import ChannelPruner
+from secateur.envs.workers.ray import Actors
+from secateur.pruners.compressor import ChannelPruner
 
 
 def make(kind: type[CandidateEvaluator] = CandidateEvaluator) -> CandidateEvaluator:
@@ -21,7 +21,7 @@ def make(kind: type[CandidateEvaluator] = CandidateEvaluator) -> CandidateEvalua
 
 
 def draw(count: int) -> list[np.ndarray]:
-    rng, dense = np.random.default_rng(0), zoo.structure("residual").widths
+    rng, dense = np.random.default_rng(0), zoo.structure("residual").kept
     return [rng.integers(1, dense + 1) for _ in range(count)]
 
 
@@ -55,14 +55,14 @@ def test_a_node_that_is_killed_takes_no_candidate_with_it(cluster, tmp_path: Pat
     name = doomed.node_id
 
     class Doomed(CandidateEvaluator):  # local, so that it is sent whole
-        def evaluate(self, widths):
+        def evaluate(self, kept):
             import ray
 
             node = ray.get_runtime_context().get_node_id()
             (tmp_path / f"{node}-{time.monotonic_ns()}").touch()
             while node == name or not list(tmp_path.glob(f"{name}-*")):  # it is in a candidate when it is killed
                 time.sleep(0.05)
-            return super().evaluate(widths)
+            return super().evaluate(kept)
 
     def kill() -> None:
         while not list(tmp_path.glob(f"{name}-*")):

@@ -26,9 +26,9 @@ from secateur.envs import (
 )
 from secateur.envs.layer_sparsity import REACH
 from secateur.pruners.budget import Budget
-from secateur.pruners.layers import PlanError
-from secateur.pruners.loss_model import LossModel, Prices
-from secateur.pruners.pruner import ChannelPruner
+from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.loss_model import Lagrangian, LossModel
+from secateur.pruners.structure import PlanError
 
 CASES = st.sampled_from(zoo.cases())
 ACTIONS = st.lists(st.floats(-1, 1, width=32), min_size=12, max_size=12)
@@ -114,7 +114,7 @@ def test_twin_roll_outs_are_identical() -> None:
     for a, b in zip(first[0], second[0], strict=True):
         assert np.array_equal(a, b)
     assert first[1] == second[1]
-    assert np.array_equal(first[2]["widths"], second[2]["widths"])
+    assert np.array_equal(first[2]["kept"], second[2]["kept"])
     again = roll(twins[0], actions)  # nothing of an episode stays behind
     assert all(np.array_equal(a, b) for a, b in zip(first[0], again[0], strict=True))
 
@@ -127,15 +127,15 @@ def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
     except PlanError:
         assume(False)
     observations, rewards, info = roll(env, actions)
-    widths, dense = info["widths"].tolist(), env.budget.structure.widths
-    assert env.budget.cost(widths) <= env.budget.limit
-    assert env.budget.structure.fraction(kind, widths) <= fraction + 1e-9
+    kept, dense = info["kept"].tolist(), env.budget.structure.units
+    assert env.budget.cost(kept) <= env.budget.limit
+    assert env.budget.structure.fraction(kind, kept) <= fraction + 1e-9
     if kind == "latency":  # nothing that is free is given away
-        assert [env.budget.widen(widths[:t], width) for t, width in enumerate(widths)] == widths
-    cut = [i for i, width in enumerate(widths) if width < dense[i]]
+        assert [env.budget.widen(kept[:t], width) for t, width in enumerate(kept)] == kept
+    cut = [i for i, width in enumerate(kept) if width < dense[i]]
     if cut:
-        widths[cut[-1]] += 1
-        assert env.budget.cost(widths) > env.budget.limit
+        kept[cut[-1]] += 1
+        assert env.budget.cost(kept) > env.budget.limit
     assert all(env.observation_space.contains(o) for o in observations)
     assert all(o.dtype == np.float32 for o in observations)
     assert len(rewards) == len(dense)
@@ -151,10 +151,10 @@ def test_a_larger_action_removes_no_less(case, fraction, actions):
         assume(False)
     env.reset()
     for action in actions[: len(env.statistics)]:
-        widths = [env._width(a) for a in (-1.0, -0.5, 0.0, 0.5, 1.0)]
-        assert widths == sorted(widths, reverse=True)
-        low, high = env.budget.bounds(env.widths)
-        assert low <= widths[-1] <= widths[0] <= high
+        kept = [env._width(a) for a in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+        assert kept == sorted(kept, reverse=True)
+        low, high = env.budget.bounds(env.kept)
+        assert low <= kept[-1] <= kept[0] <= high
         env.step(np.array([action], dtype=np.float32))
 
 
@@ -163,8 +163,8 @@ def test_a_larger_action_removes_no_less(case, fraction, actions):
 def test_where_nothing_is_known_zero_actions_give_the_uniform_plan(name: str, cut: str, fraction: float) -> None:
     env = make(name, cut, fraction=fraction)
     _, _, info = roll(env, [0.0] * len(env.statistics))
-    kept = info["widths"] / env.budget.structure.widths
-    one_unit = 1.0 / env.budget.structure.widths.min()
+    kept = info["kept"] / env.budget.structure.units
+    one_unit = 1.0 / env.budget.structure.units.min()
     assert np.ptp(kept[:-1]) <= 2 * one_unit
     assert abs(kept[-1] - kept[:-1].mean()) <= 4 * one_unit  # the last layer takes what the others' rounding left
 
@@ -178,7 +178,7 @@ def steep(layer: int, name: str = "resnet20") -> LossModel:
 @pytest.mark.parametrize("layer", [0, 4, 8])
 def test_zero_actions_spare_the_layer_that_is_minded(layer: int) -> None:
     plain, minding = make("resnet20"), make("resnet20", losses=steep(layer))
-    before, after = (roll(env, [0.0] * 9)[2]["widths"] for env in (plain, minding))
+    before, after = (roll(env, [0.0] * 9)[2]["kept"] for env in (plain, minding))
     assert after[layer] > before[layer]
     assert minding.losses.predict(after) < minding.losses.predict(before)
     others = np.arange(9) != layer
@@ -190,18 +190,18 @@ def test_an_action_is_a_price() -> None:
     env = make("resnet20")
     env.reset()
     env.step(np.array([-1.0], np.float32))
-    prices = Prices(env.losses, env.budget)
-    expected = prices.widths(prices.dearer(prices.position([]), -REACH))[0]
-    assert env.widths == [round(float(expected))]
-    assert env.widths[0] > 10 > 8 == round(float(prices.widths(prices.position([]))[0]))
+    prices = Lagrangian(env.losses, env.budget)
+    expected = prices.kept(prices.raised(prices.position([]), -REACH))[0]
+    assert env.kept == [round(float(expected))]
+    assert env.kept[0] > 10 > 8 == round(float(prices.kept(prices.position([]))[0]))
 
 
 def test_another_loss_model_counts_from_the_next_walk_on() -> None:
     env = make("resnet20")
     env.reset()
-    env.believe(steep(3))
+    env.set_loss_model(steep(3))
     assert np.array_equal(
-        roll(env, [0.0] * 9)[2]["widths"], roll(make("resnet20", losses=steep(3)), [0.0] * 9)[2]["widths"]
+        roll(env, [0.0] * 9)[2]["kept"], roll(make("resnet20", losses=steep(3)), [0.0] * 9)[2]["kept"]
     )
 
 
@@ -211,7 +211,7 @@ def test_a_walk_on_another_budget() -> None:
     assert first[1 + list(WALK_FEATURES).index("budget")] == pytest.approx(0.3)
     for _ in range(9):
         *_, info = env.step(np.zeros(1, np.float32))
-    assert np.array_equal(info["widths"], roll(make("resnet20", fraction=0.3), [0.0] * 9)[2]["widths"])
+    assert np.array_equal(info["kept"], roll(make("resnet20", fraction=0.3), [0.0] * 9)[2]["kept"])
     assert env.budget.fraction == 0.3
     env.reset()
     assert env.budget.fraction == 0.3  # until another is named
@@ -225,7 +225,7 @@ def test_a_walk_without_pay_sees_the_same_and_evaluates_nothing() -> None:
     observations, _, info = roll(paid, actions)
     seen = [walked.reset()[0], *(walked.walk(np.array([a], np.float32)) for a in actions)]
     assert all(np.array_equal(a, b) for a, b in zip(seen, observations, strict=True))
-    assert walked.widths == info["widths"].tolist()
+    assert walked.kept == info["kept"].tolist()
     assert walked.evaluator.calls == 0
     with pytest.raises(RuntimeError, match="the walk is over"):
         walked.walk(np.zeros(1, np.float32))
@@ -234,9 +234,7 @@ def test_a_walk_without_pay_sees_the_same_and_evaluates_nothing() -> None:
 @pytest.mark.parametrize("action", [3.0, -7.0])
 def test_actions_outside_the_space_are_clipped(action: float) -> None:
     env, clipped = make(), make()
-    assert np.array_equal(
-        roll(env, [action] * 6)[2]["widths"], roll(clipped, [float(np.sign(action))] * 6)[2]["widths"]
-    )
+    assert np.array_equal(roll(env, [action] * 6)[2]["kept"], roll(clipped, [float(np.sign(action))] * 6)[2]["kept"])
 
 
 def test_an_observation_describes_the_next_layer() -> None:
@@ -245,11 +243,11 @@ def test_an_observation_describes_the_next_layer() -> None:
     index = [round(5 * float(o[0])) for o in observations]
     assert index == [0, 1, 2, 3, 4, 5, 5]
     names = list(WALK_FEATURES)
-    structure, dense, budget = env.budget.structure, env.budget.structure.widths, env.budget
+    structure, dense, budget = env.budget.structure, env.budget.structure.units, env.budget
     whole = budget.cost(dense)
-    prices = Prices(env.losses, budget)
+    prices = Lagrangian(env.losses, budget)
     for t, observation in enumerate(observations[:-1]):
-        chosen = info["widths"][:t].tolist()
+        chosen = info["kept"][:t].tolist()
         seen = dict(zip(names, observation[1:].tolist(), strict=True))
         low, high = budget.bounds(chosen)
         now = budget.cost(np.concatenate([chosen, dense[t:]]).astype(int))
@@ -258,13 +256,13 @@ def test_an_observation_describes_the_next_layer() -> None:
             "reduced": 1 - now / whole,
             "rest": (now - least) / whole,
             "budget": 0.5,
-            "base": 1 - float(prices.widths(prices.position(chosen))[t]) / dense[t],
+            "base": 1 - float(prices.kept(prices.position(chosen))[t]) / dense[t],
             "least": 1 - high / dense[t],
             "most": 1 - low / dense[t],
             "last_action": 1 - chosen[-1] / dense[t - 1] if t else 0.0,
         }
         assert seen == pytest.approx(expected, abs=1e-6)
-    assert structure.fraction("flops", info["widths"]) == pytest.approx(1 - observations[-1][1], abs=1e-6)
+    assert structure.fraction("flops", info["kept"]) == pytest.approx(1 - observations[-1][1], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -283,8 +281,8 @@ def test_terms_sum_to_the_reward(weights: RewardWeights | None) -> None:
             "flops": -used.flops * evaluation.flops,
         }
     )
-    assert info["widths"].tolist() == env.widths
-    assert evaluation == env.evaluator.evaluate(info["widths"])
+    assert info["kept"].tolist() == env.kept
+    assert evaluation == env.evaluator.evaluate(info["kept"])
 
 
 def test_only_the_finished_plan_is_evaluated() -> None:
@@ -337,7 +335,7 @@ def test_layer_statistics_of_every_network(name: str, cut: str) -> None:
     layers = pruner.structure.layers
     assert columns["index"].tolist() == pytest.approx(np.linspace(0, 1, len(layers)).tolist())
     assert columns["trunk"].tolist() == [float(layer.trunk) for layer in layers]
-    np.testing.assert_allclose(2 ** (12 * columns["width"]), [layer.width for layer in layers], rtol=1e-4)
+    np.testing.assert_allclose(2 ** (12 * columns["width"]), [layer.units for layer in layers], rtol=1e-4)
     assert columns["flops"].max() == columns["params"].max() == columns["weight_norm"].max() == 1.0
     assert np.all(columns["error_25"] <= columns["error_50"] + 0.02)
     assert np.all(columns["error_50"] <= columns["error_75"] + 0.02)

@@ -1,4 +1,4 @@
-"""Whoever the workers are: every candidate is judged, once, in order, and no death is the end but three of one plan."""
+"""Whoever the workers are: every candidate is evaluated, once, in order, and no death is the end but three of one plan."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Crew:
     """Workers that do nothing by themselves: with every look at them, one that can do something does it.
 
     Attributes:
-        fate: what judging a candidate comes to, if not to an evaluation; called with widths and the attempt.
+        fate: what evaluating a candidate comes to, if not to an evaluation; called with kept and the attempt.
         starts: futures of starting workers, outcomes that are given to them in turn.
         hired: all workers there were.
-        judged: how often each candidate was given to a worker.
+        evaluated: how often each candidate was given to a worker.
         most: how many workers had something to do at once.
     """
 
@@ -50,7 +50,7 @@ class Crew:
         self.fate = fate
         self.starts = list(starts)
         self.hired: list[FakeWorker] = []
-        self.judged: Counter[tuple[int, ...]] = Counter()
+        self.evaluated: Counter[tuple[int, ...]] = Counter()
         self.most = 0
         self.closed = False
 
@@ -86,30 +86,30 @@ class FakeWorker:
     def start(self) -> Future[None]:
         return self.started
 
-    def judge(self, widths: tuple[int, ...]):
+    def evaluate(self, kept: tuple[int, ...]):
         assert not self.stopped
         assert self.started.done()
-        self.crew.judged[widths] += 1
+        self.crew.evaluated[kept] += 1
         future = Future()
-        future.outcome = self.crew.fate(widths, self.crew.judged[widths]) or (worth(widths), {"prune": 0.5})
+        future.outcome = self.crew.fate(kept, self.crew.evaluated[kept]) or (worth(kept), {"prune": 0.5})
         return future
 
     def stop(self) -> None:
         self.stopped = True
 
 
-def worth(widths: tuple[int, ...]) -> Evaluation:
-    return Evaluation(float(sum(widths)), 0.0, 0.5, 0.5)
+def worth(kept: tuple[int, ...]) -> Evaluation:
+    return Evaluation(float(sum(kept)), 0.0, 0.5, 0.5)
 
 
-def plans(*widths: int) -> list[np.ndarray]:
-    return [np.array([width, 7]) for width in widths]
+def plans(*kept: int) -> list[np.ndarray]:
+    return [np.array([width, 7]) for width in kept]
 
 
 @pytest.fixture
-def judges(monkeypatch: pytest.MonkeyPatch):
+def evaluators(monkeypatch: pytest.MonkeyPatch):
     def make(crew: Crew, workers: int = 2) -> ParallelEvaluator:
-        monkeypatch.setattr("secateur.envs.parallel.wait", crew.look)
+        monkeypatch.setattr("secateur.envs.workers.parallel.wait", crew.look)
         return ParallelEvaluator(Serial(), crew, workers)  # type: ignore[arg-type]
 
     return make
@@ -121,89 +121,89 @@ def judges(monkeypatch: pytest.MonkeyPatch):
 )
 def test_all_are_judged_in_order_whoever_is_first_and_whoever_dies(asked, workers, seed, dies):
     deaths = {width: dies.draw(st.integers(0, 2)) for width in set(asked)}
-    crew = Crew(seed, lambda widths, attempt: DiedError() if attempt <= deaths[widths[0]] else None)
+    crew = Crew(seed, lambda kept, attempt: DiedError() if attempt <= deaths[kept[0]] else None)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        patch.setattr("secateur.envs.parallel.wait", crew.look)
+        patch.setattr("secateur.envs.workers.parallel.wait", crew.look)
         with ParallelEvaluator(Serial(), crew, workers) as evaluator:
             found = list(evaluator.evaluate_all(plans(*asked)))
             assert sum(not worker.stopped for worker in crew.hired) <= workers
     assert len(told) == sum(deaths.values())
     assert found == [worth((width, 7)) for width in asked]
-    assert crew.judged == {(width, 7): 1 + count for width, count in deaths.items()}
+    assert crew.evaluated == {(width, 7): 1 + count for width, count in deaths.items()}
     assert crew.most <= workers
     assert crew.closed
 
 
-def test_what_is_known_or_asked_twice_is_not_judged_again(judges):
+def test_what_is_known_or_asked_twice_is_not_judged_again(evaluates):
     crew = Crew()
-    evaluator = judges(crew)
+    evaluator = evaluates(crew)
     evaluator.known[3, 7] = worth((0, 0))
     assert list(evaluator.evaluate_all(plans(5, 3, 5))) == [worth((5, 7)), worth((0, 0)), worth((5, 7))]
     assert evaluator.evaluate(plans(5)[0]) == worth((5, 7))
-    assert crew.judged == {(5, 7): 1}
+    assert crew.evaluated == {(5, 7): 1}
     assert len(crew.hired) == 1  # one candidate needs no second worker
 
 
-def test_workers_work_at_the_same_time_and_stay(judges):
+def test_workers_work_at_the_same_time_and_stay(evaluates):
     crew = Crew()
-    evaluator = judges(crew, 3)
+    evaluator = evaluates(crew, 3)
     assert len(list(evaluator.evaluate_all(plans(*range(9))))) == 9
     assert crew.most == 3
     assert len(list(evaluator.evaluate_all(plans(*range(20, 29))))) == 9
     assert len(crew.hired) == 3
 
 
-def test_an_evaluation_is_there_before_the_rest_are(judges):
+def test_an_evaluation_is_there_before_the_rest_are(evaluates):
     crew = Crew()
-    found = judges(crew, 1).evaluate_all(plans(1, 2, 3))
-    assert crew.judged == {}
+    found = evaluates(crew, 1).evaluate_all(plans(1, 2, 3))
+    assert crew.evaluated == {}
     assert next(found) == worth((1, 7))
-    assert crew.judged == {(1, 7): 1}
+    assert crew.evaluated == {(1, 7): 1}
 
 
 DIED = pytest.mark.filterwarnings("ignore:a worker died")
 
 
 @DIED
-def test_a_plan_that_three_workers_die_of_ends_the_run(judges):
-    crew = Crew(fate=lambda widths, _: DiedError() if widths[0] == 4 else None)
+def test_a_plan_that_three_workers_die_of_ends_the_run(evaluates):
+    crew = Crew(fate=lambda kept, _: DiedError() if kept[0] == 4 else None)
     with (
-        pytest.raises(RuntimeError, match=r"3 workers in a row died of the plan with widths \[4, 7\].*lower workers"),
-        judges(crew) as evaluator,
+        pytest.raises(RuntimeError, match=r"3 workers in a row died of the plan with kept \[4, 7\].*lower workers"),
+        evaluates(crew) as evaluator,
     ):
         list(evaluator.evaluate_all(plans(1, 4, 2)))
-    assert crew.judged[4, 7] == 3
+    assert crew.evaluated[4, 7] == 3
     assert crew.closed
 
 
 @DIED
-def test_workers_that_do_not_start_end_the_run(judges):
+def test_workers_that_do_not_start_end_the_run(evaluates):
     crew = Crew(starts=(DiedError(), DiedError(), DiedError()))
-    with pytest.raises(RuntimeError, match="3 workers in a row died while starting"), judges(crew, 1) as evaluator:
+    with pytest.raises(RuntimeError, match="3 workers in a row died while starting"), evaluates(crew, 1) as evaluator:
         list(evaluator.evaluate_all(plans(1)))
     assert len(crew.hired) == 3
     crew = Crew(starts=(DiedError(), DiedError(), None))
-    assert list(judges(crew, 1).evaluate_all(plans(1))) == [worth((1, 7))]
+    assert list(evaluates(crew, 1).evaluate_all(plans(1))) == [worth((1, 7))]
 
 
-def test_others_go_on_without_a_worker_that_has_no_room_to_start(judges):
+def test_others_go_on_without_a_worker_that_has_no_room_to_start(evaluates):
     """A Ray cluster that lost a node has none until another comes."""
     crew = Crew(starts=(None, "never"))
-    with judges(crew) as evaluator:
+    with evaluates(crew) as evaluator:
         assert len(list(evaluator.evaluate_all(plans(*range(5))))) == 5
     assert len(crew.hired) == 2
 
 
-def test_an_error_of_the_evaluation_is_the_callers(judges):
+def test_an_error_of_the_evaluation_is_the_callers(evaluates):
     crew = Crew(fate=lambda *_: ValueError("no such layer"))
-    with pytest.raises(ValueError, match="no such layer"), judges(crew) as evaluator:
+    with pytest.raises(ValueError, match="no such layer"), evaluates(crew) as evaluator:
         list(evaluator.evaluate_all(plans(1)))
-    assert crew.judged == {(1, 7): 1}
+    assert crew.evaluated == {(1, 7): 1}
     assert crew.closed
 
 
-def test_the_workers_time_counts(judges):
-    evaluator = judges(Crew())
+def test_the_workers_time_counts(evaluates):
+    evaluator = evaluates(Crew())
     assert len(list(evaluator.evaluate_all(plans(1, 2, 3)))) == 3
     assert evaluator.seconds == {"prune": 1.0 + 3 * 0.5}

@@ -1,4 +1,4 @@
-"""Real processes: they judge as this one does, and no killing of any of them loses a candidate or leaves one behind."""
+"""Real processes: they evaluate as this one does, and no killing of any of them loses a candidate or leaves one behind."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ import torch
 
 import zoo
 from secateur.envs import CandidateEvaluator, ParallelEvaluator
-from secateur.envs.processes import Processes
-from secateur.pruners.pruner import ChannelPruner
+from secateur.envs.workers.processes import Processes
+from secateur.pruners.compressor import ChannelPruner
 
 
 def make(kind: type[CandidateEvaluator] = CandidateEvaluator, repair: str = "gram") -> CandidateEvaluator:
@@ -28,7 +28,7 @@ def make(kind: type[CandidateEvaluator] = CandidateEvaluator, repair: str = "gra
 
 
 def draw(count: int, seed: int = 0) -> list[np.ndarray]:
-    rng, dense = np.random.default_rng(seed), zoo.structure("residual").widths
+    rng, dense = np.random.default_rng(seed), zoo.structure("residual").kept
     return [rng.integers(1, dense + 1) for _ in range(count)]
 
 
@@ -48,12 +48,12 @@ def alive(pid: int) -> bool:
 
 
 def pids(folder: Path) -> set[int]:
-    """The workers that `watched` candidates were judged by."""
+    """The workers that `watched` candidates were evaluated by."""
     return {int(path.read_text()) for path in folder.iterdir()}
 
 
 def watched(folder: Path, fate: str = "") -> type[CandidateEvaluator]:
-    """An evaluator that leaves a file for every candidate, its worker's number in it, before it judges.
+    """An evaluator that leaves a file for every candidate, its worker's number in it, before it evaluates.
 
     Args:
         folder: where they are left, named by the candidate's first width and the attempt.
@@ -61,16 +61,16 @@ def watched(folder: Path, fate: str = "") -> type[CandidateEvaluator]:
     """
 
     class Watched(CandidateEvaluator):  # local, so that workers get the class itself: this file is no module for them
-        def evaluate(self, widths):
-            attempt = len(list(folder.glob(f"{widths[0]}-*")))
+        def evaluate(self, kept):
+            attempt = len(list(folder.glob(f"{kept[0]}-*")))
             written = folder.with_suffix(f".{os.getpid()}")
             written.write_text(str(os.getpid()))
-            written.rename(folder / f"{widths[0]}-{attempt}")
-            if widths[0] == 2 and fate == "die":
+            written.rename(folder / f"{kept[0]}-{attempt}")
+            if kept[0] == 2 and fate == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if widths[0] == 2 and fate == "sleep" and attempt == 0:
+            if kept[0] == 2 and fate == "sleep" and attempt == 0:
                 time.sleep(600)
-            return super().evaluate(widths)
+            return super().evaluate(kept)
 
     return Watched
 
@@ -112,7 +112,9 @@ def test_a_candidate_whose_worker_is_killed_is_judged_again(tmp_path: Path) -> N
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     with (
-        pytest.warns(RuntimeWarning, match=r"a worker died of the plan with widths \[2, 3, 4\], which is judged again"),
+        pytest.warns(
+            RuntimeWarning, match=r"a worker died of the plan with kept \[2, 3, 4\], which is evaluated again"
+        ),
         ParallelEvaluator(evaluator, Processes(evaluator, threads=1), 2) as workers,
     ):
         found = list(workers.evaluate_all(plans))
@@ -125,7 +127,7 @@ def test_a_candidate_whose_worker_is_killed_is_judged_again(tmp_path: Path) -> N
 def test_a_candidate_that_kills_its_workers_ends_the_run(tmp_path: Path) -> None:
     evaluator = make(watched(tmp_path, "die"))
     with (
-        pytest.raises(RuntimeError, match=r"3 workers in a row died of the plan with widths \[2, 3, 4\]"),
+        pytest.raises(RuntimeError, match=r"3 workers in a row died of the plan with kept \[2, 3, 4\]"),
         ParallelEvaluator(evaluator, Processes(evaluator, threads=1), 2) as workers,
     ):
         list(workers.evaluate_all([np.array([2, 3, 4])]))
@@ -154,7 +156,7 @@ def test_leaving_ends_the_workers_at_once_whatever_they_do(tmp_path: Path, monke
     def leave() -> None:
         with ParallelEvaluator(evaluator, Processes(evaluator, threads=1), 1) as workers:
             workers.evaluate(np.array([1, 3, 4]))
-            monkeypatch.setattr("secateur.envs.parallel.wait", interrupted)
+            monkeypatch.setattr("secateur.envs.workers.parallel.wait", interrupted)
             workers.evaluate(np.array([2, 3, 4]))
 
     with pytest.raises(KeyboardInterrupt):
@@ -192,7 +194,7 @@ if __name__ == "__main__":
 
 
 def parent(folder: Path, temporary: Path, **options: Any) -> subprocess.Popen[str]:
-    """A process of its own that has two workers judge three candidates, the second of them for ever."""
+    """A process of its own that has two workers evaluate three candidates, the second of them for ever."""
     seen = folder / "seen"
     seen.mkdir()
     script = folder / "parent.py"
@@ -238,9 +240,9 @@ def test_workers_leave_an_interrupt_to_their_parent(tmp_path: Path) -> None:
 
 def test_workers_have_the_threads_they_are_given() -> None:
     class Counting(CandidateEvaluator):
-        def evaluate(self, widths):
+        def evaluate(self, kept):
             assert torch.get_num_threads() == 3
-            return super().evaluate(widths)
+            return super().evaluate(kept)
 
     evaluator = make(Counting)
     with ParallelEvaluator(evaluator, Processes(evaluator, threads=3), 1) as workers:

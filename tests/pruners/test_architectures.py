@@ -24,15 +24,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import secateur
 import zoo
 from secateur.commands.apply import save_network
-from secateur.commands.task import Task
+from secateur.commands.session import Session
 from secateur.configs import Config
 from secateur.networks import build_network
-from secateur.pruners.batchnorm import adapt_batchnorm
-from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.pruner import Repair
-from secateur.pruners.reconstruction import DenseMoments, collect_moments, following_norms, repair_from_moments
-from secateur.pruners.sequential import repair_sequentially
-from secateur.pruners.shrink import mask, shrink
+from secateur.networks.norms import following_norms
+from secateur.pruners.channels.shrink import mask, shrink
+from secateur.pruners.compressor import Repair
+from secateur.pruners.repair.batchnorm import adapt_batchnorm
+from secateur.pruners.repair.gram import DenseMoments, collect_moments, repair_from_moments
+from secateur.pruners.repair.sequential import repair_sequentially
+from secateur.pruners.structure import Selection, Structure
 
 CLASSES = 10
 HELD_OUT = 64
@@ -154,18 +155,18 @@ class Case:
             torch.manual_seed(0)
             enliven(self.model, calibration)
         search = [(self.held_out, torch.zeros(HELD_OUT))]
-        self.task = Task(config, self.model, calibration, search, None, None, source="digits")
+        self.session = Session(config, self.model, calibration, search, None, None, source="digits")
 
     @property
     def structure(self) -> Structure:
-        return self.task.structure
+        return self.session.structure
 
     @cached_property
     def cut(self) -> tuple[Selection, nn.Module]:
         """Every layer cut at another ratio, at random; not so far that nothing of the images gets through."""
         rng = np.random.default_rng(0)
-        widths = [int(rng.integers((layer.width + 1) // 2, layer.width + 1)) for layer in self.structure.layers]
-        selection = draw(self.structure, widths)
+        kept = [int(rng.integers((layer.units + 1) // 2, layer.units + 1)) for layer in self.structure.layers]
+        selection = draw(self.structure, kept)
         return selection, shrink(self.model, self.structure, selection).eval()
 
     @cached_property
@@ -177,7 +178,7 @@ class Case:
     @cached_property
     def half(self) -> Selection:
         """Half of the units of every layer, at random."""
-        return draw(self.part, [layer.width // 2 for layer in self.part.layers])
+        return draw(self.part, [layer.units // 2 for layer in self.part.layers])
 
     @cached_property
     def few(self) -> Selection:
@@ -187,7 +188,7 @@ class Case:
 
     @cached_property
     def moments(self) -> DenseMoments:
-        return collect_moments(self.model, self.part, self.task.calibration)
+        return collect_moments(self.model, self.part, self.session.calibration)
 
     @cached_property
     def features(self) -> dict[str, str]:
@@ -210,7 +211,7 @@ class Case:
         if repair == "gram":
             repair_from_moments(pruned, self.model, self.part, selection, self.moments)
         elif repair == "sequential":
-            repair_sequentially(pruned, self.model, self.part, selection, self.task.calibration)
+            repair_sequentially(pruned, self.model, self.part, selection, self.session.calibration)
         found = watch(pruned, self.held_out, list(self.features.values()))
         losses = {}
         for name, place in {**self.features, "": ""}.items():
@@ -222,12 +223,12 @@ class Case:
         return losses
 
 
-def draw(structure: Structure, widths: Sequence[int]) -> Selection:
+def draw(structure: Structure, kept: Sequence[int]) -> Selection:
     """So many units of every layer, at random."""
     rng = np.random.default_rng(0)
     return [
-        np.sort(rng.choice(layer.width, width, replace=False))
-        for layer, width in zip(structure.layers, widths, strict=True)
+        np.sort(rng.choice(layer.units, width, replace=False))
+        for layer, width in zip(structure.layers, kept, strict=True)
     ]
 
 
@@ -259,7 +260,7 @@ def test_layers_are_those_counted_by_hand(case: Case) -> None:
     assert len(structure.layers) == case.known.layers
     reasons = collections.Counter(
         next((part for part in case.known.whole if part in reason), reason)
-        for reason in structure.uncut.values()
+        for reason in structure.ignored.values()
         if "coupled to" not in reason
     )
     assert reasons == case.known.whole
@@ -268,23 +269,23 @@ def test_layers_are_those_counted_by_hand(case: Case) -> None:
 def test_every_convolution_is_in_a_layer_or_named_as_left_whole(case: Case) -> None:
     structure = case.structure
     producers = {name for layer in structure.layers for name in layer.producers}
-    assert not producers & set(structure.uncut)
+    assert not producers & set(structure.ignored)
     for operation in structure.operations:
         module = case.model.get_submodule(operation.module)
         depthwise = isinstance(module, nn.Conv2d) and module.groups == module.out_channels > 1
-        assert depthwise or operation.module in producers | set(structure.uncut), operation.module
+        assert depthwise or operation.module in producers | set(structure.ignored), operation.module
 
 
 def test_cost_is_what_torch_counts(case: Case) -> None:
     selection, small = case.cut
-    widths = zoo.widths_of(selection)
+    kept = zoo.widths_of(selection)
     x = case.held_out[:2]
-    for model, kept in ((case.model, case.structure.widths), (small, widths)):
+    for model, kept in ((case.model, case.structure.units), (small, kept)):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             assert model(x).shape == (len(x), case.classes)
         assert case.structure.cost("flops", kept) * 2 * len(x) == counter.get_total_flops()
         assert case.structure.cost("params", kept) == sum(parameter.numel() for parameter in model.parameters())
-    assert case.structure.fraction("flops", widths) < 1.0
+    assert case.structure.fraction("flops", kept) < 1.0
 
 
 def test_masked_and_shrunk_network_agree(case: Case) -> None:
@@ -300,9 +301,9 @@ def test_masked_and_shrunk_network_agree(case: Case) -> None:
 def test_saved_and_loaded_it_is_the_same_network(case: Case, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     structure = case.structure
-    widths = np.array([rng.integers((layer.width + 3) // 4, layer.width // 2 + 1) for layer in structure.layers])
-    small = case.task.pruner.prune(widths)
-    save_network(small, tmp_path, case.task, structure.kept_positions(case.task.pruner.selection(widths)))
+    kept = np.array([rng.integers((layer.units + 3) // 4, layer.units // 2 + 1) for layer in structure.layers])
+    small = case.session.pruner.prune(kept)
+    save_network(small, tmp_path, case.session, structure.kept_positions(case.session.pruner.selection(kept)))
     zoo.assert_same_network(secateur.load(tmp_path), small, case.held_out[:2])
 
 

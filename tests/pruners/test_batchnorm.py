@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from secateur.pruners.batchnorm import fold_batchnorm
-from secateur.pruners.reconstruction import following_norms
+from secateur.networks.norms import fold_batchnorm, following_norms
 
 
 def norms(model: nn.Module) -> int:

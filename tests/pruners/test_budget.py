@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.budget import Budget
-from secateur.pruners.layers import PlanError
+from secateur.pruners.structure import PlanError
 
 NAMES = st.sampled_from(zoo.cases())
 KINDS = st.sampled_from(["flops", "params"])
@@ -27,12 +27,12 @@ def budget(case: tuple[str, str], kind: str, fraction: float, most: float = 0.9)
 
 
 def walk(b: Budget, choices: list[float]) -> list[int]:
-    """Widths between each step's bounds, by a choice in [0, 1] for each layer."""
-    widths: list[int] = []
+    """Kept between each step's bounds, by a choice in [0, 1] for each layer."""
+    kept: list[int] = []
     for choice in choices[: len(b.structure.layers)]:
-        low, high = b.bounds(widths)
-        widths.append(round(low + choice * (high - low)))
-    return widths
+        low, high = b.bounds(kept)
+        kept.append(round(low + choice * (high - low)))
+    return kept
 
 
 @settings(max_examples=80, deadline=None)
@@ -45,14 +45,14 @@ def walk(b: Budget, choices: list[float]) -> list[int]:
 )
 def test_every_walk_ends_at_the_budget(case, kind, fraction, most, choices):
     b = budget(case, kind, fraction, most)
-    widths = walk(b, choices)
-    dense = b.structure.widths
-    assert b.cost(widths) <= b.limit
-    assert np.all(widths >= b.least)
-    assert np.all(widths <= dense)
-    cut = [i for i, width in enumerate(widths) if width < dense[i]]
+    kept = walk(b, choices)
+    dense = b.structure.units
+    assert b.cost(kept) <= b.limit
+    assert np.all(kept >= b.least)
+    assert np.all(kept <= dense)
+    cut = [i for i, width in enumerate(kept) if width < dense[i]]
     if cut:  # one more channel of the last layer that is not whole would be too much
-        more = list(widths)
+        more = list(kept)
         more[cut[-1]] += 1
         assert b.cost(more) > b.limit
 
@@ -67,18 +67,18 @@ def test_every_walk_ends_at_the_budget(case, kind, fraction, most, choices):
 )
 def test_bounds_are_what_they_say(case, kind, fraction, most, choices):
     b = budget(case, kind, fraction, most)
-    widths = walk(b, choices)
-    dense, least = b.structure.widths, b.least
-    for t in range(len(widths)):
-        low, high = b.bounds(widths[:t])
+    kept = walk(b, choices)
+    dense, least = b.structure.units, b.least
+    for t in range(len(kept)):
+        low, high = b.bounds(kept[:t])
         assert least[t] <= low <= high <= dense[t]
-        cheapest = np.concatenate([widths[:t], [high], least[t + 1 :]])
+        cheapest = np.concatenate([kept[:t], [high], least[t + 1 :]])
         assert b.cost(cheapest) <= b.limit
         if high < dense[t]:
             cheapest[t] += 1
             assert b.cost(cheapest) > b.limit
         if low < high and t + 1 < len(dense):  # one more would still not spend it, were all the rest whole
-            assert b.cost(np.concatenate([widths[:t], [low + 1], dense[t + 1 :]])) > b.limit
+            assert b.cost(np.concatenate([kept[:t], [low + 1], dense[t + 1 :]])) > b.limit
 
 
 @settings(max_examples=80, deadline=None)
@@ -91,14 +91,14 @@ def test_bounds_are_what_they_say(case, kind, fraction, most, choices):
 )
 def test_fill_spends_the_budget_and_no_more(case, kind, fraction, most, target):
     b = budget(case, kind, fraction, most)
-    dense = b.structure.widths
-    widths = b.fill(np.array(target[: len(dense)]))
-    assert b.cost(widths) <= b.limit
-    assert np.all(widths >= b.least)
-    assert np.all(widths <= dense)
+    dense = b.structure.units
+    kept = b.fill(np.array(target[: len(dense)]))
+    assert b.cost(kept) <= b.limit
+    assert np.all(kept >= b.least)
+    assert np.all(kept <= dense)
     for i in range(len(dense)):
-        if widths[i] < dense[i]:
-            more = widths.copy()
+        if kept[i] < dense[i]:
+            more = kept.copy()
             more[i] += 1
             assert b.cost(more) > b.limit
 
@@ -107,17 +107,17 @@ def test_fill_spends_the_budget_and_no_more(case, kind, fraction, most, target):
 @given(case=NAMES, kind=KINDS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12))
 def test_fill_keeps_what_fits_already(case, kind, choices):
     structure = zoo.structure(*case)
-    wished = np.array([round(1 + c * (w - 1)) for c, w in zip(choices, structure.widths, strict=False)])
+    wished = np.array([round(1 + c * (w - 1)) for c, w in zip(choices, structure.units, strict=False)])
     b = budget(case, kind, structure.fraction(kind, wished), 0.999)
     assert b.fill(wished.astype(float)).tolist() == wished.tolist()
 
 
 def test_fill_keeps_proportions() -> None:
     b = budget(("resnet20", "inner"), "flops", 0.5)
-    dense = b.structure.widths
-    widths = b.fill(np.where(np.arange(9) < 3, 0.2, 0.8) * dense)
-    assert widths[:3].max() < 0.3 * 16
-    assert (widths[3:] / dense[3:]).min() > 0.6
+    dense = b.structure.units
+    kept = b.fill(np.where(np.arange(9) < 3, 0.2, 0.8) * dense)
+    assert kept[:3].max() < 0.3 * 16
+    assert (kept[3:] / dense[3:]).min() > 0.6
     uniform = b.fill(dense.astype(float)) / dense
     assert np.ptp(uniform) <= 1 / 16
 
@@ -150,7 +150,7 @@ def test_max_sparsity_out_of_range(most: float) -> None:
 
 def test_a_whole_budget_keeps_the_network_whole() -> None:
     b = Budget(zoo.structure("digits", "all"), "params", 1.0)
-    dense = b.structure.widths.tolist()
+    dense = b.structure.units.tolist()
     assert walk(b, [0.0] * 12) == dense
     assert b.fill(np.ones(len(dense))).tolist() == dense
 
@@ -159,23 +159,23 @@ def test_a_whole_budget_keeps_the_network_whole() -> None:
 @given(case=NAMES, kind=KINDS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12), layer=st.integers(0, 11))
 def test_cost_grows_with_every_width(case, kind, choices, layer):
     structure = zoo.structure(*case)
-    widths = [round(1 + c * (w - 1)) for c, w in zip(choices, structure.widths, strict=False)]
-    layer %= len(widths)
-    assume(widths[layer] < structure.widths[layer])
-    more = list(widths)
+    kept = [round(1 + c * (w - 1)) for c, w in zip(choices, structure.units, strict=False)]
+    layer %= len(kept)
+    assume(kept[layer] < structure.units[layer])
+    more = list(kept)
     more[layer] += 1
-    assert structure.cost(kind, more) > structure.cost(kind, widths)
+    assert structure.cost(kind, more) > structure.cost(kind, kept)
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=NAMES, kind=ALL_KINDS, fraction=FRACTIONS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12))
 def test_widening_costs_nothing_and_leaves_nothing(case, kind, fraction, choices):
     b = budget(case, kind, fraction)
-    dense = b.structure.widths
-    widths = walk(b, choices)
-    for t, width in enumerate(widths):
-        wider = b.widen(widths[:t], width)
-        costs = [b.cost([*widths[:t], w, *dense[t + 1 :]]) for w in range(width, int(dense[t]) + 1)]
+    dense = b.structure.units
+    kept = walk(b, choices)
+    for t, width in enumerate(kept):
+        wider = b.widen(kept[:t], width)
+        costs = [b.cost([*kept[:t], w, *dense[t + 1 :]]) for w in range(width, int(dense[t]) + 1)]
         assert wider == width + max(i for i, cost in enumerate(costs) if cost == costs[0])
         assert kind == "latency" or wider == width
 

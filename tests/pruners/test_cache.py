@@ -16,13 +16,14 @@ import zoo
 from crash import files_of_at_most
 from secateur.envs import CandidateEvaluator
 from secateur.pruners import cache as module
-from secateur.pruners import influence as influences
-from secateur.pruners.cache import Store, cache_folder, dense_store, evict
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.criteria import Context, criteria, elimination, rank, register_criterion, registry
-from secateur.pruners.criteria.registry import ByScore
-from secateur.pruners.influence import influence
-from secateur.pruners.pruner import ChannelPruner
+from secateur.pruners import layer_sensitivity as influences
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.criteria import Context, criteria, elimination, rank, register_criterion, registry
+from secateur.pruners.channels.criteria.registry import ByScore
+from secateur.pruners.channels.layer_sensitivity import layer_sensitivity
+from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.context import dense_store
+from secateur.storage.cache import Store, cache_folder, evict
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def ranked_again(_context, _layer):
     pytest.fail("ranked again")
 
 
-ranked_again.__module__ = "secateur.pruners.criteria.norms"
+ranked_again.__module__ = "secateur.pruners.channels.criteria.norms"
 
 
 @pytest.mark.parametrize(("name", "cut"), [("residual", "inner"), ("downsample", "all"), ("depthwise", "inner")])
@@ -57,16 +58,16 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
     cold, plain = context(name, cut), Context(zoo.make(name), zoo.structure(name, cut), zoo.batches(name))
     for first in (cold, plain):
         [rank(first, criterion) for criterion in criteria()]
-        influence(first)
+        layer_sensitivity(first)
     monkeypatch.setattr(registry, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
     for criterion in criteria():
         monkeypatch.setitem(registry._CRITERIA, criterion, ByScore(ranked_again))
-    monkeypatch.setattr(influences, "_measure", lambda *_: pytest.fail("influence measured again"))
+    monkeypatch.setattr(influences, "_measure", lambda *_: pytest.fail("layer_sensitivity measured again"))
     warm = context(name, cut)
     for criterion in criteria():
         for ours, theirs in zip(rank(warm, criterion), rank(plain, criterion), strict=True):
             assert np.array_equal(ours, theirs), criterion
-    assert np.array_equal(influence(warm), influence(plain))
+    assert np.array_equal(layer_sensitivity(warm), layer_sensitivity(plain))
     for layer in warm.structure.layers:
         assert np.array_equal(elimination(warm, layer).errors, elimination(plain, layer).errors)
     assert warm.moments.norms == plain.moments.norms
@@ -78,12 +79,12 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
 
 
 def test_a_warm_pruner_and_evaluator_give_the_same_networks_and_figures():
-    batches, widths = zoo.batches("residual"), zoo.structure("residual").widths // 2
+    batches, kept = zoo.batches("residual"), zoo.structure("residual").kept // 2
     models, figures = [], []
     for cache in (False, True, True):
         pruner = ChannelPruner(zoo.make("residual"), zoo.structure("residual"), "obs", batches, cache=cache)
-        models.append(pruner.prune(widths, "gram").state_dict())
-        figures.append(CandidateEvaluator(pruner, zoo.batches("residual", seed=1)).evaluate(widths))
+        models.append(pruner.prune(kept, "gram").state_dict())
+        figures.append(CandidateEvaluator(pruner, zoo.batches("residual", seed=1)).evaluate(kept))
     assert figures[0] == figures[1] == figures[2]
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name])
@@ -142,7 +143,7 @@ def test_what_others_register_is_not_kept(own):
 
     @register_criterion("theirs")
     def theirs(_context, layer):
-        return np.roll(np.arange(layer.width), next(orders))
+        return np.roll(np.arange(layer.units), next(orders))
 
     try:
         for first in range(2):

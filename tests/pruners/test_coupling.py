@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from secateur.pruners.coupling import count_operations, find_layers
-from secateur.pruners.layers import PlanError, Structure
+from secateur.pruners.channels.coupling import count_operations, find_layers
+from secateur.pruners.structure import PlanError, Structure
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
@@ -46,37 +46,37 @@ def assert_same_state(model: nn.Module, before: dict[str, Any]) -> None:
 @CASES
 def test_layers_are_the_expected_ones(name: str, cut: str) -> None:
     toy, structure = zoo.ZOO[name], zoo.structure(name, cut)
-    assert {layer.name: layer.width for layer in structure.layers} == toy.layers(cut)
+    assert {layer.name: layer.units for layer in structure.layers} == toy.layers(cut)
     assert {layer.name for layer in structure.layers if layer.trunk} == (set(toy.trunk) if cut == "all" else set())
-    assert structure.widths.tolist() == [layer.width for layer in structure.layers]
+    assert structure.units.tolist() == [layer.units for layer in structure.layers]
 
 
 @CASES
 def test_what_is_left_whole_is_named_with_a_reason(name: str, cut: str) -> None:
     toy, structure = zoo.ZOO[name], zoo.structure(name, cut)
     for layer, reason in toy.whole.items():
-        assert reason in structure.uncut[layer]
+        assert reason in structure.ignored[layer]
     for layer in toy.trunk if cut == "inner" else ():
-        assert "residual trunk" in structure.uncut[layer]
-    assert not set(structure.uncut) & {layer.name for layer in structure.layers}
+        assert "residual trunk" in structure.ignored[layer]
+    assert not set(structure.ignored) & {layer.name for layer in structure.layers}
 
 
 @CASES
 def test_every_producer_is_in_a_layer_or_named_as_left_whole(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     cut_ones = {module for layer in structure.layers for module in layer.producers}
-    assert not set(structure.uncut) & cut_ones
+    assert not set(structure.ignored) & cut_ones
     for operation in structure.operations:
         module: Any = model.get_submodule(operation.module)
         depthwise = getattr(module, "groups", 1) == operation.shape[0] > 1
-        assert depthwise or operation.module in cut_ones | set(structure.uncut), operation.module
+        assert depthwise or operation.module in cut_ones | set(structure.ignored), operation.module
 
 
 def test_what_is_left_whole_with_others_leads_to_the_reason() -> None:
-    uncut = zoo.structure("downsample").uncut
-    assert "residual trunk" in uncut["block2.conv2"]
-    assert uncut["block2.downsample.0"] == "it is coupled to block2.conv2, which is left whole"
-    assert uncut["block1.conv2"] == "it is coupled to stem.0, which is left whole"
+    ignored = zoo.structure("downsample").ignored
+    assert "residual trunk" in ignored["block2.conv2"]
+    assert ignored["block2.downsample.0"] == "it is coupled to block2.conv2, which is left whole"
+    assert ignored["block1.conv2"] == "it is coupled to stem.0, which is left whole"
 
 
 @pytest.mark.parametrize("name", ["shuffle", "channel_mean"])
@@ -88,7 +88,7 @@ def test_a_wrong_coupling_is_found_out_whatever_the_scale_of_the_logits(name: st
         for parameter in model.head.parameters():
             parameter.mul_(scale)
     structure = find_layers(model, zoo.RGB)
-    assert {layer.name: layer.width for layer in structure.layers} == zoo.ZOO[name].inner
+    assert {layer.name: layer.units for layer in structure.layers} == zoo.ZOO[name].inner
 
 
 @CASES
@@ -99,8 +99,8 @@ def test_layers_come_in_the_order_of_execution(name: str, cut: str) -> None:
         module.register_forward_hook(lambda *_, name=module_name: order.append(name))
     with torch.no_grad():
         model(zoo.images(name, 1))
-    places = [order.index(layer.module) for layer in structure.layers]
-    assert places == sorted(places)
+    samples = [order.index(layer.module) for layer in structure.layers]
+    assert samples == sorted(samples)
     last_calls = [max(i for i, n in enumerate(order) if n == op.module) for op in structure.operations]
     first_calls = [order.index(op.module) for op in structure.operations]
     assert first_calls == sorted(first_calls)
@@ -126,7 +126,7 @@ def test_members_of_a_layer_do_not_overlap(name: str, cut: str) -> None:
         assert bool(layer.weights("out")) != layer.sampled
         assert layer.weights("in")
         for part in layer.slices:
-            assert len(part.positions) == layer.width
+            assert len(part.positions) == layer.units
             assert len(np.unique(part.positions)) == part.positions.size
             if part.tensor != "source":
                 tensor = model.state_dict()[part.parameter]
@@ -189,14 +189,14 @@ def test_operations_count_every_call() -> None:
 def test_excluded_layers_stay_whole() -> None:
     structure = find_layers(zoo.make("vgg"), zoo.RGB, exclude=["2.0"])
     assert [layer.name for layer in structure.layers] == ["0.0", "5"]
-    assert structure.uncut["2.0"] == "excluded by the config"
+    assert structure.ignored["2.0"] == "excluded by the config"
 
 
 def test_a_layer_of_one_unit_stays_whole() -> None:
     model = nn.Sequential(nn.Conv2d(3, 1, 3), nn.Conv2d(1, 4, 3), zoo.Head(4))
     structure = find_layers(model, zoo.RGB)
     assert [layer.name for layer in structure.layers] == ["1"]
-    assert structure.uncut["0"] == "it is one unit wide"
+    assert structure.ignored["0"] == "it is one unit wide"
 
 
 class ThroughNumpy(nn.Module):
@@ -266,14 +266,14 @@ def test_other_networks_have_other_fingerprints() -> None:
     structures = [zoo.structure(name, cut) for name in zoo.ZOO for cut in ("inner", "all")]
     distinct = {(tuple(sorted(s.shapes.items())), tuple(layer.name for layer in s.layers)) for s in structures}
     assert len({s.fingerprint for s in structures}) == len(distinct)
-    wider = find_layers(zoo.CifarResNet(1, zoo.CLASSES + 1, widths=(4, 6, 8)), zoo.RGB)
+    wider = find_layers(zoo.CifarResNet(1, zoo.CLASSES + 1, kept=(4, 6, 8)), zoo.RGB)
     assert wider.fingerprint != zoo.structure("residual").fingerprint
 
 
 def test_bad_widths_are_refused() -> None:
     structure = zoo.structure("vgg")
-    with pytest.raises(PlanError, match="2 widths for a network of 3 layers"):
-        structure.check_widths([1, 2])
+    with pytest.raises(PlanError, match="2 kept for a network of 3 layers"):
+        structure.check_kept([1, 2])
     for width in (0, 7, -1):
         with pytest.raises(PlanError, match=rf"layer 2.0: width {width} is outside 1 … 6"):
-            structure.check_widths([8, width, 10])
+            structure.check_kept([8, width, 10])

@@ -9,9 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from secateur.pruners.criteria import Context, criteria, get_criterion, rank, register_score, registry, scores, select
-from secateur.pruners.criteria.norms import l1, l2
-from secateur.pruners.criteria.registry import Score
+from secateur.pruners.channels.criteria import (
+    Context,
+    criteria,
+    get_criterion,
+    rank,
+    register_score,
+    registry,
+    scores,
+    select,
+)
+from secateur.pruners.channels.criteria.norms import l1, l2
+from secateur.pruners.channels.criteria.registry import Score
 
 
 def context(name: str, cut: str = "inner") -> Context:
@@ -27,7 +36,7 @@ def test_every_criterion_orders_every_unit_and_leaves_the_network_untouched(name
     before = {key: tensor.clone() for key, tensor in seen.model.state_dict().items()}
     for criterion in criteria():
         for order, layer in zip(rank(seen, criterion), seen.structure.layers, strict=True):
-            assert sorted(order.tolist()) == list(range(layer.width)), criterion
+            assert sorted(order.tolist()) == list(range(layer.units)), criterion
         assert all(torch.equal(tensor, before[key]) for key, tensor in seen.model.state_dict().items()), criterion
 
 
@@ -94,7 +103,7 @@ def test_ties_keep_their_order() -> None:
 def test_selections_are_nested() -> None:
     seen = context("digits")
     ranking = rank(seen, "l1")
-    wide, narrow = (select(ranking, seen.structure.widths // part) for part in (2, 4))
+    wide, narrow = (select(ranking, seen.structure.units // part) for part in (2, 4))
     for more, less in zip(wide, narrow, strict=True):
         assert set(less) < set(more)
 
@@ -117,7 +126,7 @@ def test_a_new_criterion_is_one_function(monkeypatch: pytest.MonkeyPatch) -> Non
 
     @register_score("last")
     def last(seen, layer):
-        return np.arange(layer.width, dtype=float)
+        return np.arange(layer.units, dtype=float)
 
     assert "last" in criteria()
     assert rank(context("vgg"), "last")[0].tolist() == list(range(8))[::-1]

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from secateur.pruners.criteria import Context, criteria, get_criterion, rank
-from secateur.pruners.criteria.activations import apoz, mean_activation, taylor
+from secateur.pruners.channels.criteria import Context, criteria, get_criterion, rank
+from secateur.pruners.channels.criteria.activations import apoz, mean_activation, taylor
 
 
 def context(name: str, cut: str = "inner") -> Context:
@@ -63,22 +63,22 @@ def test_tokens_are_places_of_a_linear_layer() -> None:
     np.testing.assert_allclose(apoz(seen, layer), -(x == 0).double().mean((0, 1)))
 
 
-def gate_slopes(seen: Context, first: torch.nn.Module, rest: torch.nn.Module, width: int, places: int) -> np.ndarray:
+def gate_slopes(seen: Context, first: torch.nn.Module, rest: torch.nn.Module, width: int, samples: int) -> np.ndarray:
     """|d loss / d gate| by image, the gate multiplying a unit's features, one image at a time."""
     found = []
     for x, label in zip(images(seen), torch.cat([y for _, y in seen.calibration]), strict=True):
         features = first(x[None]).detach()
         gate = torch.ones(width, requires_grad=True)
-        spread = gate.repeat_interleave(places).reshape(1, -1, *[1] * (features.dim() - 2))
+        spread = gate.repeat_interleave(samples).reshape(1, -1, *[1] * (features.dim() - 2))
         loss = F.cross_entropy(rest(features * spread), label[None])
         found.append(torch.autograd.grad(loss, gate)[0].abs().double().numpy())
     return np.mean(found, axis=0)
 
 
-@pytest.mark.parametrize(("layer", "split", "width", "places"), [(0, 1, 8, 1), (1, 5, 6, 4), (2, 7, 10, 1)])
-def test_taylor_is_the_slope_of_a_gate(layer: int, split: int, width: int, places: int) -> None:
+@pytest.mark.parametrize(("layer", "split", "width", "samples"), [(0, 1, 8, 1), (1, 5, 6, 4), (2, 7, 10, 1)])
+def test_taylor_is_the_slope_of_a_gate(layer: int, split: int, width: int, samples: int) -> None:
     seen = context("vgg")
-    expected = gate_slopes(seen, seen.model[:split], seen.model[split:], width, places)
+    expected = gate_slopes(seen, seen.model[:split], seen.model[split:], width, samples)
     np.testing.assert_allclose(taylor(seen, seen.structure.layers[layer]), expected, rtol=1e-3, atol=1e-7)
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from secateur.pruners.criteria import Context
-from secateur.pruners.criteria.discrimination import gradient_norms, join
-from secateur.pruners.criteria.regressions import regressions
-from secateur.pruners.reconstruction import repair_from_moments
-from secateur.pruners.shrink import shrink
+from secateur.pruners.channels.criteria import Context
+from secateur.pruners.channels.criteria.discrimination import gradient_norms, join
+from secateur.pruners.channels.criteria.regressions import regressions
+from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.repair.gram import repair_from_moments
 
 
 def context(name: str, cut: str = "inner") -> Context:
@@ -69,7 +69,7 @@ def test_the_largest_gradient_joins_next() -> None:
     seen = context("vgg")
     layer = seen.structure.layers[0]
     order = join(seen, layer, images=1000, rounds=None, discrimination=1.0).tolist()
-    for taken in range(layer.width):
+    for taken in range(layer.units):
         left = norms(seen, order[:taken], 1.0)
         assert left[order[taken]] == max(left[order[taken:]])
     first = np.argsort(-norms(seen, [], 1.0), kind="stable")[:4]

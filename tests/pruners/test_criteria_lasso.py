@@ -8,10 +8,10 @@ import torch
 from sklearn.linear_model import lasso_path
 
 import zoo
-from secateur.pruners.criteria import Context, rank
-from secateur.pruners.criteria.lasso import lasso, problem
-from secateur.pruners.criteria.regressions import consumer_positions, regressions
-from secateur.pruners.reconstruction import Sampler
+from secateur.pruners.channels.criteria import Context, rank
+from secateur.pruners.channels.criteria.lasso import lasso, problem
+from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
+from secateur.pruners.repair.statistics import Sampler
 
 CASES = [
     ("vgg", "inner", "0.0"),
@@ -32,7 +32,7 @@ def context(name: str, cut: str = "inner") -> Context:
 
 def contributions(seen: Context, layer) -> tuple[np.ndarray, np.ndarray]:
     """(samples, width) Zᵢ with ‖Wᵢ‖ = 1 and (samples,) Y, every consumer over the root of its output's variance."""
-    found, norms = [], np.zeros(layer.width)
+    found, norms = [], np.zeros(layer.units)
     for name, positions in consumer_positions(layer).items():
         module = seen.model.get_submodule(name)
         sampler, rows = Sampler(module), []
@@ -48,7 +48,7 @@ def contributions(seen: Context, layer) -> tuple[np.ndarray, np.ndarray]:
         scale = np.sqrt(sum(np.square(y).sum() for y in outputs) / x.shape[1])
         place = np.arange(w.shape[2]) % module.weight.shape[1]
         units = []
-        for unit in range(layer.width):
+        for unit in range(layer.units):
             mine = np.isin(place, positions[unit])
             parts = [x_g[:, mine] @ w_g[:, mine].T for x_g, w_g in zip(x, w, strict=True)]
             units.append(np.concatenate([part.ravel() for part in parts]) / scale / np.sqrt(x.shape[1]))
@@ -87,7 +87,7 @@ def test_the_first_units_are_the_active_set_of_scikit_learn(name: str, cut: str,
         slack = cross - gram @ beta  # of the paper's problem, KKT: λ·sign(β) where β ≠ 0, at most λ elsewhere
         np.testing.assert_allclose(slack[active], penalty * np.sign(beta[active]), rtol=2e-3, atol=1e-4 * penalties[0])
         assert np.all(np.abs(slack) <= penalty * 1.002 + 1e-9)
-    assert len(checked) >= min(3, layer.width)
+    assert len(checked) >= min(3, layer.units)
 
 
 def test_a_unit_that_never_fires_or_is_never_looked_at_goes_first() -> None:

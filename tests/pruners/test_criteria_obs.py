@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import zoo
-from secateur.pruners.criteria import Context, Elimination, elimination, obs
-from secateur.pruners.criteria.regressions import consumer_positions, regressions
-from secateur.pruners.reconstruction import RIDGE, Sampler, repair_error
+from secateur.pruners.channels.criteria import Context, Elimination, elimination, obs
+from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
+from secateur.pruners.repair.gram import repair_error
+from secateur.pruners.repair.solve import RIDGE
+from secateur.pruners.repair.statistics import Sampler
 
 CASES = [
     ("vgg", "inner", "0.0"),  # convolution, its mean in the batch norm
@@ -68,12 +70,12 @@ def brute_force(seen: Context, layer) -> Elimination:
     def errors(keep: list[int]) -> np.ndarray:
         found = []
         for x, w, total, positions, channels in problems:
-            gone = positions[np.setdiff1d(np.arange(layer.width), keep)].ravel()
+            gone = positions[np.setdiff1d(np.arange(layer.units), keep)].ravel()
             stay = ~np.isin(np.arange(w.shape[1]) % channels, gone)
             found.append(np.array(refit(x, w, stay)) / total)
         return np.mean(found, axis=0)
 
-    keep, gone, curve = list(range(layer.width)), [], [0.0]
+    keep, gone, curve = list(range(layer.units)), [], [0.0]
     while keep:
         unit = min(keep, key=lambda u: errors([v for v in keep if v != u])[0])
         keep.remove(unit)
@@ -96,8 +98,8 @@ def test_the_fewer_units_the_larger_the_error(name: str, cut: str) -> None:
     seen = context(name, cut)
     for layer in seen.structure.layers:
         found = elimination(seen, layer)
-        assert sorted(found.order.tolist()) == list(range(layer.width))
-        assert found.errors.shape == (layer.width + 1,)
+        assert sorted(found.order.tolist()) == list(range(layer.units))
+        assert found.errors.shape == (layer.units + 1,)
         assert found.errors[-1] == 0.0
         assert np.all(np.diff(found.errors) <= 0.0)
         assert 0.0 < found.errors[0] <= 1.0
@@ -109,8 +111,8 @@ def test_errors_are_those_of_a_repair(name: str) -> None:
     seen = context(name)
     for index, layer in enumerate(seen.structure.layers):
         found = elimination(seen, layer)
-        for keep in range(1, layer.width + 1):
-            error = repair_error(seen.model, seen.structure, index, found.order, 1 - keep / layer.width, seen.moments)
+        for keep in range(1, layer.units + 1):
+            error = repair_error(seen.model, seen.structure, index, found.order, 1 - keep / layer.units, seen.moments)
             assert found.errors[keep] == pytest.approx(error, rel=1e-3, abs=1e-6)
 
 

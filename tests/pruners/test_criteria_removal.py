@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 import zoo
-from secateur.pruners.criteria import Context, removal
-from secateur.pruners.criteria.removal import Judge, car, greedy, rar
-from secateur.pruners.shrink import shrink
+from secateur.pruners.channels.criteria import Context, removal
+from secateur.pruners.channels.criteria.removal import Judge, car, greedy, rar
+from secateur.pruners.channels.shrink import shrink
 
 
 def context(name: str, cut: str = "inner") -> Context:
@@ -40,7 +40,7 @@ def test_a_unit_zeroed_is_a_unit_cut(name: str, cut: str) -> None:
     seen = context(name, cut)
     rng = np.random.default_rng(0)
     for index, layer in enumerate(seen.structure.layers):
-        gone = rng.choice(layer.width, rng.integers(1, layer.width), replace=False).tolist()
+        gone = rng.choice(layer.units, rng.integers(1, layer.units), replace=False).tolist()
         accuracy, loss = Judge.of(seen, layer, 1000)(gone)
         expected = cut_and_judged(seen, index, gone)
         assert loss == pytest.approx(expected[1], rel=1e-4)
@@ -64,12 +64,12 @@ def test_car_looks_at_accuracy_first() -> None:
     seen = context("vgg")
     layer = seen.structure.layers[0]
     order = car(seen, layer).tolist()
-    for kept in range(2, layer.width + 1):
+    for kept in range(2, layer.units + 1):
         gone, last = order[kept:], order[kept - 1]
-        judged = {unit: cut_and_judged(seen, 0, [*gone, unit]) for unit in order[:kept]}
-        best = max(accuracy for accuracy, _ in judged.values())
-        assert judged[last][0] == best
-        assert judged[last][1] <= min(loss for accuracy, loss in judged.values() if accuracy == best) + 1e-5
+        evaluated = {unit: cut_and_judged(seen, 0, [*gone, unit]) for unit in order[:kept]}
+        best = max(accuracy for accuracy, _ in evaluated.values())
+        assert evaluated[last][0] == best
+        assert evaluated[last][1] <= min(loss for accuracy, loss in evaluated.values() if accuracy == best) + 1e-5
 
 
 def test_wide_layers_lose_several_units_a_round() -> None:
@@ -77,12 +77,12 @@ def test_wide_layers_lose_several_units_a_round() -> None:
     layer = seen.structure.layers[0]
     judge = Judge.of(seen, layer, 64)
     once = greedy(seen, layer, lambda _accuracy, loss: (loss,), images=64, rounds=1)
-    losses = [judge([unit])[1] for unit in range(layer.width)]
-    assert once.tolist()[1:] == np.argsort(losses, kind="stable")[: layer.width - 1][::-1].tolist()
+    losses = [judge([unit])[1] for unit in range(layer.units)]
+    assert once.tolist()[1:] == np.argsort(losses, kind="stable")[: layer.units - 1][::-1].tolist()
     twice = greedy(seen, layer, lambda _accuracy, loss: (loss,), images=64, rounds=2)
-    first = np.argsort(losses, kind="stable")[: layer.width // 2].tolist()
-    assert twice.tolist()[layer.width // 2 :] == first[::-1]
-    assert sorted(twice.tolist()) == list(range(layer.width))
+    first = np.argsort(losses, kind="stable")[: layer.units // 2].tolist()
+    assert twice.tolist()[layer.units // 2 :] == first[::-1]
+    assert sorted(twice.tolist()) == list(range(layer.units))
 
 
 def test_as_many_images_judge_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

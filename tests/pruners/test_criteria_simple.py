@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import zoo
-from secateur.pruners.criteria import Context, rank
-from secateur.pruners.criteria.simple import bn_scale, fpgm, max_response
+from secateur.pruners.channels.criteria import Context, rank
+from secateur.pruners.channels.criteria.simple import bn_scale, fpgm, max_response
 
 
 def context(name: str, cut: str = "inner", seed: int = 0) -> Context:

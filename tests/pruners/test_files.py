@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crash import files_of_at_most
-from secateur.pruners.files import is_temporary, read_tensors, replacing, sweep, write_tensors
-from secateur.pruners.plan import write_json
+from secateur.storage.files import is_temporary, read_tensors, replacing, sweep, write_json, write_tensors
 
 TENSORS = {
     "double": torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(3, 4),

@@ -10,15 +10,15 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import zoo
-from secateur.pruners.fused import Fused
-from secateur.pruners.shrink import shrink
+from secateur.networks.fused import Fused
+from secateur.pruners.channels.shrink import shrink
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
 
 
 def every_second(name: str, cut: str) -> nn.Module:
     structure = zoo.structure(name, cut)
-    pruned = shrink(zoo.make(name), structure, [torch.arange(0, n, 2).numpy() for n in structure.widths.tolist()])
+    pruned = shrink(zoo.make(name), structure, [torch.arange(0, n, 2).numpy() for n in structure.units.tolist()])
     zoo.scramble(pruned)
     return pruned.eval()
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import zoo
-from secateur.pruners import influence as module
-from secateur.pruners.criteria import Context, elimination
-from secateur.pruners.influence import influence, loss_curves
-from secateur.pruners.pruner import ChannelPruner
+from secateur.pruners import layer_sensitivity as module
+from secateur.pruners.channels.criteria import Context, elimination
+from secateur.pruners.channels.layer_sensitivity import layer_sensitivity, loss_curves
+from secateur.pruners.compressor import ChannelPruner
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:
@@ -27,16 +27,16 @@ def test_curves_pass_through_what_was_measured(name: str, cut: str) -> None:
     with torch.no_grad():
         dense = seen.model(images)
     for index, curve in enumerate(loss_curves(seen)):
-        widths = seen.structure.widths
-        widths[index] //= 2
+        kept = seen.structure.units
+        kept[index] //= 2
         with torch.no_grad():
-            missed = (pruner.prune(widths, "gram")(images) - dense).square().sum(1).mean()
-        assert curve[widths[index]] == pytest.approx(float(missed / dense.var(0).sum()), rel=1e-3)
+            missed = (pruner.prune(kept, "gram")(images) - dense).square().sum(1).mean()
+        assert curve[kept[index]] == pytest.approx(float(missed / dense.var(0).sum()), rel=1e-3)
 
 
 def test_curves_fall_to_nothing() -> None:
     for curve, layer in zip(loss_curves(context("digits")), zoo.structure("digits").layers, strict=True):
-        assert curve.shape == (layer.width + 1,)
+        assert curve.shape == (layer.units + 1,)
         assert np.all(np.diff(curve) <= 0.0)
         assert curve[-1] == 0.0 < curve[0]
 
@@ -46,7 +46,9 @@ def test_a_scale_of_the_logits_does_not_matter() -> None:
     assert isinstance(louder.linear, nn.Linear)
     with torch.no_grad():
         louder.linear.weight.mul_(7.0)
-    assert influence(context("residual", model=louder)) == pytest.approx(influence(context("residual")), rel=1e-4)
+    assert layer_sensitivity(context("residual", model=louder)) == pytest.approx(
+        layer_sensitivity(context("residual")), rel=1e-4
+    )
 
 
 def test_a_layer_nobody_listens_to_has_no_influence() -> None:
@@ -54,7 +56,7 @@ def test_a_layer_nobody_listens_to_has_no_influence() -> None:
     with torch.no_grad():
         norm = deaf.get_submodule("layer3.0.bn2")
         norm.weight.zero_()  # type: ignore[union-attr, operator]
-    found = influence(context("residual", model=deaf))
+    found = layer_sensitivity(context("residual", model=deaf))
     assert found[2] == pytest.approx(0.0, abs=1e-9)
     assert np.all(found[:2] > 1e-4)
 
@@ -66,11 +68,11 @@ def test_a_layer_whose_half_is_dead_is_measured_where_something_is_lost() -> Non
     seen = context("plain_bias", model=model)
     errors = elimination(seen, seen.structure.layers[0]).errors
     assert errors[3] < module.LOST < errors[1]
-    assert influence(seen)[0] > 1e-4
+    assert layer_sensitivity(seen)[0] > 1e-4
 
 
 def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = context("vgg")
-    first = influence(seen)
+    first = layer_sensitivity(seen)
     monkeypatch.setattr(module, "_measure", lambda _context: pytest.fail("measured again"))
-    assert np.array_equal(influence(seen), first)
+    assert np.array_equal(layer_sensitivity(seen), first)

@@ -8,8 +8,8 @@ from torch import nn
 
 import zoo
 from secateur.configs import LatencyConfig
-from secateur.pruners.latency import formatted, measure_latency, stopwatch
-from secateur.pruners.segments import describe, time_segments
+from secateur.pruners.costs.latency import formatted, measure_latency, stopwatch
+from secateur.pruners.costs.segments import describe, time_segments
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

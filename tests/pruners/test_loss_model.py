@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.budget import Budget
-from secateur.pruners.loss_model import LEAST_FACTOR, LossModel, Prices, unit_prices
+from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, unit_costs_of
 
 
 def convex(structure, seed=0) -> LossModel:
     """Convex falling curves, of unlike height and bend."""
     rng = np.random.default_rng(seed)
-    drawn = [np.sort(rng.exponential(rng.uniform(0.1, 2.0), width))[::-1] for width in structure.widths]
+    drawn = [np.sort(rng.exponential(rng.uniform(0.1, 2.0), width))[::-1] for width in structure.units]
     return LossModel.from_curves([np.append(np.cumsum(steps[::-1])[::-1], 0.0) for steps in drawn])
 
 
 def plans(budget: Budget, count: int, seed: int = 1) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    dense = budget.structure.widths
+    dense = budget.structure.units
     return np.stack([budget.fill(dense * rng.uniform(0.2, 1.0, len(dense))) for _ in range(count)])
 
 
@@ -31,21 +31,21 @@ def test_the_factors_behind_the_losses_are_found() -> None:
     budget = Budget(zoo.structure("digits"), "flops", 0.5)
     model = convex(budget.structure)
     truth = np.array([0.5, 1.0, 2.0, 3.0, 0.7, 1.5])
-    judged = plans(budget, 200)
-    losses = model.terms(judged) @ truth
-    found = model.fitted(judged, losses)
+    evaluated = plans(budget, 200)
+    losses = model.terms(evaluated) @ truth
+    found = model.fitted(evaluated, losses)
     np.testing.assert_allclose(found.factors, truth, rtol=0.15)
-    np.testing.assert_allclose(found.predict(judged), losses, rtol=0.05)
-    assert found.predict(judged[3]) == pytest.approx(found.predict(judged)[3])
+    np.testing.assert_allclose(found.predict(evaluated), losses, rtol=0.05)
+    assert found.predict(evaluated[3]) == pytest.approx(found.predict(evaluated)[3])
 
 
 def test_one_plan_says_how_much_and_not_where() -> None:
     budget = Budget(zoo.structure("digits"), "flops", 0.5)
-    model, judged = convex(budget.structure), plans(budget, 2)
-    first = model.fitted(judged[:1], [3.0])
+    model, evaluated = convex(budget.structure), plans(budget, 2)
+    first = model.fitted(evaluated[:1], [3.0])
     assert np.ptp(first.factors) == 0.0
-    assert first.predict(judged[0]) == pytest.approx(3.0)
-    second = model.fitted(judged, [3.0, 3.0])
+    assert first.predict(evaluated[0]) == pytest.approx(3.0)
+    second = model.fitted(evaluated, [3.0, 3.0])
     assert np.ptp(second.factors) > 0.0
     assert np.all(np.abs(np.log(second.factors / np.median(second.factors))) < np.log(3.0))
 
@@ -54,18 +54,18 @@ def test_a_plan_that_loses_nothing_is_believed() -> None:
     """Where all is whole the curves are 0, too; a distance of 0 elsewhere leaves factors that are finite."""
     budget = Budget(zoo.structure("digits"), "flops", 0.5)
     model = convex(budget.structure)
-    judged = np.vstack([plans(budget, 3), budget.structure.widths])
-    told = [*model.predict(judged[:3]), 0.0]
-    np.testing.assert_allclose(model.fitted(judged, told).factors, 1.0, rtol=1e-6)
-    assert np.all(np.isfinite(model.fitted(judged, np.zeros(4)).factors))
+    evaluated = np.vstack([plans(budget, 3), budget.structure.units])
+    told = [*model.predict(evaluated[:3]), 0.0]
+    np.testing.assert_allclose(model.fitted(evaluated, told).factors, 1.0, rtol=1e-6)
+    assert np.all(np.isfinite(model.fitted(evaluated, np.zeros(4)).factors))
 
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 1000), count=st.integers(1, 12))
 def test_no_layer_is_ever_free(seed: int, count: int) -> None:
     budget = Budget(zoo.structure("digits"), "flops", 0.5)
-    model, judged = convex(budget.structure, seed), plans(budget, count, seed)
-    factors = model.fitted(judged, np.random.default_rng(seed).uniform(0.01, 10.0, count)).factors
+    model, evaluated = convex(budget.structure, seed), plans(budget, count, seed)
+    factors = model.fitted(evaluated, np.random.default_rng(seed).uniform(0.01, 10.0, count)).factors
     assert np.all(np.isfinite(factors))
     assert factors.min() > 0.0
     assert factors.min() >= LEAST_FACTOR * np.median(factors) * 0.1
@@ -73,19 +73,19 @@ def test_no_layer_is_ever_free(seed: int, count: int) -> None:
 
 def test_the_plan_at_a_price_is_the_best_of_all_on_what_it_costs() -> None:
     budget = Budget(zoo.structure("vgg"), "params", 0.5)
-    layers = len(budget.structure.widths)
+    layers = len(budget.structure.units)
     model = convex(budget.structure)
     gains = model.gains(budget)
     assert all(np.all(np.diff(g) <= 1e-12) for g in gains)
-    prices = unit_prices(budget)
+    prices = unit_costs_of(budget)
     # additive costs, all others whole: what the relaxed problem is about
-    few = [np.unique(np.linspace(1, width, 6).astype(int)) for width in budget.structure.widths[:3]]
+    few = [np.unique(np.linspace(1, width, 6).astype(int)) for width in budget.structure.units[:3]]
     for price in np.quantile(np.concatenate(gains), [0.2, 0.5, 0.8]):
         best = [int(np.sum(g > price)) for g in gains]
 
-        def worth(widths, price=price):
-            spent = sum(p[:w].sum() for p, w in zip(prices, widths, strict=True))
-            return float(model.predict(np.array(widths))) + price * spent
+        def worth(kept, price=price):
+            spent = sum(p[:w].sum() for p, w in zip(prices, kept, strict=True))
+            return float(model.predict(np.array(kept))) + price * spent
 
         for others in product(*few):
             assert worth([*others, *best[3:]][:layers]) >= worth(best) - 1e-9
@@ -95,26 +95,26 @@ def test_the_plan_at_a_price_is_the_best_of_all_on_what_it_costs() -> None:
 @pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8, 1.0])
 def test_a_budget_has_a_price_at_which_it_is_spent(kind, fraction) -> None:
     budget = Budget(zoo.structure("resnet20"), kind, fraction)
-    prices = Prices(convex(budget.structure), budget)
-    widths = prices.widths(prices.position([]))
-    cost = budget.structure.relaxed_cost(kind, widths)
+    prices = Lagrangian(convex(budget.structure), budget)
+    kept = prices.kept(prices.position([]))
+    cost = budget.structure.relaxed_cost(kind, kept)
     assert cost <= budget.limit
     assert cost > 0.98 * budget.limit
     narrow = prices.position([int(w) for w in budget.least[:4]])  # what these leave makes the others' units cheaper
     assert narrow >= prices.position([])
-    assert np.all(prices.widths(narrow) >= widths - 1e-9)
+    assert np.all(prices.kept(narrow) >= kept - 1e-9)
 
 
 def test_a_dearer_price_narrows_every_layer() -> None:
     budget = Budget(zoo.structure("resnet20"), "flops", 0.5)
-    prices = Prices(convex(budget.structure), budget)
+    prices = Lagrangian(convex(budget.structure), budget)
     at = prices.position([])
-    previous = prices.widths(prices.dearer(at, -3.0))
+    previous = prices.kept(prices.raised(at, -3.0))
     for factor in (-1.0, 0.0, 1.0, 3.0):
-        widths = prices.widths(prices.dearer(at, factor))
-        assert np.all(widths <= previous)
-        assert widths.sum() < previous.sum()
-        previous = widths
+        kept = prices.kept(prices.raised(at, factor))
+        assert np.all(kept <= previous)
+        assert kept.sum() < previous.sum()
+        previous = kept
 
 
 @pytest.mark.parametrize("kind", ["flops", "params"])

@@ -17,16 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import zoo
 from secateur.configs.schema import FitConfig
 from secateur.networks import fit
-from secateur.pruners.layers import PlanError, WeightStructure
-from secateur.pruners.magnitude import (
-    CubicSchedule,
+from secateur.pruners.structure import PlanError, WeightStructure
+from secateur.pruners.weights import (
     GradualPruner,
     find_weights,
     kept_weights,
     magnitude_masks,
     prune_weights,
-    weight_widths,
+    weights_kept,
 )
+from secateur.training.schedules import CubicSchedule
 
 SEEDS = st.integers(0, 2**31)
 SPARSITIES = st.floats(0.0, 0.999)
@@ -53,12 +53,12 @@ def test_every_weight_of_a_convolution_or_linear_layer_is_found_and_costs_what_t
     kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
     modules = [module for module in model.modules() if isinstance(module, kinds)]
     expected = {id(module.weight): module.weight.numel() for module in modules}  # tied weights once
-    assert {id(model.get_parameter(layer.name)): layer.width for layer in structure.layers} == expected
+    assert {id(model.get_parameter(layer.name)): layer.units for layer in structure.layers} == expected
     if name != "transposed":  # whose transposed convolution is neither pruned nor counted as FLOPs
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(zoo.images(name, 1))
-        assert structure.cost("flops", structure.widths) == counter.get_total_flops() // 2
-    assert structure.cost("params", structure.widths) == sum(p.numel() for p in model.parameters())
+        assert structure.cost("flops", structure.units) == counter.get_total_flops() // 2
+    assert structure.cost("params", structure.units) == sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", ["residual", "tied", "shared", "grouped", "depthwise", "conv1d", "tokens"])
@@ -79,7 +79,7 @@ def test_flops_kept_are_positions_times_nonzero_weights(name: str) -> None:
         model(zoo.images(name, 1))
     kept = kept_weights(structure, masks)
     assert structure.cost("flops", kept) == counted
-    removed = int((structure.widths - kept).sum())
+    removed = int((structure.units - kept).sum())
     assert structure.cost("params", kept) == sum(p.numel() for p in model.parameters()) - removed
 
 
@@ -96,14 +96,14 @@ def test_excluded_weights_stay_dense_and_are_paid_for() -> None:
     whole = find_weights(model, zoo.RGB)
     structure = find_weights(model, zoo.RGB, exclude=["0.weight", "4"])  # 4 shares its weight with 2
     assert [layer.name for layer in structure.layers] == ["6.weight", "7.2.weight"]
-    assert set(structure.uncut) == {"0.weight", "2.weight"}
-    assert structure.cost("flops", structure.widths) == whole.cost("flops", whole.widths)
+    assert set(structure.ignored) == {"0.weight", "2.weight"}
+    assert structure.cost("flops", structure.units) == whole.cost("flops", whole.kept)
     before = copy.deepcopy(model.state_dict())
     prune_weights(model, structure, 0.5)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"6.weight", "7.2.weight"}
     least = structure.cost("params", np.ones(2))
-    assert least == sum(p.numel() for p in model.parameters()) - int(structure.widths.sum()) + 2
+    assert least == sum(p.numel() for p in model.parameters()) - int(structure.units.sum()) + 2
 
 
 @given(seed=SEEDS, sparsity=SPARSITIES, sizes=st.lists(st.integers(1, 9), min_size=2, max_size=4))
@@ -114,7 +114,7 @@ def test_layer_counts_are_exact_and_the_largest_stay(seed: int, sparsity: float,
     masks = prune_weights(model, structure, sparsity, "layer")
     for layer in structure.layers:
         weight, mask = model.get_parameter(layer.name).detach(), masks[layer.name]
-        removed = min(round(sparsity * layer.width), layer.width - 1)
+        removed = min(round(sparsity * layer.units), layer.units - 1)
         assert int((~mask).sum()) == removed
         assert torch.equal(weight, before[layer.name] * mask)
         if removed:
@@ -147,7 +147,7 @@ def test_ties_do_not_change_the_count_and_break_alike(data: st.DataObject, spars
     masks = prune_weights(model, structure, sparsity, scope)
     again = prune_weights(twin, structure, sparsity, scope)
     assert all(torch.equal(masks[name], again[name]) for name in masks)
-    removed = structure.widths - kept_weights(structure, masks)
+    removed = structure.units - kept_weights(structure, masks)
     if scope == "layer":
         assert removed.tolist() == [min(round(sparsity * n), n - 1) for n in (20, 15)]
     else:
@@ -169,7 +169,7 @@ def test_a_tensor_of_small_weights_loses_more_only_where_the_threshold_is_global
     small = structure.layers[1].name
     model.get_parameter(small).data *= 0.1
     sparsity = {
-        scope: 1.0 - weight_widths(model, structure, 0.5, scope) / structure.widths for scope in ("layer", "global")
+        scope: 1.0 - weights_kept(model, structure, 0.5, scope) / structure.units for scope in ("layer", "global")
     }
     assert sparsity["layer"] == pytest.approx(0.5, abs=0.02)
     assert sparsity["global"][1] > 0.9
@@ -181,8 +181,8 @@ def test_a_tensor_keeps_at_least_one_weight(scope: str) -> None:
     model = chain(3, 2, 40)
     model[0].weight.data *= 1e-3
     structure = find_weights(model, (3,))
-    widths = weight_widths(model, structure, 0.99, scope)
-    assert widths.tolist() == [1, 1]
+    kept = weights_kept(model, structure, 0.99, scope)
+    assert kept.tolist() == [1, 1]
     best = int(model[0].weight.detach().abs().argmax())
     assert int(prune_weights(model, structure, 0.99, scope)["0.weight"].flatten().int().argmax()) == best
 
@@ -190,7 +190,7 @@ def test_a_tensor_keeps_at_least_one_weight(scope: str) -> None:
 def test_a_sparsity_a_tensor() -> None:
     model = chain(10, 10, 10, 10)
     structure = find_weights(model, (10,))
-    assert weight_widths(model, structure, {"0.weight": 0.25, "2.weight": 0.9}).tolist() == [75, 100, 10]
+    assert weights_kept(model, structure, {"0.weight": 0.25, "2.weight": 0.9}).tolist() == [75, 100, 10]
 
 
 def test_what_was_removed_stays_removed_even_beside_a_kept_zero() -> None:
@@ -217,7 +217,7 @@ def test_what_was_removed_stays_removed_even_beside_a_kept_zero() -> None:
 def test_what_cannot_be_is_refused(sparsity: Any, scope: str, message: str) -> None:
     model = chain(4, 4)
     structure = find_weights(model, (4,))
-    for refused in (weight_widths, prune_weights, GradualPruner):
+    for refused in (weights_kept, prune_weights, GradualPruner):
         with pytest.raises(ValueError, match=message):
             refused(model, structure, sparsity, scope)
 
@@ -293,11 +293,11 @@ def test_removed_weights_stay_away_through_training_with_momentum(scope: str) ->
             assert not model.get_parameter(name)[~mask].any()
             assert not (mask & ~before[name]).any()  # nothing comes back
         asked = schedule.sparsity(step)
-        total_weights = int(structure.widths.sum())
+        total_weights = int(structure.units.sum())
         if scope == "global":
             assert total_weights - kept_weights(structure, masks).sum() == round(0.8 * asked * total_weights)
         else:
-            expected = [n - round(0.8 * asked * n) for n in structure.widths.tolist()]
+            expected = [n - round(0.8 * asked * n) for n in structure.units.tolist()]
             assert kept_weights(structure, masks).tolist() == expected
         if not schedule.renews(step):
             assert masks is before
@@ -328,8 +328,8 @@ def test_the_final_sparsity_is_exact_wherever_training_stops(steps: int, every: 
         pruner.on_step(step, 30, 0.0)
     pruner.finish()
     for layer in structure.layers:
-        zeros = layer.width - int(model.get_parameter(layer.name).count_nonzero())
-        assert zeros == round(0.77 * layer.width)
+        zeros = layer.units - int(model.get_parameter(layer.name).count_nonzero())
+        assert zeros == round(0.77 * layer.units)
 
 
 def test_a_sparsity_a_tensor_is_reached_gradually() -> None:

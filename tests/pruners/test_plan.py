@@ -17,13 +17,14 @@ from torch import nn
 
 import zoo
 from secateur.networks import CifarResNet
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.layers import PlanError, Structure, WeightStructure
-from secateur.pruners.magnitude import find_weights, kept_weights, prune_weights, weight_widths
-from secateur.pruners.plan import RatioPlan, plan_path, write_json
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.plan import RatioPlan, plan_path
+from secateur.pruners.structure import PlanError, Structure, WeightStructure
+from secateur.pruners.weights import find_weights, kept_weights, prune_weights, weights_kept
+from secateur.storage.files import write_json
 
 
-def make(structure: Structure, widths: list[int] | None = None, **changes: Any) -> RatioPlan:
+def make(structure: Structure, kept: list[int] | None = None, **changes: Any) -> RatioPlan:
     arguments: dict[str, Any] = {
         "architecture": "toy",
         "criterion": "l1",
@@ -34,22 +35,22 @@ def make(structure: Structure, widths: list[int] | None = None, **changes: Any) 
         "candidates": 7,
         **changes,
     }
-    chosen = np.array(widths if widths is not None else np.maximum(1, structure.widths // 2))
+    chosen = np.array(kept if kept is not None else np.maximum(1, structure.units // 2))
     return RatioPlan.make(structure, chosen, **arguments)
 
 
 @pytest.mark.parametrize(("name", "cut"), zoo.cases())
 def test_a_plan_is_read_back_as_it_was_written(name: str, cut: str, tmp_path: Path) -> None:
     structure = zoo.structure(name, cut)
-    widths = zoo.widths_of(zoo.draw(structure, 0))
-    plan = make(structure, widths)
+    kept = zoo.widths_of(zoo.draw(structure, 0))
+    plan = make(structure, kept)
     plan.save(tmp_path / "run" / "plan.json")
     for path in (tmp_path / "run" / "plan.json", tmp_path / "run", str(tmp_path / "run")):
         again = RatioPlan.load(path)
         assert again == plan
     again.check(structure)
-    assert again.widths.tolist() == widths
-    assert again.cost == {kind: structure.fraction(kind, widths) for kind in ("flops", "params")}
+    assert again.kept.tolist() == kept
+    assert again.cost == {kind: structure.fraction(kind, kept) for kind in ("flops", "params")}
     assert list(again.sparsities) == [layer.name for layer in structure.layers]
     assert not list((tmp_path / "run").glob(".*"))
     assert set(plan.provenance.versions) >= {"secateur", "torch", "numpy"}
@@ -60,7 +61,7 @@ def test_width_follows_from_sparsity_at_any_size(dense: int, data: st.DataObject
     from secateur.pruners.plan import LayerPlan
 
     width = data.draw(st.integers(1, dense))
-    layer = LayerPlan(name="x", sparsity=1.0 - width / dense, width=width, dense_width=dense, members=[])
+    layer = LayerPlan(name="x", sparsity=1.0 - width / dense, width=width, units=dense, members=[])
     assert 0.0 <= layer.sparsity < 1.0
 
 
@@ -186,7 +187,7 @@ class Wrapped(nn.Module):
 
 
 def other(**arguments: Any) -> Structure:
-    return find_layers(CifarResNet(1, **{"num_classes": zoo.CLASSES, "widths": (4, 6, 8), **arguments}), zoo.RGB)
+    return find_layers(CifarResNet(1, **{"num_classes": zoo.CLASSES, "kept": (4, 6, 8), **arguments}), zoo.RGB)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,7 @@ def other(**arguments: Any) -> Structure:
     [
         ("residual", zoo.structure("vgg"), r"\(toy\) cuts layer 'layer1.0.conv1'; this network has no such layer$"),
         ("residual", find_layers(Wrapped(), zoo.RGB), r"this network has no .* – did you mean body.layer1.0.conv1\?"),
-        ("residual", other(widths=(4, 7, 8)), r"layer layer2.0.conv1 has 6 channels in the plan \(toy\), 7 here"),
+        ("residual", other(kept=(4, 7, 8)), r"layer layer2.0.conv1 has 6 channels in the plan \(toy\), 7 here"),
         (
             "residual",
             other(num_classes=6),
@@ -253,8 +254,8 @@ def test_a_plan_fits_its_own_network_only(name: str, cut: str) -> None:
 def weight_plan(name: str, **changes: Any) -> RatioPlan:
     model = zoo.make(name)
     structure = find_weights(model, zoo.ZOO[name].shape)
-    widths = weight_widths(model, structure, 0.8, "global")
-    return make(structure, widths.tolist(), criterion="magnitude", **changes)
+    kept = weights_kept(model, structure, 0.8, "global")
+    return make(structure, kept.tolist(), criterion="magnitude", **changes)
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
@@ -265,7 +266,7 @@ def test_a_weight_plan_is_read_back_and_gives_the_same_masks(name: str, tmp_path
     again = RatioPlan.load(tmp_path)
     again.check(structure)
     assert again.method == "magnitude"
-    assert [layer.dense_width for layer in again.layers] == structure.widths.tolist()
+    assert [layer.units for layer in again.layers] == structure.units.tolist()
     asked = prune_weights(zoo.make(name), structure, 0.8, "global")
     planned = prune_weights(model, structure, again.sparsities)
     assert all(torch.equal(asked[key], planned[key]) for key in asked)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
-from secateur.pruners.batchnorm import adapt_batchnorm
-from secateur.pruners.inference import count_images, first_images
-from secateur.pruners.layers import PlanError
-from secateur.pruners.pruner import ChannelPruner
-from secateur.pruners.reconstruction import collect_moments, repair_from_moments
-from secateur.pruners.sequential import SequentialRepair, repair_sequentially
-from secateur.pruners.shrink import shrink
+from secateur.networks.inference import count_images, first_images
+from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.repair.batchnorm import adapt_batchnorm
+from secateur.pruners.repair.gram import collect_moments, repair_from_moments
+from secateur.pruners.repair.sequential import SequentialRepair, repair_sequentially
+from secateur.pruners.structure import PlanError
 
 
 def pruner(name: str, cut: str = "inner") -> ChannelPruner:
@@ -34,32 +34,32 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 @pytest.mark.parametrize("name", ["residual", "vgg"])
 def test_prune_is_shrink_and_repair(name: str) -> None:
     p = pruner(name)
-    widths = np.maximum(1, p.structure.widths // 2)
-    selection = p.selection(widths)
-    assert zoo.widths_of(selection) == widths.tolist()
+    kept = np.maximum(1, p.structure.units // 2)
+    selection = p.selection(kept)
+    assert zoo.widths_of(selection) == kept.tolist()
 
     expected = shrink(p.dense, p.structure, selection)
-    assert same(p.prune(widths), expected)
+    assert same(p.prune(kept), expected)
     repair_from_moments(expected, p.dense, p.structure, selection, collect_moments(p.dense, p.structure, p.calibration))
-    assert same(p.prune(widths, "gram", guard=False), expected)
+    assert same(p.prune(kept, "gram", guard=False), expected)
     for refit in (False, True):
         for images, batches in ((None, p.calibration), (20, p.calibration[:1]), (30, p.calibration[:2])):
             expected = shrink(p.dense, p.structure, selection)
             repair_sequentially(expected, p.dense, p.structure, selection, batches, refit=refit)
-            assert same(p.prune(widths, "sequential", refit=refit, images=images, guard=False), expected)
-    for places in (1, 4):
+            assert same(p.prune(kept, "sequential", refit=refit, images=images, guard=False), expected)
+    for samples in (1, 4):
         expected = shrink(p.dense, p.structure, selection)
-        SequentialRepair(p.dense, p.structure, p.calibration, places=places)(expected, selection)
-        assert same(p.prune(widths, "sequential", places=places, guard=False), expected)
+        SequentialRepair(p.dense, p.structure, p.calibration, samples=samples)(expected, selection)
+        assert same(p.prune(kept, "sequential", samples=samples, guard=False), expected)
     expected = shrink(p.dense, p.structure, selection)
     adapt_batchnorm(expected, p.calibration[:2])
-    assert same(p.prune(widths, adaptive_bn=25, guard=False), expected)
+    assert same(p.prune(kept, adaptive_bn=25, guard=False), expected)
 
 
 def test_pruning_does_not_change_the_dense_network_nor_depend_on_the_past() -> None:
     p = pruner("residual", "all")
     before = copy.deepcopy(p.dense)
-    half, quarter = np.maximum(1, p.structure.widths // 2), np.maximum(1, p.structure.widths // 4)
+    half, quarter = np.maximum(1, p.structure.units // 2), np.maximum(1, p.structure.units // 4)
     first = copy.deepcopy(p.prune(half, "sequential", refit=True, adaptive_bn=24, guard=False))
     for repair in ("none", "gram", "sequential"):
         p.prune(quarter, repair, adaptive_bn=24, guard=False)  # type: ignore[arg-type]
@@ -76,11 +76,11 @@ def distance(p: ChannelPruner, pruned: nn.Module) -> float:
 
 def test_a_repair_that_harms_is_not_taken() -> None:
     p = pruner("residual", "sampled")
-    widths = np.maximum(1, p.structure.widths // 4)
-    unrepaired, repaired = p.prune(widths), p.prune(widths, "gram", guard=False)
+    kept = np.maximum(1, p.structure.units // 4)
+    unrepaired, repaired = p.prune(kept), p.prune(kept, "gram", guard=False)
     figures = [f"{distance(p, model):.4g}" for model in (repaired, unrepaired)]
     with pytest.warns(RuntimeWarning, match=f"the gram repair was not taken: .* {figures[0]} with .* {figures[1]} wit"):
-        assert same(p.prune(widths, "gram"), unrepaired)
+        assert same(p.prune(kept, "gram"), unrepaired)
 
 
 @pytest.mark.parametrize("harm", [1e6, float("nan")])
@@ -90,11 +90,11 @@ def test_what_takes_the_place_of_a_sequential_repair_is_a_gram_repair(
     def break_it(_self: object, pruned: nn.Module, *_args: object, **_kwargs: object) -> None:
         pruned.get_submodule("linear").bias = nn.Parameter(torch.full((zoo.CLASSES,), harm))
 
-    monkeypatch.setattr("secateur.pruners.sequential.SequentialRepair.__call__", break_it)
+    monkeypatch.setattr("secateur.pruners.repair.sequential.SequentialRepair.__call__", break_it)
     p = pruner("residual")
-    widths = p.structure.widths // 2
+    kept = p.structure.units // 2
     with pytest.warns(RuntimeWarning, match="the sequential repair was not taken"):
-        assert same(p.prune(widths, "sequential"), p.prune(widths, "gram"))
+        assert same(p.prune(kept, "sequential"), p.prune(kept, "gram"))
 
 
 @functools.cache
@@ -107,33 +107,33 @@ def cached_pruner(name: str, cut: str) -> ChannelPruner:
 @given(data=st.data(), case=st.sampled_from([case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]))
 def test_no_repair_takes_the_logits_further_off(data: st.DataObject, case: tuple[str, str]) -> None:
     p = cached_pruner(*case)
-    widths = np.array([data.draw(st.integers(1, int(width))) for width in p.structure.widths])
+    kept = np.array([data.draw(st.integers(1, int(width))) for width in p.structure.units])
     repair = data.draw(st.sampled_from(["gram", "sequential", "none"]))
     options = {
         "refit": data.draw(st.booleans()),
         "adaptive_bn": data.draw(st.sampled_from([0, 24])),
         "images": data.draw(st.sampled_from([None, 24])),
     }
-    repaired = distance(p, p.prune(widths, repair, **options))
-    assert repaired <= distance(p, p.prune(widths)) * (1 + 1e-5)
+    repaired = distance(p, p.prune(kept, repair, **options))
+    assert repaired <= distance(p, p.prune(kept)) * (1 + 1e-5)
 
 
 def test_a_dead_layer_leaves_a_sequential_repair_finite() -> None:
     p = pruner("shared_two_norms")
-    pruned = p.prune(p.structure.widths // 2, "sequential", guard=False)
+    pruned = p.prune(p.structure.units // 2, "sequential", guard=False)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in pruned.state_dict().values())
 
 
 def test_nothing_cut_nothing_recalibrated() -> None:
     p = pruner("residual")
-    assert same(p.prune(p.structure.widths, "sequential", refit=True, adaptive_bn=24), p.dense)
+    assert same(p.prune(p.structure.units, "sequential", refit=True, adaptive_bn=24), p.dense)
 
 
 def test_pruned_and_masked_networks_are_in_eval_mode_and_agree() -> None:
     p = pruner("downsample", "all")
     p.dense.train()
-    widths = np.maximum(1, p.structure.widths // 2)
-    small, masked = p.prune(widths), p.masked(widths)
+    kept = np.maximum(1, p.structure.units // 2)
+    small, masked = p.prune(kept), p.masked(kept)
     assert not any(module.training for network in (small, masked) for module in network.modules())
     x = zoo.images("downsample", 3)
     with torch.no_grad():
@@ -193,9 +193,9 @@ def test_a_failing_network_gets_its_momenta_back() -> None:
 
 def test_adaptive_batch_norm_helps_a_pruned_network() -> None:
     p = pruner("digits")
-    widths = p.structure.widths // 2
+    kept = p.structure.units // 2
     x = torch.cat([images for images, _ in p.calibration])
     adapt_batchnorm(p.dense, p.calibration)  # as if it had been trained on them
     with torch.no_grad():
-        dense, plain, adapted = (m(x) for m in (p.dense, p.prune(widths), p.prune(widths, adaptive_bn=64)))
+        dense, plain, adapted = (m(x) for m in (p.dense, p.prune(kept), p.prune(kept, adaptive_bn=64)))
     assert (adapted - dense).square().mean() < (plain - dense).square().mean()

@@ -15,41 +15,34 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import zoo
+from secateur.networks.norms import following_norms
 from secateur.pruners import reconstruction
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.criteria import Context, rank
-from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.reconstruction import (
-    RIDGE,
-    Moments,
-    Sampler,
-    collect_moments,
-    following_norms,
-    repair_error,
-    repair_from_moments,
-    repairable,
-    ridge_step,
-)
-from secateur.pruners.sequential import repair_sequentially
-from secateur.pruners.shrink import shrink
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.criteria import Context, rank
+from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.repair.gram import collect_moments, repair_error, repair_from_moments
+from secateur.pruners.repair.sequential import repair_sequentially
+from secateur.pruners.repair.solve import RIDGE, ridge_step
+from secateur.pruners.repair.statistics import Moments, Sampler, repairable
+from secateur.pruners.structure import Selection, Structure
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
 PADDINGS = st.sampled_from(["zeros", "reflect", "replicate", "circular"])
 
 
-def assert_reads_as_regression(module: nn.Module, x: Tensor, places: int) -> None:
+def assert_reads_as_regression(module: nn.Module, x: Tensor, samples: int) -> None:
     """inputs · weightᵀ + bias = outputs, at the same positions."""
     module = module.double()
     with torch.no_grad():
         y = module(x)
-    sampler = Sampler(module, places)
+    sampler = Sampler(module, samples)
     inputs, outputs, weight = sampler.inputs(x), sampler.outputs(y), sampler.weight(module.weight.detach())
     bias = 0.0 if module.bias is None else module.bias.detach().reshape(sampler.groups, 1, -1)
     torch.testing.assert_close(inputs @ weight.transpose(1, 2) + bias, outputs)
     assert torch.equal(sampler.unweight(weight, module.weight), module.weight)
     if not isinstance(module, nn.Linear):
-        assert inputs.shape[1] == len(x) * min(places, y[0, 0].numel())
+        assert inputs.shape[1] == len(x) * min(samples, y[0, 0].numel())
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -63,9 +56,9 @@ def assert_reads_as_regression(module: nn.Module, x: Tensor, places: int) -> Non
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     mode=PADDINGS,
     bias=st.booleans(),
-    places=st.integers(1, 60),
+    samples=st.integers(1, 60),
 )
-def test_sampler_reads_conv2d(groups, channels, kernel, stride, padding, dilation, mode, bias, places):
+def test_sampler_reads_conv2d(groups, channels, kernel, stride, padding, dilation, mode, bias, samples):
     assume(padding != "same" or stride == (1, 1))
     module = nn.Conv2d(
         groups * channels[0],
@@ -78,7 +71,7 @@ def test_sampler_reads_conv2d(groups, channels, kernel, stride, padding, dilatio
         bias,
         padding_mode=mode,
     )
-    assert_reads_as_regression(module, torch.randn(2, groups * channels[0], 8, 9, dtype=torch.float64), places)
+    assert_reads_as_regression(module, torch.randn(2, groups * channels[0], 8, 9, dtype=torch.float64), samples)
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,11 +83,11 @@ def test_sampler_reads_conv2d(groups, channels, kernel, stride, padding, dilatio
     dilation=st.integers(1, 2),
     mode=PADDINGS,
     bias=st.booleans(),
-    places=st.integers(1, 20),
+    samples=st.integers(1, 20),
 )
-def test_sampler_reads_conv1d(groups, kernel, stride, padding, dilation, mode, bias, places):
+def test_sampler_reads_conv1d(groups, kernel, stride, padding, dilation, mode, bias, samples):
     module = nn.Conv1d(2 * groups, 3 * groups, kernel, stride, padding, dilation, groups, bias, padding_mode=mode)
-    assert_reads_as_regression(module, torch.randn(3, 2 * groups, 11, dtype=torch.float64), places)
+    assert_reads_as_regression(module, torch.randn(3, 2 * groups, 11, dtype=torch.float64), samples)
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (3, 5, 4), (2, 3, 5, 4)])
@@ -293,7 +286,7 @@ def consumers_behind(model: nn.Module, structure: Structure, index: int, norms: 
 @CASES
 def test_repair_never_loses_on_its_own_objective(name: str, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # with one layer cut, its consumers see the dense inputs that stay; every output channel must come nearer
-    monkeypatch.setattr(reconstruction, "PLACES", 10_000)
+    monkeypatch.setattr(reconstruction, "SAMPLES", 10_000)
     monkeypatch.setattr(Sampler.__init__, "__defaults__", (10_000,))
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (10, 6))
@@ -305,7 +298,7 @@ def test_repair_never_loses_on_its_own_objective(name: str, cut: str, monkeypatc
         if layer.trunk or {p.module for p in layer.weights("in")} & {p.module for p in layer.weights("out")}:
             continue  # the consumers' inputs are changed by other consumers' repairs
         selection = zoo.whole(structure)
-        selection[index] = zoo.draw(structure, 5 + index)[index][:-1] if layer.width > 1 else selection[index]
+        selection[index] = zoo.draw(structure, 5 + index)[index][:-1] if layer.units > 1 else selection[index]
         if not len(selection[index]):
             selection[index] = np.array([0])
         pruned = shrink(model, structure, selection)
@@ -361,7 +354,7 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
     compared = 0
     for index, layer in enumerate(structure.layers[:4]):
         order = ranking[index]
-        keep = np.sort(order[: max(1, round(0.5 * layer.width))])
+        keep = np.sort(order[: max(1, round(0.5 * layer.units))])
         lost = total = 0.0
         for part in layer.weights("in"):
             module = model.get_submodule(part.module)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from secateur.pruners.reconstruction import Moments, ridge_step, self_product
-from secateur.pruners.regression import fit
+from secateur.pruners.repair.solve import fit, ridge_step
+from secateur.pruners.repair.statistics import Moments, self_product
 
 
 def problem(samples: int, inputs: int, groups: int = 2, outputs: int = 3) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,17 +8,13 @@ import torch
 from torch import nn
 
 import zoo
+from secateur.networks.norms import following_norms
 from secateur.pruners import reconstruction
-from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.reconstruction import (
-    collect_moments,
-    following_norms,
-    repair_error,
-    repair_from_moments,
-    repairable,
-)
-from secateur.pruners.sensitivity import output_error, spread_layers
-from secateur.pruners.shrink import shrink
+from secateur.pruners.channels.output_error import output_error, spread_layers
+from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.repair.gram import collect_moments, repair_error, repair_from_moments
+from secateur.pruners.repair.statistics import repairable
+from secateur.pruners.structure import Selection, Structure
 
 INNER = [name for name, cut in zoo.small_cases() if cut == "inner"]
 DRIFTS = ["densenet", "unet", "shared", "shared_two_norms"]  # one consumer sits behind another, or behind itself
@@ -89,7 +85,7 @@ def test_the_error_is_that_of_a_network_cut_repaired_and_run(name: str, repaired
     moments = collect_moments(model, structure, unseen)
     rng = np.random.default_rng(0)
     for index, layer in enumerate(structure.layers):
-        selection = structure.cut_alone(index, rng.permutation(layer.width), rng.uniform(0.1, 0.9))
+        selection = structure.cut_alone(index, rng.permutation(layer.units), rng.uniform(0.1, 0.9))
         pruned = cut(model, structure, selection, zoo.batches(name) if repaired else None)
         expected = brute_force(pruned, model, structure, index, unseen)
         if expected is None:
@@ -119,7 +115,7 @@ def test_on_the_images_of_the_repair_it_is_what_the_repair_says(name: str, monke
     model, structure = zoo.make(name), zoo.structure(name)
     moments = collect_moments(model, structure, zoo.batches(name))
     for index, layer in enumerate(structure.layers):
-        order = np.arange(layer.width)
+        order = np.arange(layer.units)
         selection = structure.cut_alone(index, order, 0.5)
         pruned = cut(model, structure, selection, zoo.batches(name))
         error = output_error(pruned, model, structure, selection, moments)

@@ -14,11 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import zoo
-from secateur.pruners.coupling import find_layers
-from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.reconstruction import RIDGE, Sampler, damping
-from secateur.pruners.sequential import HELD, REFIT_RIDGE, SequentialRepair, UntraceableError, repair_sequentially
-from secateur.pruners.shrink import shrink
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.repair.sequential import (
+    HELD,
+    REFIT_RIDGE,
+    SequentialRepair,
+    UntraceableError,
+    repair_sequentially,
+)
+from secateur.pruners.repair.solve import RIDGE, damping
+from secateur.pruners.repair.statistics import Sampler
+from secateur.pruners.structure import Selection, Structure
 
 TRACEABLE = [case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]
 CASES = pytest.mark.parametrize(("name", "cut"), TRACEABLE)
@@ -28,7 +35,7 @@ def half(structure: Structure, seed: int = 0, sparsity: float = 0.5) -> Selectio
     """Random units of every layer, the same share of each."""
     rng = np.random.default_rng(seed)
     return [
-        np.sort(rng.choice(layer.width, max(1, round((1 - sparsity) * layer.width)), replace=False))
+        np.sort(rng.choice(layer.units, max(1, round((1 - sparsity) * layer.units)), replace=False))
         for layer in structure.layers
     ]
 

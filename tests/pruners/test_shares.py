@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import zoo
 from secateur.pruners import shares as module
-from secateur.pruners.criteria import Context
-from secateur.pruners.shares import branch_shares
+from secateur.pruners.channels.criteria import Context
+from secateur.pruners.channels.residual_variance import residual_branch_variance
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:
@@ -43,7 +43,7 @@ def test_a_branch_over_the_sum_it_joins(cut: str) -> None:
     ):
         seen = context(name, cut)
         images = seen.calibration[0][0]
-        found = dict(zip([layer.name for layer in seen.structure.layers], branch_shares(seen), strict=True))
+        found = dict(zip([layer.name for layer in seen.structure.layers], residual_branch_variance(seen), strict=True))
         for block in blocks:
             branch = heard(seen.model, f"{block}.{ends[0]}", images)
             plain = block == "block1"  # its shortcut is no module
@@ -60,7 +60,7 @@ def test_in_a_longer_branch_the_share_is_that_of_its_end() -> None:
     expected = part(branch, branch + other)
     # the stem's consumers are the branch, and the shortcut, which is the rest of the same sum
     stem = (expected + part(other, branch + other)) / 2
-    assert branch_shares(seen) == pytest.approx([stem, expected, expected], rel=1e-4)
+    assert residual_branch_variance(seen) == pytest.approx([stem, expected, expected], rel=1e-4)
 
 
 class Nested(nn.Module):
@@ -91,26 +91,26 @@ def test_sums_within_a_branch_multiply() -> None:
         inner = heard(model, "inner", images)
         last = heard(model, "last", images)
     expected = part(inner, outer + inner) * part(last, images.double() + last)
-    found = branch_shares(Context(model, structure, [(images, torch.zeros(50))]))
+    found = residual_branch_variance(Context(model, structure, [(images, torch.zeros(50))]))
     assert found[structure.index("inner.0")] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["vgg", "plain_bias", "densenet", "embedded", "by_value"])
 def test_where_nothing_is_added_all_of_it_counts(name: str) -> None:
     """Of a position embedding too: it is a parameter, and all images see the same."""
-    assert branch_shares(context(name)).tolist() == [1.0] * len(zoo.structure(name).layers)
+    assert residual_branch_variance(context(name)).tolist() == [1.0] * len(zoo.structure(name).layers)
 
 
 def test_a_branch_that_says_nothing_has_no_share() -> None:
     deaf = zoo.make("residual")
     deaf.get_parameter("layer2.0.bn2.weight").data.zero_()
-    found = branch_shares(context("residual", model=deaf))
+    found = residual_branch_variance(context("residual", model=deaf))
     assert found[1] == 0.0
     assert np.all(found[[0, 2]] > 0.01)
 
 
 def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = context("residual")
-    first = branch_shares(seen)
+    first = residual_branch_variance(seen)
     monkeypatch.setattr(module, "_measure", lambda _context: pytest.fail("measured again"))
-    assert np.array_equal(branch_shares(seen), first)
+    assert np.array_equal(residual_branch_variance(seen), first)

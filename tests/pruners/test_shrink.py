@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
 from secateur.networks import ChannelPad
-from secateur.pruners.layers import Selection, Structure
-from secateur.pruners.shrink import mask, narrow, shrink
+from secateur.pruners.channels.shrink import mask, narrow, shrink
+from secateur.pruners.structure import Selection, Structure
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
@@ -57,25 +57,25 @@ def test_cost_is_that_of_the_shrunk_network(name: str, cut: str, seed: int) -> N
     model, structure = zoo.make(name), zoo.structure(name, cut)
     selection = zoo.draw(structure, seed)
     small = shrink(model, structure, selection)
-    widths = zoo.widths_of(selection)
-    assert structure.cost("flops", widths) == flops_counted(small, zoo.ZOO[name].shape)
-    assert structure.cost("params", widths) == sum(p.numel() for p in small.parameters())
+    kept = zoo.widths_of(selection)
+    assert structure.cost("flops", kept) == flops_counted(small, zoo.ZOO[name].shape)
+    assert structure.cost("params", kept) == sum(p.numel() for p in small.parameters())
 
 
 @CASES
 def test_dense_cost(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
-    assert structure.cost("flops", structure.widths) == flops_counted(model, zoo.ZOO[name].shape)
-    assert structure.cost("params", structure.widths) == sum(p.numel() for p in model.parameters())
-    assert structure.fraction("flops", structure.widths) == structure.fraction("params", structure.widths) == 1.0
-    assert structure.relaxed_cost("flops", structure.widths.astype(float)) == structure.cost("flops", structure.widths)
+    assert structure.cost("flops", structure.units) == flops_counted(model, zoo.ZOO[name].shape)
+    assert structure.cost("params", structure.units) == sum(p.numel() for p in model.parameters())
+    assert structure.fraction("flops", structure.units) == structure.fraction("params", structure.units) == 1.0
+    assert structure.relaxed_cost("flops", structure.units.astype(float)) == structure.cost("flops", structure.units)
 
 
 @CASES
 def test_a_single_unit_of_every_layer_is_enough(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     for last in (False, True):
-        selection = [np.array([layer.width - 1 if last else 0]) for layer in structure.layers]
+        selection = [np.array([layer.units - 1 if last else 0]) for layer in structure.layers]
         assert_agree(model, structure, selection, zoo.images(name, 2))
 
 
@@ -169,7 +169,7 @@ def test_a_shrunk_network_is_rebuilt_from_its_positions_and_its_state(name: str,
 
 def test_sampling_leaves_the_trunk_whole() -> None:
     model, structure = zoo.make("residual"), zoo.structure("residual", "sampled")
-    selection = [np.arange(1) if layer.sampled else np.arange(layer.width) for layer in structure.layers]
+    selection = [np.arange(1) if layer.sampled else np.arange(layer.units) for layer in structure.layers]
     small = shrink(model, structure, selection)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     changed = {name for name, p in small.named_parameters() if tuple(p.shape) != shapes[name]}

@@ -8,16 +8,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
-from secateur.commands.task import Task, make_task
+from secateur.commands.session import Session, make_session
 from secateur.configs import load_config
-from secateur.pruners.inference import accuracy
+from secateur.networks.inference import accuracy
 
 pytestmark = pytest.mark.real
 
 
-def task_of(depth: int, real_data, *overrides: str) -> Task:
+def task_of(depth: int, real_data, *overrides: str) -> Session:
     root = f"data.root={real_data / 'cifar10-lossless'}"
-    return make_task(load_config(f"cifar10-resnet{depth}", [root, *overrides]))
+    return make_session(load_config(f"cifar10-resnet{depth}", [root, *overrides]))
 
 
 WAYS = (("none", False), ("gram", False), ("sequential", False), ("sequential", True))
@@ -26,39 +26,39 @@ WAYS = (("none", False), ("gram", False), ("sequential", False), ("sequential", 
 @pytest.mark.parametrize(("depth", "ways", "kept"), [(20, WAYS, 81.0), (56, WAYS[::3], 89.0)])
 def test_every_repair_brings_the_logits_nearer_and_the_last_keeps_the_accuracy(depth, ways, kept, real_data):
     """Of half the channels: dense 91.6 and 92.7 % on the test images, unrepaired 34 and 42 %."""
-    task = task_of(depth, real_data, "data.search=500")
-    half = task.structure.widths // 2
-    networks = [task.pruner.prune(half, repair, refit=refit) for repair, refit in ways]
-    judged = [task.evaluator.judge(network, half) for network in networks]
-    distances = [evaluation.reconstruction_loss for evaluation in judged]
+    session = task_of(depth, real_data, "data.search=500")
+    half = session.structure.units // 2
+    networks = [session.pruner.prune(half, repair, refit=refit) for repair, refit in ways]
+    evaluated = [session.evaluator.measure(network, half) for network in networks]
+    distances = [evaluation.reconstruction_loss for evaluation in evaluated]
     assert distances == sorted(distances, reverse=True)
-    assert judged[0].accuracy < 50.0
-    assert accuracy(networks[-1], task.test) >= kept
+    assert evaluated[0].accuracy < 50.0
+    assert accuracy(networks[-1], session.test) >= kept
 
 
 @pytest.mark.parametrize("cut", ["inner", "all"])
 def test_masked_and_shrunk_agree_and_cost_what_is_counted(real_data, cut):
-    task = task_of(20, real_data, f"layers.cut={cut}", "pruning.criterion=l1", "data.search=100")
+    session = task_of(20, real_data, f"layers.cut={cut}", "pruning.criterion=l1", "data.search=100")
     rng = np.random.default_rng(0)
-    widths = np.array([rng.integers(1, width + 1) for width in task.structure.widths])
-    images = task.search[0][0]
-    shrunk, masked = task.pruner.prune(widths), task.pruner.masked(widths)
+    kept = np.array([rng.integers(1, width + 1) for width in session.structure.units])
+    images = session.search[0][0]
+    shrunk, masked = session.pruner.prune(kept), session.pruner.masked(kept)
     with torch.inference_mode():
         assert torch.allclose(shrunk(images), masked(images), atol=1e-4, rtol=1e-4)
         with FlopCounterMode(display=False) as counter:
             shrunk(images[:1])
-    assert counter.get_total_flops() == 2 * task.structure.cost("flops", widths)
-    assert sum(p.numel() for p in shrunk.parameters()) == task.structure.cost("params", widths)
+    assert counter.get_total_flops() == 2 * session.structure.cost("flops", kept)
+    assert sum(p.numel() for p in shrunk.parameters()) == session.structure.cost("params", kept)
 
 
 def test_the_trunk_is_cut_and_repaired(real_data):
-    task = task_of(20, real_data, "layers.cut=all", "data.calibration=200", "data.search=100")
-    assert sum(layer.trunk for layer in task.structure.layers) == 3
-    widths = np.where(
-        [layer.trunk for layer in task.structure.layers], task.structure.widths * 3 // 4, task.structure.widths
+    session = task_of(20, real_data, "layers.cut=all", "data.calibration=200", "data.search=100")
+    assert sum(layer.trunk for layer in session.structure.layers) == 3
+    kept = np.where(
+        [layer.trunk for layer in session.structure.layers], session.structure.units * 3 // 4, session.structure.units
     )
-    unrepaired = accuracy(task.pruner.prune(widths), task.test)
-    repaired = accuracy(task.pruner.prune(widths, "sequential", refit=True), task.test)
+    unrepaired = accuracy(session.pruner.prune(kept), session.test)
+    repaired = accuracy(session.pruner.prune(kept, "sequential", refit=True), session.test)
     assert repaired > unrepaired + 20
 
 
@@ -70,7 +70,7 @@ def test_a_short_search_and_everything_after_it(real_data, tmp_path):
         "data.test=200",
         "agent.episodes=4",
         "agent.warmup=2",
-        "agent.finalists=2",
+        "agent.reranked=2",
     ]
     done = secateur.train("cifar10-resnet20", overrides=quick, out=tmp_path / "run")
     assert 0.495 <= done.plan.cost["flops"] <= 0.5

@@ -1,0 +1,226 @@
+"""From a config, or from what the caller brings: the dense network and its images, ready and checked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..configs import Config, ConfigError
+from ..configs.schema import FitConfig, NetworkConfig
+from ..data import Splits, as_batches, load_splits
+from ..networks import build_network, load_weights
+from ..networks.inference import Batches
+from ..reports.progress import Reporter
+from ..training.fit import Batches as Loader
+from ..training.fit import OnStep, fit
+from .resolve import weight_folders
+
+DENSE_NAME = "dense.safetensors"
+
+LoaderOf = Callable[[int], Loader]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A caller's own images; every one an iterable of (images (N, C, H, W) float, labels (N,)).
+
+    Attributes:
+        calibration: that repair.
+        search: that pay the reward: if there are any, images the network was not trained on.
+        test: looked at in the end.
+        train: for fine-tuning, walked anew every epoch; none if there is no fine-tuning.
+    """
+
+    calibration: Iterable[Any]
+    search: Iterable[Any]
+    test: Iterable[Any] | None = None
+    train: Any = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A dense network and its images.
+
+    Attributes:
+        model: in eval mode; never changed.
+        calibration: images that repair.
+        search: images that pay the reward.
+        test: images that are looked at in the end; none where the caller gave none.
+        train: makes the loader for fine-tuning, for a batch size; none where the caller gave none.
+        source: where the images come from, in a line.
+        trained_here: whether the network was trained for this config, so that its weights are kept with the run.
+    """
+
+    model: nn.Module
+    calibration: Batches
+    search: Batches
+    test: Batches | None
+    train: LoaderOf | None
+    source: str
+    trained_here: bool = False
+
+
+def load(
+    config: Config,
+    *,
+    folder: Path | None = None,
+    model: nn.Module | None = None,
+    images: Images | None = None,
+    reporter: Reporter | None = None,
+) -> Loaded:
+    """Build the network and read the images that a config names, or take the caller's.
+
+    Args:
+        config: checked.
+        folder: a run folder; a network that was trained there is loaded instead of trained again.
+        model: the caller's network instead of the config's.
+        images: the caller's images instead of the config's.
+        reporter: shows progress.
+
+    Raises:
+        ValueError, FileNotFoundError: a network, weights or images that cannot be used.
+    """
+    _prepare_torch(config)
+    device = _device(config.device)
+    if images is not None:
+        calibration, search, test, train = _caller_batches(images, device)
+        source = "the caller's images"
+    else:
+        calibration, search, test, train, source = _config_batches(config, device)
+    trained = False
+    if model is None:
+        if config.network is None:
+            raise ConfigError("the config has no network section: add one, or pass model=")
+        model, trained = _network(config, config.network, train, device, folder, reporter or Reporter())
+    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained)
+    _check_images(loaded)
+    return loaded
+
+
+def run_fit(
+    model: nn.Module,
+    batches: Loader,
+    config: FitConfig,
+    seed: int,
+    reporter: Reporter,
+    title: str,
+    on_step: OnStep | None = None,
+) -> None:
+    """`fit` with a progress bar."""
+    with reporter.bar(title, config.epochs * len(batches)) as advance:
+
+        def after(step: int, total: int, loss: float) -> None:
+            if on_step is not None:
+                on_step(step, total, loss)
+            advance(f"loss {loss:.3f}")
+
+        fit(model, batches, config, seed=seed, on_step=after)
+
+
+def _prepare_torch(config: Config) -> None:
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device = {name!r} is not to be had here ({str(error).splitlines()[0]}): try cpu") from None
+    return device
+
+
+def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batches, Batches, LoaderOf, str]:
+    data, network = config.data, config.network
+    if data is None or network is None:
+        raise ConfigError("the config has no data or network section: add it, or pass images=")
+    splits: Splits = load_splits(data, num_classes=network.num_classes)
+    size = data.batch_size
+    return (
+        splits.calibration.batches(size, device),
+        splits.search.batches(size, device),
+        splits.test.batches(size, device),
+        lambda batch: splits.train.loader(batch, augment=data.augment, flip=data.flip, seed=config.seed),
+        splits.source,
+    )
+
+
+def _caller_batches(images: Images, device: torch.device) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
+    def ready(loader: Iterable[Any]) -> Batches:
+        return [(x.to(device), y.to(device)) for x, y in as_batches(loader)]
+
+    train = images.train
+    return (
+        ready(images.calibration),
+        ready(images.search),
+        None if images.test is None else ready(images.test),
+        None if train is None else lambda _batch: train,
+    )
+
+
+def _network(
+    config: Config,
+    network: NetworkConfig,
+    train: LoaderOf | None,
+    device: torch.device,
+    folder: Path | None,
+    reporter: Reporter,
+) -> tuple[nn.Module, bool]:
+    """The config's network, and whether its weights come from training it here."""
+    model = build_network(network, weight_folders(config), seed=config.seed)
+    if network.weights is not None:
+        return model, False
+    saved = folder / DENSE_NAME if folder is not None else None
+    if saved is not None and saved.is_file():
+        try:
+            load_weights(model, saved)
+        except ValueError as error:
+            raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
+        return model, True
+    assert network.pretrain is not None, "the schema asks for weights or training"
+    if train is None or config.data is None:
+        raise ConfigError("network.pretrain needs training images: give a data section, or network.weights")
+    run_fit(model.to(device), train(network.pretrain.batch_size), network.pretrain, config.seed, reporter, "pretrain")
+    return model, True
+
+
+def _clean(model: nn.Module, device: torch.device) -> nn.Module:
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"the network's {name} holds a NaN or an infinity: it cannot be pruned; retrain or reload it"
+            )
+    return model.to(device).eval()
+
+
+def _check_images(loaded: Loaded) -> None:
+    """Images must be what the network takes, all alike, and labels classes that it knows."""
+    images, _ = loaded.search[0]
+    for split, batches in {"calibration": loaded.calibration, "test": loaded.test or ()}.items():
+        for others, _ in batches:
+            if others.shape[1:] != images.shape[1:]:
+                theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
+                raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
+    try:
+        with torch.inference_mode():
+            outputs = loaded.model(images[:1])
+    except RuntimeError as error:
+        shape = "×".join(map(str, images.shape[1:]))
+        raise ValueError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
+    highest = max(int(labels.max()) for _, labels in (*loaded.calibration, *loaded.search, *(loaded.test or ())))
+    if isinstance(outputs, Tensor) and outputs.dim() == 2 and highest >= outputs.shape[1]:
+        raise ValueError(
+            f"a label is {highest}, but the network tells {outputs.shape[1]} classes (0 … {outputs.shape[1] - 1}): "
+            "check num_classes and the data set"
+        )

@@ -1,0 +1,358 @@
+"""A session: one dense network with its images, looked at once, for as many commands as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from ..configs import Config
+from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights, layer_statistics
+from ..envs.workers.processes import Processes
+from ..envs.workers.ray import Actors, require_ray
+from ..networks.inference import Batches, count_images
+from ..pruners import METHODS, Budget, Compressor, Context, Kept, LossModel, RatioPlan, Structure, dense_store
+from ..pruners.costs.latency import measure_latency
+from ..pruners.costs.latency_profile import take_table
+from ..reports.progress import Reporter
+from ..storage.cache import Store
+from ..storage.files import write_tensors
+from ..training.fit import OnStep
+from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load, run_fit
+from .resolve import Given, absolute, home_of, resolve_config, save_config
+
+T = TypeVar("T")
+
+
+class Session:
+    """A config, the network and the images that it names, and all that is computed on them once.
+
+    Nothing is loaded before it is needed. Commands take a session or what makes one (a config, its name or its file);
+    several commands on one session trace, rank and measure the network once.
+
+    Args:
+        config: a built-in name, a YAML file or a `Config`; none is the embedded default, or the config of the run
+            folder or plan that a command is given.
+        model: your own network instead of the config's.
+        images: your own images instead of the config's.
+        overrides: `section.key=value` on top of the config.
+        seed: instead of the config's.
+        ray_address: of a Ray cluster whose workers evaluate candidates, instead of the config's.
+        reporter: shows progress.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, in one line; what is loaded late is found out late.
+    """
+
+    def __init__(
+        self,
+        config: Given = None,
+        *,
+        model: nn.Module | None = None,
+        images: Images | None = None,
+        overrides: Sequence[str] = (),
+        seed: int | None = None,
+        ray_address: str | None = None,
+        reporter: Reporter | None = None,
+    ):
+        self._given = config
+        self._model = model
+        self._images = images
+        self._overrides = tuple(overrides)
+        self._seed = seed
+        self._ray_address = ray_address
+        self._folder: Path | None = home_of(config, None)
+        self._plan: RatioPlan | None = None
+        self._config: Config | None = None
+        self._memory: dict[Any, Any] = {}
+        self.reporter = reporter or Reporter()
+        if config is not None:
+            _ = self.config  # a mistake in it is said now
+
+    @classmethod
+    def of(cls, given: Session | Given) -> Session:
+        """The session given, or one of what makes it."""
+        return given if isinstance(given, Session) else cls(given)
+
+    def beside(
+        self, folder: Path | None = None, plan: RatioPlan | None = None, overrides: Sequence[str] = ()
+    ) -> Session:
+        """This session for a run folder or a plan: it takes the folder's config where it was given none.
+
+        Network, images and whatever is already computed are shared, as far as they do not depend on what differs.
+
+        Args:
+            folder: a run folder; a network that was trained there is loaded.
+            plan: that will be applied; its method and criterion take the config's place.
+            overrides: on top of the session's own.
+        """
+        other = Session.__new__(Session)
+        other.__dict__.update(self.__dict__)
+        other._overrides = (*self._overrides, *overrides)
+        other._folder = self._folder or home_of(self._given, folder)
+        other._plan = plan or self._plan
+        other._config = None
+        _ = other.config
+        return other
+
+    @property
+    def config(self) -> Config:
+        """Resolved."""
+        if self._config is None:
+            own = None if self._model is None else type(self._model).__name__
+            config = resolve_config(
+                self._given, self._overrides, folder=self._folder, plan=self._plan, own_network=own, seed=self._seed
+            )
+            method = METHODS[config.method]
+            method.check_criterion(config.criterion or method.criterion)
+            self._config = config
+        return self._config
+
+    def check_workers(self) -> None:
+        """Whether there can be workers, before anything that takes long.
+
+        Raises:
+            ImportError: Ray is asked for and not installed.
+        """
+        if self._ray_address or self.config.ray_address:
+            require_ray()
+
+    def _once(self, key: Sequence[Any], make: Callable[[], T]) -> T:
+        """What was made under this key, in this session or one that shares with it."""
+        if key not in self._memory:
+            self._memory[key] = make()
+        found: T = self._memory[key]
+        return found
+
+    @property
+    def _loaded(self) -> Loaded:
+        config = self.config
+        key = ("loaded", *(repr(part) for part in (config.network, config.data, config.seed, config.device)))
+        return self._once(
+            key,
+            lambda: load(config, folder=self._folder, model=self._model, images=self._images, reporter=self.reporter),
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense network, in eval mode; never changed."""
+        return self._loaded.model
+
+    @property
+    def calibration(self) -> Batches:
+        """Images that repair."""
+        return self._loaded.calibration
+
+    @property
+    def search(self) -> Batches:
+        """Images that pay the reward."""
+        return self._loaded.search
+
+    @property
+    def test(self) -> Batches | None:
+        """Images that are looked at in the end; none where the caller gave none."""
+        return self._loaded.test
+
+    @property
+    def train_loader(self) -> LoaderOf | None:
+        """Makes the loader for fine-tuning, for a batch size; none where the caller gave no training images."""
+        return self._loaded.train
+
+    @property
+    def source(self) -> str:
+        """Where the images come from, in a line."""
+        return self._loaded.source
+
+    @property
+    def architecture(self) -> str:
+        """The network's name in the config, else its class."""
+        return self.config.network.name if self.config.network else type(self.model).__name__
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image."""
+        return tuple(self.search[0][0].shape[1:])
+
+    @property
+    def criterion(self) -> str:
+        """That ranks the units inside a layer."""
+        return self.config.criterion or METHODS[self.config.method].criterion
+
+    @property
+    def structure(self) -> Structure:
+        """The network's layers and their costs; a latency table, which takes seconds, where the budget needs one."""
+        config = self.config
+        timed = config.budget.kind == "latency"
+        key = ("structure", config.method, repr(config.layers), repr(config.latency) if timed else "")
+        return self._once((*key, id(self._loaded)), lambda: self._find(timed))
+
+    def _find(self, timed: bool) -> Structure:
+        config = self.config
+        found = METHODS[config.method].find(self.model, self.input_shape, config.layers)
+        if not timed:
+            return found
+        table = take_table(self.model, found, config.latency)
+        return replace(found, costs={**found.costs, "latency": table})
+
+    @property
+    def budget(self) -> Budget:
+        """What a plan may cost here."""
+        config = self.config
+        most = config.layers.max_sparsity or METHODS[config.method].max_sparsity
+        return Budget(self.structure, config.budget.kind, config.budget.fraction, most, config.layers.bounds)
+
+    @property
+    def context(self) -> Context:
+        """The dense network and its calibration images, ranked by the criterion."""
+        structure, config = self.structure, self.config
+        store = self._once(
+            ("store", id(structure)),
+            lambda: dense_store(self.model, structure, self.calibration, 0) if config.cache else Store(),
+        )
+        return self._once(
+            ("context", id(structure), self.criterion),
+            lambda: Context(self.model, structure, self.calibration, self.criterion, 0, store),
+        )
+
+    @property
+    def compressor(self) -> Compressor:
+        """Makes smaller networks of the dense one."""
+        return self._once(("compressor", id(self.context)), lambda: Compressor(self.context))
+
+    @property
+    def evaluator(self) -> CandidateEvaluator:
+        """Evaluates candidates the fast way, on the search images."""
+        repair = self.config.repair.search
+        key = ("evaluator", id(self.compressor), repr(repair))
+        return self._once(key, lambda: CandidateEvaluator(self.compressor, self.search, repair))
+
+    def evaluators(self) -> AbstractContextManager[CandidateEvaluator | ParallelEvaluator]:
+        """The evaluator, or for the length of a `with` block workers that do as it does; they share what is known.
+
+        Raises:
+            ValueError, ImportError, ConnectionError: see `Processes` and `Actors`.
+        """
+        workers, threads = self.config.workers, self.config.threads
+        address = self._ray_address or self.config.ray_address
+        if address is not None:
+            return ParallelEvaluator(self.evaluator, Actors(self.evaluator, threads or 1, workers, address), workers)
+        if workers == 1:
+            return nullcontext(self.evaluator)
+        share = threads or max(1, torch.get_num_threads() // workers)
+        return ParallelEvaluator(self.evaluator, Processes(self.evaluator, share), workers)
+
+    @property
+    def weights(self) -> RewardWeights:
+        """Weights of the terms by which plans are chosen."""
+        return RewardWeights(**self.config.reward.model_dump())
+
+    def env(self) -> LayerSparsityEnv:
+        """A new environment that walks this network."""
+        context = self.context
+        key = ("statistics", id(context))
+        return LayerSparsityEnv(
+            self.budget,
+            self.evaluator,
+            self._once(key, lambda: layer_statistics(context)),
+            self.weights,
+            self._once(("loss model", id(context)), lambda: LossModel.of(context)),
+            action_penalty=self.config.agent.action_penalty,
+        )
+
+    @property
+    def dense_latency(self) -> Mapping[str, float]:
+        """Milliseconds of the dense network: `predicted_ms` by the table and `measured_ms`; empty without a table."""
+        structure = self.structure
+        if "latency" not in structure.costs:
+            return {}
+
+        def measure() -> dict[str, float]:
+            measured = measure_latency({"dense": self.model}, self.input_shape, self.config.latency)["dense"]
+            return {"predicted_ms": structure.cost("latency", structure.units) / 1e6, "measured_ms": measured}
+
+        return self._once(("dense latency", id(structure)), measure)
+
+    def compress(self, kept: Kept) -> nn.Module:
+        """A smaller network (layers,), repaired as a finished plan is; it owns all its tensors."""
+        small = self.compressor(kept, self.config.repair.final)
+        for parameter in small.parameters():
+            parameter.data = parameter.data.clone()
+        return small
+
+    def check_finetune(self, epochs: int) -> None:
+        """Whether there is anything to fine-tune on.
+
+        Raises:
+            ValueError: a negative number of epochs, or there are no training images.
+        """
+        if epochs < 0:
+            raise ValueError(f"finetune = {epochs}: a number of epochs, 0 or more")
+        if epochs and self.train_loader is None:
+            raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
+
+    def finetune(self, model: nn.Module, epochs: int, on_step: OnStep | None = None) -> None:
+        """Train a compressed network in place: SGD, cosine; `on_step` as in `fit`.
+
+        Raises:
+            ValueError: there are no training images.
+        """
+        self.check_finetune(epochs)
+        if epochs == 0 or self.train_loader is None:
+            return
+        config = self.config.finetune.model_copy(update={"epochs": epochs})
+        run_fit(
+            model, self.train_loader(config.batch_size), config, self.config.seed, self.reporter, "fine-tune", on_step
+        )
+
+    def plan_of(
+        self, kept: Kept, *, allocator: str, seed: int, candidates: int, figures: Mapping[str, float] | None = None
+    ) -> RatioPlan:
+        """The plan that keeps so many units (layers,) of this network."""
+        return RatioPlan.make(
+            self.structure,
+            kept,
+            architecture=self.architecture,
+            criterion=self.criterion,
+            budget=(self.budget.kind, self.budget.fraction),
+            figures=figures or {},
+            allocator=allocator,
+            seed=seed,
+            candidates=candidates,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the resolved config, and the dense weights if they were trained here."""
+        if self._loaded.trained_here and not (folder / DENSE_NAME).exists():
+            write_tensors(folder / DENSE_NAME, {name: t.clone() for name, t in self.model.state_dict().items()})
+        save_config(absolute(self.config), folder)
+
+    def describe(self) -> str:
+        """The session in a line, for a person."""
+        structure, budget = self.structure, self.budget
+        flops = structure.cost("flops", structure.units)
+        test = f", {count_images(self.test)} test" if self.test is not None else ""
+        told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)"
+        latency = told.format(**self.dense_latency) if self.dense_latency else ""
+        return (
+            f"{self.config.name}: {structure.method}, {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, "
+            f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {count_images(self.calibration)} "
+            f"calibration, {count_images(self.search)} search{test}"
+        )
+
+
+def make_env(session: Session | Given = None, *, config: Given = None) -> LayerSparsityEnv:
+    """The environment of a session, or of what makes one: what `gymnasium.make("secateur/LayerSparsity-v0")` calls.
+
+    Args:
+        session: a session, a config, its name or its file; none is the embedded default.
+        config: the same under another name, for `gymnasium.make(…, config="digits")`.
+
+    Raises:
+        ValueError, FileNotFoundError: bad input, in one line.
+    """
+    return Session.of(session if session is not None else config).env()

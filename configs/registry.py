@@ -1,0 +1,85 @@
+"""One registry for everything that is known by a name: methods, criteria, allocators, networks, …"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Name → plug-in. A new one is one decorated definition in a module that is imported.
+
+    Args:
+        kind: what is registered, as messages call it.
+
+    Example:
+        >>> CRITERIA: Registry[Callable[..., Any]] = Registry("criterion")
+        >>> @CRITERIA.register("mine")
+        ... def mine(context, layer): ...
+    """
+
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._known: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator: make something known as `name`.
+
+        Raises:
+            ValueError: the name is another one's already, or holds a colon (those name code to import).
+        """
+        if ":" in name or not name:
+            raise ValueError(f"{self.kind} {name!r}: a registered name is not empty and holds no colon")
+
+        def add(plugin: T) -> T:
+            known = self._known.get(name)
+            if known is not None and _home(known) != _home(plugin):
+                raise ValueError(f"{self.kind} {name!r} is registered already: choose another name")
+            self._known[name] = plugin
+            return plugin
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """The plug-in of that name.
+
+        Raises:
+            UnknownNameError: there is none; the near miss is named.
+        """
+        if name not in self._known:
+            known = ", ".join(sorted(self._known))
+            raise UnknownNameError(f"no {self.kind} {name!r}, only {known}{did_you_mean(name, self._known)}")
+        return self._known[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._known
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._known))
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class UnknownNameError(ValueError, KeyError):
+    """A name that nothing is registered under."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message: the near miss, if there is one."""
+    near = get_close_matches(name, list(known), n=1)
+    return f" – did you mean {near[0]}?" if near else ""
+
+
+def _home(plugin: Any) -> tuple[str, str]:
+    """Where something is defined: a module that is run again (a notebook's cell, a reload) replaces its own."""
+    kind = plugin if hasattr(plugin, "__qualname__") else type(plugin)
+    module = getattr(kind, "__module__", "")
+    return (module if module in sys.modules else "", getattr(kind, "__qualname__", ""))

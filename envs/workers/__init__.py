@@ -1,0 +1,1 @@
+"""Candidates evaluated by several workers at a time."""

@@ -1,0 +1,153 @@
+"""A network as a torch.fx graph, and its values node by node."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .channel_pad import ChannelPad
+
+_UNTRACEABLE = "sequential repair cannot follow this network's forward"
+_REMEDY = "use pruning.final_repair=gram"
+_IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
+
+
+class UntraceableError(ValueError):
+    """The network cannot be walked as a torch.fx graph."""
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ChannelPad) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module, image: Tensor) -> fx.Graph:
+    """The network's graph, of which it is sure that a walk computes what the network does.
+
+    Args:
+        model: in eval mode.
+        image: (1, C, H, W) to try it on.
+
+    Raises:
+        UntraceableError: its forward depends on values (data-dependent control flow), or it changes a tensor in place
+            that is used again.
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception as error:  # fx raises whatever the user's forward raises on a proxy
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UntraceableError(f"{_UNTRACEABLE} ({reason}); {_REMEDY}") from error
+    result = next(node for node in graph.nodes if node.op == "output").args[0]
+    with torch.inference_mode():
+        if not torch.allclose(Walk(graph, model, [image]).read(result)[0], model(image), rtol=1e-3, atol=1e-4):
+            raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
+    return graph
+
+
+class Walk:
+    """One network's values, node by node, all images at a time; dropped when nobody will look at them again.
+
+    Attributes:
+        graph: the network's.
+        model: the network.
+        values: node → one entry a batch.
+    """
+
+    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Tensor], reads: Iterable[fx.Node] = ()):
+        """Nothing is computed yet.
+
+        Args:
+            graph: the network's, or that of one with the same forward.
+            model: the network.
+            images: batches (N, C, H, W).
+            reads: nodes that will be `read`, each as often as it will.
+        """
+        self.graph = graph
+        self.model = model
+        self.values: dict[fx.Node, list[Any]] = {}
+        self._count = len(images)
+        self._users = Counter(reads)
+        for node in graph.nodes:
+            self._users[node] += len(node.users)
+            if node.op == "placeholder":
+                self.values[node] = list(images)
+
+    def run(self) -> None:
+        """Compute all nodes."""
+        for node in self.graph.nodes:
+            if node.op != "output":
+                self.evaluate(node)
+
+    def read(self, node: fx.Node) -> list[Any]:
+        """A node's values, computed if they are not there; counts as one use."""
+        self.evaluate(node)
+        values = self.values[node]
+        self.release(node)
+        return values
+
+    def evaluate(self, node: fx.Node) -> None:
+        """Compute a node and what it needs, if it is not there."""
+        stack = [node]
+        while stack:  # depth first, without recursion: networks are deeper than Python's stack
+            top = stack[-1]
+            missing = [before for before in self.needed(top) if before not in self.values]
+            if top in self.values or not missing:
+                stack.pop()
+                if top not in self.values:
+                    self.compute(top)
+            else:
+                stack += missing
+
+    def needed(self, node: fx.Node) -> list[fx.Node]:
+        """What must be there before a node is computed."""
+        return list(node.all_input_nodes)
+
+    def compute(self, node: fx.Node) -> None:
+        """Compute a node whose inputs are there."""
+        inputs = {before: self.values[before] for before in node.all_input_nodes}
+        results = []
+        for i in range(self._count):
+            one = {before: values[i] for before, values in inputs.items()}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), one.__getitem__)
+            results.append(call_node(self.model, node, args, kwargs))
+        self.values[node] = results
+        for before in self.needed(node):
+            self.release(before)
+
+    def release(self, node: fx.Node) -> None:
+        """One user less."""
+        self._users[node] -= 1
+        if self._users[node] <= 0:
+            self.values[node] = []  # known, but no longer held
+
+
+def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
+    """One node, never in place: values stay as their other users expect them."""
+    if node.op == "call_module":
+        module: Any = model.get_submodule(str(node.target))
+        if getattr(module, "inplace", False):
+            module.inplace = False
+            try:
+                return module(*args, **kwargs)
+            finally:
+                module.inplace = True
+        return module(*args, **kwargs)
+    if node.op == "call_function":
+        if "inplace" in kwargs:
+            kwargs = {**kwargs, "inplace": False}
+        function: Any = node.target
+        return _IN_PLACE.get(function, function)(*args, **kwargs)
+    if node.op == "call_method":
+        name = str(node.target)
+        method = name.removesuffix("_") if name in ("add_", "mul_", "relu_", "clamp_") else name
+        return getattr(args[0], method)(*args[1:], **kwargs)
+    assert node.op == "get_attr"
+    value: Any = model
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    return value

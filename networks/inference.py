@@ -1,0 +1,42 @@
+"""Running a network over batches of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+Batches = Sequence[tuple[Tensor, Tensor]]
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    """The memory format that convolutions on a CPU like best: up to half as fast again, the same numbers."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def first_images(batches: Batches, count: int) -> Batches:
+    """Whole batches from the front that hold at least `count` images, or all there are."""
+    taken = 0
+    for i, (images, _) in enumerate(batches):
+        taken += len(images)
+        if taken >= count:
+            return batches[: i + 1]
+    return batches
+
+
+def count_images(batches: Batches) -> int:
+    """How many images the batches hold."""
+    return sum(len(images) for images, _ in batches)
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, batches: Batches) -> Tensor:
+    """(images, classes) outputs over all batches."""
+    return torch.cat([model(images) for images, _ in batches])
+
+
+def accuracy(model: nn.Module, batches: Batches) -> float:
+    """Top-1 in per cent."""
+    labels = torch.cat([labels for _, labels in batches])
+    return 100.0 * float((logits(model, batches).argmax(1) == labels).double().mean())

@@ -1,0 +1,120 @@
+"""Which batch norm follows which layer; folding one into the other, and constants moved between them."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often tensors are looked at.
+
+    Attributes:
+        made: what is watched, (name, tensor); held, so that ids stay unique.
+        count: by id.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made: list[tuple[str, Tensor]] = []
+        self.count: dict[int, int] = {}
+
+    def watch(self, name: str, tensor: Tensor) -> None:
+        """Count from here on."""
+        self.made.append((name, tensor))
+        self.count[id(tensor)] = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """One operation."""
+        for value in tree_leaves((args, kwargs)):
+            if id(value) in self.count:
+                self.count[id(value)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Convolution or linear layer → the batch norm that takes its output, where nothing else does.
+
+    A constant can then be moved from one to the other. Not so where the output goes somewhere else too (a shortcut
+    in front of the batch norm), or where either of the two is called more than once.
+    """
+    uses = _Uses()
+    calls: Counter[str] = Counter()
+    taken: dict[int, str] = {}
+
+    def make(name: str, output: Tensor) -> None:
+        calls[name] += 1
+        uses.watch(name, output)
+
+    def take(name: str, source: Tensor) -> None:
+        calls[name] += 1
+        if id(source) in uses.count:
+            taken[id(source)] = name
+
+    hooks = []
+    for name, module in model.named_modules():
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: make(name, out)))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(lambda _m, inputs, name=name: take(name, inputs[0])))
+    try:
+        with torch.inference_mode(), uses:
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    pairs = [
+        (name, taken[id(output)]) for name, output in uses.made if id(output) in taken and uses.count[id(output)] == 1
+    ]
+    return {name: norm for name, norm in pairs if calls[name] == calls[norm] == 1}
+
+
+def shift_output(model: nn.Module, name: str, norm: str | None, shift: Tensor) -> None:
+    """Add a constant per channel behind a consumer: to its bias, or in front of the batch norm that follows."""
+    module = model.get_submodule(name)
+    if isinstance(module.bias, Tensor):
+        module.bias.data = module.bias.data + shift.to(module.bias.dtype)
+    elif norm is not None:
+        running_mean = model.get_submodule(norm).running_mean
+        assert isinstance(running_mean, Tensor)
+        running_mean.sub_(shift.to(running_mean.dtype))
+
+
+def fold_batchnorm(model: nn.Module, example: Tensor, keep: Collection[str] = ()) -> nn.Module:
+    """A copy in eval mode that computes the same without most batch norms: a fifth to a third faster on a CPU.
+
+    A batch norm behind a convolution or linear layer is a scale and a shift of its output, which the layer's own
+    weight and bias can do. In its place stands an identity.
+
+    Args:
+        model: in eval mode; not changed.
+        example: images (N, C, H, W), to see which norm follows which layer.
+        keep: modules that stay what they are.
+
+    Returns:
+        The copy; the model itself where the copy computes something else (a module known by two names, say).
+    """
+    folded = copy.deepcopy(model)
+    for name, norm in following_norms(model, example).items():
+        if name not in keep and norm not in keep:
+            folded.set_submodule(name, fold(model.get_submodule(name), model.get_submodule(norm)))
+            folded.set_submodule(norm, nn.Identity())
+    with torch.inference_mode():
+        same = torch.allclose(folded(example), model(example), rtol=1e-3, atol=1e-4)
+    return folded if same else model
+
+
+def fold(layer: Any, norm: Any) -> nn.Module:
+    """A layer, convolution or linear, that computes what it and the batch norm behind it do; both are left alone."""
+    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+    return cast(nn.Module, fuse(layer, norm))

@@ -1,0 +1,1 @@
+"""Channel pruning: coupling groups, criteria, cutting."""

@@ -1,0 +1,105 @@
+"""The registry of criteria, and what a criterion may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ....configs import Registry
+from ...context import Context
+from ..slices import ChannelLayer, Selection, channel_layers
+
+Order = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+Criterion = Callable[[Context, ChannelLayer], Order]
+Score = Callable[[Context, ChannelLayer], Scores]
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
+
+
+def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
+    """Make a criterion known: it maps a layer to its units from the most to the least important, all (units,)."""
+    return CRITERIA.register(name)
+
+
+@dataclass(frozen=True)
+class ByScore:
+    """A criterion that scores every unit by itself, (units,): the highest stay, ties keep their order."""
+
+    score: Score
+
+    def __call__(self, context: Context, layer: ChannelLayer) -> Order:
+        """The order of the scores."""
+        return np.argsort(-self.score(context, layer), kind="stable")
+
+
+def register_score(name: str) -> Callable[[Score], Score]:
+    """Make a criterion known that scores every unit by itself; see `ByScore`."""
+
+    def register(score: Score) -> Score:
+        CRITERIA.register(name)(ByScore(score))
+        return score
+
+    return register
+
+
+def check_criterion(name: str) -> None:
+    """Raises ValueError where there is no such criterion; the near miss is named."""
+    _ = CRITERIA[name]
+
+
+def filters(context: Context, layer: ChannelLayer) -> list[Tensor]:
+    """For every coupled producer the (units, weights) filters of the layer's units, double.
+
+    A layer that only samples what is there has none of its own: its consumer's weights on them instead.
+    """
+    found = []
+    for part in layer.weights("in" if layer.sampled else "out"):
+        weight = context.model.get_parameter(part.parameter).detach().double().transpose(0, part.dim)
+        found.append(weight[torch.from_numpy(part.positions).to(weight.device)].flatten(1))
+    return found
+
+
+def rank(context: Context, criterion: str) -> list[Order]:
+    """For every layer its units from the most to the least important."""
+    order = CRITERIA[criterion]
+    layers = channel_layers(context.structure)
+
+    def orders() -> dict[str, Tensor]:
+        return {layer.name: torch.from_numpy(order(context, layer)) for layer in layers}
+
+    ours = getattr(order, "score", order).__module__.startswith(f"{__package__}.")  # a key says nothing of other code
+    found = context.store.get(f"rank-{criterion}", orders) if ours else _remembered(context, criterion, orders)
+    return [found[layer.name].numpy() for layer in layers]
+
+
+def scores(context: Context, criterion: str) -> list[Scores]:
+    """For every layer the scores of its units, (units,), the highest the most important.
+
+    Raises:
+        ValueError: there is no such criterion, or it orders the units without scores.
+    """
+    found = CRITERIA[criterion]
+    if not isinstance(found, ByScore):
+        scoring = [name for name, known in CRITERIA.items() if isinstance(known, ByScore)]
+        raise ValueError(f"criterion {criterion!r} orders units, it does not score them: use {', '.join(scoring)}")
+    return [found.score(context, layer) for layer in channel_layers(context.structure)]
+
+
+def select(ranking: list[Order], kept: NDArray[np.int64]) -> Selection:
+    """The best units of every layer, ascending."""
+    return [np.sort(order[:count]) for order, count in zip(ranking, kept, strict=True)]
+
+
+def _remembered(context: Context, criterion: str, orders: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """In this process alone."""
+    known: dict[str, dict[str, Tensor]] = context.memo.setdefault("ranks", {})
+    if criterion not in known:
+        known[criterion] = orders()
+    return known[criterion]

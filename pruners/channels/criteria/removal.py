@@ -1,0 +1,244 @@
+"""Criteria that remove a unit and look what becomes of the network (Abbasi-Asl & Yu, 2017, "CAR").
+
+Greedy: the unit whose removal, on top of those already gone, hurts least goes next; then all are measured anew. Nothing
+is repaired in between. Measuring costs a forward pass of `IMAGES` images for every unit that is left, so a layer of
+width w costs up to w²/2 passes if all are evaluated anew after every removal. Wider layers than `ROUNDS` therefore lose
+the ⌈w / ROUNDS⌉ least important ones a round.
+
+Only what comes behind the layer's consumers is computed again, where torch.fx can follow the network, with batch norms
+folded; and units race. Neither mistakes nor loss ever fall while more images are looked at, so the unit that leads
+looks at the next `PART` of them, and the first to be through with all has won: the same as if all had looked at all.
+The images that the dense network finds hardest come first, and most units never get beyond them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from ....networks.channel_pad import ChannelPad
+from ....networks.graph import UntraceableError, call_node, trace
+from ....networks.inference import Batches
+from ....networks.norms import fold_batchnorm, following_norms
+from ...context import Context
+from ..slices import ChannelLayer
+from .activations import consumer_channels
+from .registry import Order, register_criterion
+
+IMAGES = 100  # calibration images that judge a removal
+ROUNDS = 16  # how often the units of a layer are evaluated anew
+PART = 10  # images that are looked at at a time
+
+Harm = Callable[[float, float], tuple[float, ...]]
+
+HARMS: dict[str, Harm] = {"car": lambda accuracy, loss: (-accuracy, loss), "rar": lambda _accuracy, loss: (loss,)}
+
+
+@register_criterion("car")
+def car(context: Context, layer: ChannelLayer) -> Order:
+    """By the drop of classification accuracy when a unit is removed; ties by the rise of the loss."""
+    return greedy(context, layer, HARMS["car"], images=IMAGES, rounds=ROUNDS)
+
+
+@register_criterion("rar")
+def rar(context: Context, layer: ChannelLayer) -> Order:
+    """By the rise of the loss (the paper's index for regression; here cross-entropy) when a unit is removed."""
+    return greedy(context, layer, HARMS["rar"], images=IMAGES, rounds=ROUNDS)
+
+
+def greedy(context: Context, layer: ChannelLayer, harm: Harm, *, images: int, rounds: int | None) -> Order:
+    """Units from the last to the first removed.
+
+    Args:
+        context: the network, and images that judge.
+        layer: whose units are removed; the others stay whole.
+        harm: of a network without a unit, from its (accuracy, loss): the least goes first; ties by number. It must not
+            fall where the accuracy falls, nor where the loss rises.
+        images: how many calibration images judge.
+        rounds: how often the units are evaluated anew, at most; none for after every removal.
+    """
+    return remove_greedily(Judge.of(context, layer, images), layer.units, harm, rounds)
+
+
+def remove_greedily(
+    judge: Judge, width: int, harm: Harm, rounds: int | None, removed: Callable[[int], None] = lambda _count: None
+) -> Order:
+    """Units from the last to the first removed; see `greedy`. `removed` is told after every round how many are gone."""
+    at_once = 1 if rounds is None else -(-width // rounds)
+    alive, gone = list(range(width)), list[int]()
+    parts = list(range(len(judge.parts)))
+    while len(alive) > 1:
+        first, parts = _race(judge, gone, alive, harm, min(at_once, len(alive) - 1), parts)
+        gone += first
+        alive = [unit for unit in alive if unit not in first]
+        removed(len(gone))
+    return np.array([*alive, *gone[::-1]], dtype=np.int64)
+
+
+def _race(
+    judge: Judge, gone: list[int], alive: list[int], harm: Harm, count: int, parts: list[int]
+) -> tuple[list[int], list[int]]:
+    """The `count` units that hurt least, and the order of the parts for the next race: by the last one's loss."""
+    seen: dict[int, list[tuple[float, float]]] = {unit: [] for unit in alive}
+    queue: list[tuple[tuple[float, ...], int]] = [((), unit) for unit in alive]
+    first: list[int] = []
+    while len(first) < count:
+        _, unit = heapq.heappop(queue)
+        looks = seen[unit]
+        if len(looks) == len(parts):
+            first.append(unit)
+            continue
+        looks.append(judge.look([*gone, unit], parts[len(looks)]))
+        wrong, loss = (sum(column) / len(judge.labels) for column in zip(*looks, strict=True))
+        heapq.heappush(queue, (harm(1.0 - wrong, loss), unit))
+    losses = dict(zip(parts, seen[first[-1]], strict=True))
+    return first, sorted(parts, key=lambda part: -losses[part][1])
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Mistakes and loss of the dense network with units of one layer zeroed where they are looked at.
+
+    Attributes:
+        model: the dense network.
+        channels: module → (units, k) channels of its input that are the units'.
+        labels: (N,) of the images.
+        parts: for `PART` of the images each, the hardest first, what computes their logits.
+        behind: whether the channels are those of its output instead.
+    """
+
+    model: nn.Module
+    channels: dict[str, NDArray[np.int64]]
+    labels: Tensor
+    parts: Sequence[Callable[[], Tensor]]
+    behind: bool = False
+
+    @classmethod
+    def of(cls, context: Context, layer: ChannelLayer, count: int) -> Judge:
+        """For a layer, on the first `count` calibration images."""
+        key = f"removal-{count}"
+        if key not in context.memo:
+            images = torch.cat([images for images, _ in context.calibration])[:count]
+            labels = torch.cat([labels for _, labels in context.calibration])[:count]
+            folded = fold_batchnorm(context.model, images[:PART])
+            context.memo[key] = folded, *_hardest_first(folded, images, labels)
+        model, images, labels = context.memo[key]
+        channels = consumer_channels(context, layer)
+        for part in layer.slices:  # a shortcut would carry a removed unit on to the next trunk
+            if part.dim == 1 and isinstance(context.model.get_submodule(part.module), ChannelPad):
+                channels[part.module] = part.positions
+        return cls(model, channels, labels, _forwards(model, torch.split(images, PART), set(channels)))
+
+    @classmethod
+    def of_filters(cls, model: nn.Module, name: str, batches: Batches) -> Judge:
+        """For the filters of one convolution alone, whoever else adds to their channels; on all the images.
+
+        A filter is removed by zeroing its output: behind the batch norm that takes it, or the shift would live on.
+        """
+        example = batches[0][0][:PART]
+        last = following_norms(model, example).get(name, name)
+        units = np.arange(model.get_parameter(f"{name}.weight").shape[0])[:, None]
+        folded = fold_batchnorm(model, example, keep={last})
+        images, labels = _hardest_first(folded, *(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+        return cls(folded, {last: units}, labels, _forwards(folded, torch.split(images, PART), {last}), behind=True)
+
+    def __call__(self, gone: Sequence[int]) -> tuple[float, float]:
+        """Fraction of correct answers, and mean cross-entropy, without these units."""
+        looks = [self.look(gone, part) for part in range(len(self.parts))]
+        wrong, loss = (sum(column) / len(self.labels) for column in zip(*looks, strict=True))
+        return 1.0 - wrong, loss
+
+    def look(self, gone: Sequence[int], part: int) -> tuple[float, float]:
+        """Wrong answers, and summed cross-entropy, without these units, on a part of the images."""
+        labels = self.labels[part * PART : (part + 1) * PART]
+        with torch.inference_mode(), self._zeroed(gone):
+            logits = self.parts[part]().double()
+            labels = labels.to(logits.device)
+            wrong = (logits.argmax(1) != labels).sum()
+            return float(wrong), float(F.cross_entropy(logits, labels, reduction="sum"))
+
+    @contextmanager
+    def _zeroed(self, gone: Sequence[int]) -> Iterator[None]:
+        hooks = []
+        for name, channels in self.channels.items():
+            module = self.model.get_submodule(name)
+            dim = -1 if isinstance(module, nn.Linear) else 1
+            indices = torch.from_numpy(channels[np.asarray(gone, dtype=np.int64)].ravel())
+            if self.behind:
+                hooks.append(module.register_forward_hook(lambda _m, _a, out, d=dim, p=indices: _without(out, d, p)))
+            else:
+                hooks.append(
+                    module.register_forward_pre_hook(lambda _m, a, d=dim, p=indices: (_without(a[0], d, p), *a[1:]))
+                )
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _without(x: Tensor, dim: int, indices: Tensor) -> Tensor:
+    return x.index_fill(dim, indices.to(x.device), 0.0)
+
+
+def _hardest_first(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Images and labels, sorted by the network's loss."""
+    with torch.inference_mode():
+        logits = torch.cat([model(part) for part in torch.split(images, 100)])
+    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
+    order = losses.argsort(descending=True, stable=True)
+    return images[order.to(images.device)], labels[order.to(labels.device)]
+
+
+def _forwards(model: nn.Module, parts: Sequence[Tensor], late: set[str]) -> list[Callable[[], Tensor]]:
+    """Forward passes of some images each that compute again only what may change when inputs of `late` modules do."""
+    try:
+        graph = trace(model, parts[0][:1])
+    except UntraceableError:
+        return [partial(model, images) for images in parts]
+    with torch.inference_mode():
+        return [_Rest(model, graph, images, late) for images in parts]
+
+
+class _Rest:
+    """Walks a graph once, and afterwards only what comes behind some modules."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, images: Tensor, late: set[str]) -> None:
+        self.model = model
+        behind: dict[fx.Node, None] = {}
+        for node in graph.nodes:
+            if str(node.target) in late or any(before in behind for before in node.all_input_nodes):
+                behind[node] = None
+        self.output = next(node for node in graph.nodes if node.op == "output")
+        self.behind = [node for node in behind if node is not self.output]
+        early = [node for node in graph.nodes if node not in behind and node is not self.output]
+        given = {node: images for node in early if node.op == "placeholder"}
+        self.early = self._walk([node for node in early if node not in given], given, {*self.behind, self.output})
+
+    def __call__(self) -> Tensor:
+        """The logits."""
+        values = self._walk(self.behind, self.early, {self.output})
+        logits: Tensor = fx.map_arg(self.output.args[0], values.__getitem__)
+        return logits
+
+    def _walk(self, nodes: list[fx.Node], given: dict[fx.Node, Any], users: set[fx.Node]) -> dict[fx.Node, Any]:
+        """Compute nodes; what is returned is only what `users` look at."""
+        values = dict(given)
+        last = {before: node for node in nodes for before in node.all_input_nodes}
+        for node in nodes:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = call_node(self.model, node, args, kwargs)
+            for before in {*node.all_input_nodes, node}:
+                if last.get(before, node) is node and users.isdisjoint(before.users):
+                    del values[before]
+        return {node: value for node, value in values.items() if not users.isdisjoint(node.users)}

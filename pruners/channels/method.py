@@ -1,0 +1,116 @@
+"""The method `channels`: a unit is a channel with everything coupled to it; the network gets physically smaller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ...configs.schema import LayersConfig
+from ..context import Context
+from ..method import METHODS, Compressed
+from ..structure import Floats, Kept, Layer
+from .coupling import find_layers
+from .criteria import check_criterion, elimination, filters, rank, scale_statistics, select
+from .shrink import mask, narrow, shrink
+from .slices import ChannelLayer, ChannelStructure, Selection
+
+
+class Channels:
+    """Channel pruning (He, Zhang, Sun, ICCV 2017): ridge regression on the columns that survive."""
+
+    name = "channels"
+    unit = "channels"
+    criterion = "obs"
+    max_sparsity = 0.9
+
+    def find(self, model: nn.Module, input_shape: Sequence[int], config: LayersConfig) -> ChannelStructure:
+        """Coupling groups; see `find_layers`."""
+        return find_layers(
+            model, input_shape, cut=config.cut, ignore=config.ignore, tie=config.tie, round_to=config.round_to
+        )
+
+    def check_criterion(self, name: str) -> None:
+        """Raises ValueError where there is no such criterion."""
+        check_criterion(name)
+
+    def curves(self, context: Context) -> list[Floats]:
+        """Of the layers' elimination orders."""
+        return [elimination(context, layer).errors[layer.levels] for layer in _structure(context).layers]
+
+    def sizes(self, context: Context, layer: Layer) -> Floats:
+        """Squared filter norms, over all coupled producers."""
+        own = filters(context, cast(ChannelLayer, layer))
+        return np.asarray(np.sum([filters.square().sum(1).cpu().numpy() for filters in own], axis=0))
+
+    def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
+        """Of the first producer, and of all consumers and batch norms."""
+        layer, structure = cast(ChannelLayer, layer), _structure(context)
+        operation = next(op for op in structure.operations if op.module == layer.module)
+        return {
+            "linear": float(len(operation.shape) == 2),
+            "trunk": float(layer.trunk),
+            "inputs": float(operation.shape[1]),
+            "consumers": float(sum(structure.shapes[part.parameter][0] for part in layer.weights("in"))),
+            "resolution": float(operation.output[0] * operation.output[1]),
+            "stride": float(operation.stride),
+            "kernel": float(operation.shape[-1] if len(operation.shape) > 2 else 1),
+            **scale_statistics(context, layer),
+        }
+
+    def apply(self, context: Context, kept: Kept) -> Compressed:
+        """The best units of every layer, cut out."""
+        structure = _structure(context)
+        return cut(context.model, structure, self.selection(context, kept))
+
+    def masked(self, context: Context, kept: Kept) -> nn.Module:
+        """The same units zeroed."""
+        return mask(context.model, _structure(context), self.selection(context, kept))
+
+    def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
+        """By the positions that stay."""
+        try:
+            positions = {(str(e["tensor"]), int(e["dim"])): np.array(e["positions"]) for e in recipe["kept"]}
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no recipe of pruned channels ({type(error).__name__}: {error})") from error
+        return narrow(model, positions)
+
+    def selection(self, context: Context, kept: Kept) -> Selection:
+        """The units that stay, ascending, by the context's criterion."""
+        return select(rank(context, context.ranking_criterion), kept)
+
+
+def cut(model: nn.Module, structure: ChannelStructure, selection: Selection) -> Compressed:
+    """The network that keeps these units, and what a repair needs to know of it.
+
+    Args:
+        model: the dense network; not changed.
+        structure: its layers.
+        selection: for every layer the units that stay, ascending.
+    """
+    positions = structure.positions(selection)
+
+    def along(dim: int) -> dict[str, NDArray[np.int64]]:
+        found = {name.removesuffix(".weight"): at for (name, d), at in positions.items() if d == dim}
+        return {name: at for name, at in found.items() if f"{name}.weight" in structure.shapes}
+
+    columns = along(1)
+    return Compressed(
+        model=shrink(model, structure, selection).eval(),
+        recipe={
+            "kept": [{"tensor": name, "dim": dim, "positions": at.tolist()} for (name, dim), at in positions.items()]
+        },
+        columns=columns,
+        rows=along(0),
+        cut=frozenset(columns),
+    )
+
+
+def _structure(context: Context) -> ChannelStructure:
+    return cast(ChannelStructure, context.structure)
+
+
+METHODS.register("channels")(Channels())

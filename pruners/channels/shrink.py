@@ -1,0 +1,113 @@
+"""Cut channels out: a physically smaller network, or the masked one it must agree with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...networks import ChannelPad, SampledConv2d
+from ...networks.copying import rebuilt
+from ...networks.norms import CONVOLUTIONS
+from .slices import SOURCE, ChannelStructure, Selection
+
+
+def shrink(model: nn.Module, structure: ChannelStructure, selection: Selection) -> nn.Module:
+    """A smaller network that holds only the selected units.
+
+    Tensors that do not shrink are shared with `model`, buffers excepted (batch-norm statistics may be re-estimated
+    in place): a candidate costs no copy of what it does not change. Whoever trains the result copies it first.
+
+    Args:
+        model: the dense network; not changed.
+        structure: its layers.
+        selection: for every layer the units that stay, ascending.
+    """
+    return narrow(model, structure.positions(selection))
+
+
+def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> nn.Module:
+    """`shrink`, told directly which positions of which tensor stay: all that is needed to rebuild a pruned network.
+
+    Args:
+        model: the dense network; not changed.
+        kept: (tensor's name, dim) → positions that stay, ascending.
+    """
+    names = {name for name, _ in kept}
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        for dim in range(tensor.dim()) if name in names else ():
+            if (name, dim) in kept:
+                tensor = tensor.index_select(dim, torch.from_numpy(kept[name, dim]).to(tensor.device))
+        return tensor
+
+    pads = {f"{name}.{SOURCE}" for name, module in model.named_modules() if isinstance(module, ChannelPad)}
+    small = rebuilt(model, lambda name, tensor: tensor if name in pads else cut(name, tensor))
+    for owner in {name.rpartition(".")[0] for name in names}:
+        module = small.get_submodule(owner)
+        _refresh(module)
+        keep_out, keep_in = (_tensor(kept.get((f"{owner}.{SOURCE}", dim))) for dim in (0, 1))
+        if isinstance(module, ChannelPad):
+            module.select(keep_in, keep_out)
+        elif keep_out is not None:
+            assert isinstance(module, nn.Conv2d)
+            small.set_submodule(owner, SampledConv2d.of(module, keep_out.to(module.weight.device)))
+    return small
+
+
+def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) -> nn.Module:
+    """The dense-shaped network with the removed units zeroed, in producers, between, and in consumers.
+
+    It computes what `shrink` gives and saves nothing: the oracle. Zeroing the consumers' inputs matters, since
+    a masked convolution's batch norm and activation still emit a constant.
+    """
+    zeroed: dict[str, list[tuple[int, Tensor]]] = {}
+    for layer, keep in zip(structure.layers, selection, strict=True):
+        gone = np.setdiff1d(np.arange(layer.units), keep)
+        for part in layer.slices:
+            if len(gone) and part.tensor not in ("running_mean", "running_var"):
+                zeroed.setdefault(part.parameter, []).append((part.dim, torch.from_numpy(part.positions[gone].ravel())))
+    pads = {f"{name}.{SOURCE}": name for name, module in model.named_modules() if isinstance(module, ChannelPad)}
+
+    def zero(name: str, tensor: Tensor) -> Tensor:
+        if name not in zeroed or name in pads:
+            return tensor
+        tensor = tensor.clone()
+        for dim, positions in zeroed[name]:
+            tensor.index_fill_(dim, positions.to(tensor.device), 0.0)
+        return tensor
+
+    masked = rebuilt(model, zero)
+    for source, name in pads.items():
+        pad = masked.get_submodule(name)
+        assert isinstance(pad, ChannelPad)
+        for dim, positions in zeroed.get(source, ()):  # a shortcut would carry a removed channel on to the next trunk
+            indices = pad.source if dim == 1 else torch.arange(pad.out_channels, device=pad.source.device)
+            pad.source[torch.isin(indices, positions.to(pad.source.device))] = -1
+            pad.intact = False
+    return masked
+
+
+def _refresh(module: nn.Module) -> None:
+    """Make a module's own account of its kept true again."""
+    weight: Any = getattr(module, "weight", None)
+    if isinstance(module, CONVOLUTIONS):
+        if module.groups == module.in_channels == module.out_channels > 1:
+            module.groups = weight.shape[0]
+        module.out_channels = weight.shape[0]
+        module.in_channels = weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        statistics: Any = module.running_mean if weight is None else weight
+        module.num_features = len(statistics)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(weight)
+
+
+def _tensor(positions: NDArray[np.int64] | None) -> Tensor | None:
+    return None if positions is None else torch.from_numpy(positions)

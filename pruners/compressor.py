@@ -1,0 +1,124 @@
+"""From what is kept to a smaller network, repaired as asked."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..configs.schema import Repair
+from ..networks.inference import Batches, channels_last, first_images, logits
+from .context import Context
+from .method import Compressed
+from .repair.batchnorm import adapt_batchnorm
+from .repair.gram import repair_from_moments
+from .repair.sequential import SequentialRepair
+from .structure import Kept, Structure
+
+GUARD_IMAGES = 100  # that a repaired network is compared with the unrepaired one on
+
+
+class Compressor:
+    """Makes smaller networks of one dense one; what they share is computed once.
+
+    Attributes:
+        context: the dense network, its layers, the calibration images and the criterion.
+        seconds: time spent in `prune`, `repair` and `adaptive_bn` since the start, for the summary.
+    """
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
+        self._calibration = [(channels_last(images), labels) for images, labels in context.calibration]
+        self._sequential: dict[tuple[int, int], SequentialRepair] = {}
+
+    @property
+    def dense(self) -> nn.Module:
+        """The network; never changed."""
+        return self.context.model
+
+    @property
+    def structure(self) -> Structure:
+        """Its layers."""
+        return self.context.structure
+
+    def compress(self, kept: Kept) -> Compressed:
+        """The network that keeps so many units (layers,), nothing fitted; it shares with the dense one what it can."""
+        start = time.perf_counter()
+        compressed = self.context.method.apply(self.context, self.structure.check_kept(kept))
+        self.seconds["prune"] += time.perf_counter() - start
+        return compressed
+
+    def masked(self, kept: Kept) -> nn.Module:
+        """The dense-shaped network with the same units zeroed, nothing repaired."""
+        return self.context.method.masked(self.context, self.structure.check_kept(kept)).eval()
+
+    def __call__(self, kept: Kept, repair: Repair) -> nn.Module:
+        """`compress`, repaired; the smaller network in eval mode.
+
+        With `repair.guard`, the logits are never left further from the dense network's than they are without a repair,
+        on the first 100 calibration images: `gram` takes the place of `sequential` then, and nothing that of `gram`,
+        with a RuntimeWarning. That costs two passes of these images; a search does without.
+        """
+        untouched = np.array_equal(kept, self.structure.units) or (repair.kind == "none" and not repair.adaptive_bn)
+        guard = repair.guard and not untouched
+        limit = self._distance(self.compress(kept).model) if guard else math.inf
+        for attempt in ("sequential", "gram") if repair.kind == "sequential" else (repair.kind,):
+            compressed = self.compress(kept)
+            if not untouched:
+                self._repair(compressed, repair.model_copy(update={"kind": attempt}))
+            if not guard:
+                return compressed.model
+            distance = self._distance(compressed.model)
+            if math.isfinite(distance) and not distance > limit:
+                return compressed.model
+            warnings.warn(
+                f"the {attempt} repair was not taken: the squared distance of the logits from the dense network's is "
+                f"{distance:.4g} with it and {limit:.4g} without; cut less, or pass more calibration images",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return self.compress(kept).model
+
+    def prepare(self, repair: Repair) -> None:
+        """Compute what all calls with this repair share: to be done before copies are made of this."""
+        if repair.kind == "gram":
+            _ = self.context.moments
+        self.compress(self.structure.units)
+
+    def sequential(self, images: int | None, samples: int) -> SequentialRepair:
+        """The sequential repair on about so many calibration images, none for all; made once. See `Repair`."""
+        batches = self._calibration if images is None else first_images(self._calibration, images)
+        key = len(batches), samples
+        if key not in self._sequential:
+            self._sequential[key] = SequentialRepair(self.dense, batches, samples=samples)
+        return self._sequential[key]
+
+    def _repair(self, compressed: Compressed, repair: Repair) -> None:
+        start = time.perf_counter()
+        if repair.kind == "gram":
+            repair_from_moments(compressed, self.dense, self.context.moments)
+        elif repair.kind == "sequential":
+            self.sequential(repair.images, repair.samples)(compressed, refit=repair.refit)
+        repaired = time.perf_counter()
+        if repair.adaptive_bn:
+            adapt_batchnorm(compressed.model, first_images(self._calibration, repair.adaptive_bn))
+        self.seconds["repair"] += repaired - start
+        self.seconds["adaptive_bn"] += time.perf_counter() - repaired
+
+    def _distance(self, model: nn.Module) -> float:
+        """Mean squared distance of the logits from the dense network's, on the images that guard a repair."""
+        images, dense = self._guard
+        return float((logits(model, images) - dense).square().sum(1).mean())
+
+    @cached_property
+    def _guard(self) -> tuple[Batches, Tensor]:
+        batches = first_images(self._calibration, GUARD_IMAGES)
+        images = torch.cat([images for images, _ in batches])[:GUARD_IMAGES]
+        labels = torch.cat([labels for _, labels in batches])[:GUARD_IMAGES]
+        return [(images, labels)], logits(self.dense, [(images, labels)])

@@ -1,0 +1,124 @@
+"""A dense network ready to be compressed in many ways: what depends on it alone is computed once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.inference import Batches
+from ..networks.norms import following_norms
+from ..storage.cache import Store, cache_folder, digest
+from ..storage.files import package_versions
+from .method import METHODS, Method
+from .repair.gram import DenseMoments, collect_inputs
+from .repair.statistics import Moments
+from .structure import Structure
+
+PROBE = 8  # images that tell what the network's forward does with its weights
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method and its criteria may look at.
+
+    Attributes:
+        model: the dense network, in eval mode; never changed.
+        structure: its layers.
+        calibration: images (N, C, H, W) and labels, in batches.
+        criterion: ranks the units inside a layer; "" is the method's own.
+        seed: for criteria that draw.
+        store: remembers what depends on the network and these images alone.
+    """
+
+    model: nn.Module
+    structure: Structure
+    calibration: Batches
+    criterion: str = ""
+    seed: int = 0
+    store: Store = field(default_factory=Store)
+
+    @property
+    def method(self) -> Method:
+        """That found the layers."""
+        return METHODS[self.structure.method]
+
+    @property
+    def ranking_criterion(self) -> str:
+        """The criterion, or the method's own where none is named."""
+        return self.criterion or self.method.criterion
+
+    @cached_property
+    def moments(self) -> DenseMoments:
+        """Second moments of the consumers' inputs, from one pass of the calibration images."""
+        state = self.store.get("moments", self._moments)
+        device = self.calibration[0][0].device
+        inputs = {
+            name: Moments.restored(state, f"{name}:", device) for name in sorted({k.split(":")[0] for k in state})
+        }
+        return DenseMoments(inputs, following_norms(self.model, self.calibration[0][0][:1]))
+
+    def _moments(self) -> dict[str, Tensor]:
+        found = collect_inputs(self.model, consumers(self.structure), self.calibration)
+        return {key: tensor for name, moments in found.items() for key, tensor in moments.state(f"{name}:").items()}
+
+    @cached_property
+    def memo(self) -> dict[str, Any]:
+        """What a method keeps for the next call, in this process."""
+        return {}
+
+
+def consumers(structure: Structure) -> list[str]:
+    """Every module whose output changes where units go, once."""
+    return sorted({name for layer in structure.layers for name in layer.consumers})
+
+
+def dense_store(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> Store:
+    """The store of what depends on these alone, under a key of all of them, the code and the versions."""
+    return Store(cache_folder() / "dense" / _key(model, structure, calibration, seed))
+
+
+def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> str:
+    state = model.state_dict()
+    with torch.inference_mode():
+        probe = model(calibration[0][0][:PROBE])  # two networks of the same weights need not compute the same
+    layers: list[Sequence[Any]] = [
+        [
+            layer.name,
+            layer.choices,
+            layer.consumers,
+            [
+                [part.parameter, part.dim, part.role, digest([torch.from_numpy(part.positions)])]
+                for part in getattr(layer, "slices", ())
+            ],
+        ]
+        for layer in structure.layers
+    ]
+    about = {
+        "versions": package_versions(),
+        "code": _code(),
+        "threads": torch.get_num_threads(),  # sums come out a little different
+        "device": str(probe.device),
+        "network": [type(model).__name__, list(state), digest(state.values()), digest([probe])],
+        "structure": [structure.method, structure.fingerprint, structure.input_shape, layers],
+        "calibration": digest(tensor for batch in calibration for tensor in batch),
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def _code() -> str:
+    """Hash of the package's source: a key never outlives the code that computed what lies under it."""
+    found = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for room in ("networks", "pruners", "storage"):
+        for file in sorted((package / room).rglob("*.py")):
+            found.update(file.read_bytes())
+    return found.hexdigest()

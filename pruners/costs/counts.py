@@ -1,0 +1,167 @@
+"""FLOPs and parameters as functions of what is kept, and what a network computes, counted once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...networks.norms import CONVOLUTIONS
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A convolution or linear layer as the cost model sees it.
+
+    Attributes:
+        module: its name.
+        positions: how many times its weight is applied to one image, over all calls.
+        shape: of its weight, dense.
+        output: (height, width) of its last output, (1, 1) for a vector.
+        stride: along the first spatial dimension.
+    """
+
+    module: str
+    positions: int
+    shape: tuple[int, ...]
+    output: tuple[int, int]
+    stride: int
+
+    @property
+    def flops(self) -> int:
+        """Multiply-accumulates an image, dense."""
+        return self.positions * int(np.prod(self.shape))
+
+    @property
+    def parameter(self) -> str:
+        """The weight's name."""
+        return f"{self.module}.weight".removeprefix(".")
+
+
+def count_operations(model: nn.Module, example: Tensor) -> list[Operation]:
+    """Every convolution and linear layer with the number of positions it is applied at, in order of execution.
+
+    Args:
+        model: in eval mode.
+        example: images (N, C, H, W).
+    """
+    names = {module: name for name, module in model.named_modules()}
+    found: dict[str, Operation] = {}
+
+    def record(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
+        positions = output.numel() // (output.shape[0] * channels)
+        before = found.get(names[module])
+        found[names[module]] = Operation(
+            module=names[module],
+            positions=positions + (before.positions if before else 0),
+            shape=tuple(weight.shape),
+            output=(int(output.shape[-2]), int(output.shape[-1])) if output.dim() == 4 else (1, positions),
+            stride=1 if isinstance(module, nn.Linear) else int(module.stride[0]),
+        )
+
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    try:
+        with torch.inference_mode():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def uncounted_flops(model: nn.Module, example: Tensor, operations: Sequence[Operation]) -> int:
+    """Multiply-accumulates an image that torch's own counter sees beyond these operations.
+
+    Transposed and functional convolutions, attention's products, matrix products: nothing of it is cut, all of it is
+    paid, and a fraction that left it out would flatter. torch counts a multiply-accumulate as two operations.
+
+    Args:
+        model: in eval mode.
+        example: images (N, C, H, W), N ≥ 1.
+        operations: what was counted by module.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels are not counted; these compute the same
+    try:
+        with (
+            warnings.catch_warnings(action="ignore"),  # of settings that this build of torch lacks
+            torch.backends.mkldnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+            FlopCounterMode(display=False) as counter,
+        ):
+            model(example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    seen: int = counter.get_total_flops() // (2 * len(example))
+    return max(0, seen - sum(op.flops for op in operations))
+
+
+class ChannelCost:
+    """Σ over tensors of factor · Π over dims of (size − Σ over layers of removed units · positions a unit).
+
+    Args:
+        layers: with slices, as `ChannelStructure` has them.
+        shapes: every parameter's dense shape.
+        factors: tensor → what each of its elements costs; tensors that are not named cost nothing.
+        fixed: what is paid in any case.
+    """
+
+    def __init__(
+        self, layers: Sequence[Any], shapes: Mapping[str, tuple[int, ...]], factors: Mapping[str, int], fixed: int = 0
+    ):
+        self.dense = np.array([layer.units for layer in layers], dtype=np.int64)
+        self.fixed = fixed
+        slots = {(part.parameter, part.dim): [0] * len(layers) for layer in layers for part in layer.slices}
+        for i, layer in enumerate(layers):
+            for part in layer.slices:
+                slots[part.parameter, part.dim][i] += part.positions.shape[1]
+        factor, size, units = [], [], []
+        for name, shape in shapes.items():
+            if name not in factors:
+                continue
+            dims = [dim for dim in range(len(shape)) if (name, dim) in slots]
+            whole = int(np.prod([n for dim, n in enumerate(shape) if dim not in dims], dtype=np.int64))
+            if not dims:
+                self.fixed += factors[name] * whole
+                continue
+            assert len(dims) <= 2, f"{name} shrinks along {len(dims)} dimensions"
+            factor.append(factors[name] * whole)
+            size.append([shape[dim] for dim in dims] + [1] * (2 - len(dims)))
+            units.append([slots[name, dim] for dim in dims] + [[0] * len(self.dense)] * (2 - len(dims)))
+        self.factor = np.array(factor, dtype=np.int64)
+        self.size = np.array(size, dtype=np.int64).reshape(-1, 2)
+        self.units = np.array(units, dtype=np.int64).reshape(-1, len(self.dense)).T  # (layers, 2 · tensors)
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) → (…)."""
+        left = self.size - ((self.dense - kept) @ self.units).reshape(*kept.shape[:-1], -1, 2)
+        return self.fixed + (self.factor * left.prod(axis=-1)).sum(axis=-1)
+
+
+class LinearCost:
+    """Fixed + Σ over layers of factor · units kept.
+
+    Args:
+        factors: (layers,) cost of a unit.
+        fixed: what is paid in any case.
+    """
+
+    def __init__(self, factors: NDArray[Any], fixed: float = 0):
+        self.factors = factors
+        self.fixed = fixed
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) → (…)."""
+        return self.fixed + kept @ self.factors

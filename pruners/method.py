@@ -1,0 +1,114 @@
+"""The interface of a method: its choices, what they cost, what they are predicted to lose, how to apply them.
+
+Budget, loss model, allocators, environment, learner, log and plan know a method by this page alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..configs.registry import Registry
+from ..configs.schema import LayersConfig
+from .structure import Floats, Kept, Layer, Structure
+
+if TYPE_CHECKING:
+    from .context import Context
+
+Solve = Callable[[str, Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A network of which only a part is kept; nothing has been fitted yet.
+
+    Attributes:
+        model: the smaller network, in eval mode; it may share with the dense one what is the same in both.
+        recipe: what `Method.rebuild` needs to make the same of the dense architecture; JSON.
+        columns: module → (k,) input channels that stay, ascending, where some went.
+        rows: module → (k,) output channels that stay, ascending, where some went.
+        cut: modules whose weights no longer compute what the dense ones did, and can be re-fitted.
+        solve: (module, Gram matrix (groups, p, p), cross moments (groups, p, q), relative ridge) → the step
+            (groups, p, q) of its weights that lowers the error most, among those of the method's form. None where any
+            step is (ridge regression).
+    """
+
+    model: nn.Module
+    recipe: dict[str, Any]
+    columns: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    rows: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    cut: frozenset[str] = frozenset()
+    solve: Solve | None = None
+    hold: Callable[[nn.Module], None] | None = None
+
+
+class Method(Protocol):
+    """A way to make a network smaller.
+
+    Attributes:
+        name: in configs, plans and logs.
+        unit: what is counted, in the plural.
+        criterion: the default one, and the one that `curves` are for.
+        max_sparsity: of any one layer, unless the user says otherwise.
+    """
+
+    name: str
+    unit: str
+    criterion: str
+    max_sparsity: float
+
+    def find(self, model: nn.Module, input_shape: Sequence[int], config: LayersConfig) -> Structure:
+        """The network's layers and their costs; the network is left as it was.
+
+        Raises:
+            PlanError: there is nothing to compress, or the config names what is not there.
+            ValueError: the network does not run on images (C, H, W) of this shape.
+        """
+        ...
+
+    def check_criterion(self, name: str) -> None:
+        """Whether there is such a criterion, before anything takes long.
+
+        Raises:
+            ValueError: there is none; the near miss is named.
+        """
+        ...
+
+    def curves(self, context: Context) -> list[Floats]:
+        """For every layer, (choices,): what its consumers' output loses once re-fitted, 1 − R² in [0, 1].
+
+        Never rises with the choice; the last is 0.
+        """
+        ...
+
+    def sizes(self, context: Context, layer: Layer) -> Floats:
+        """(units,) squared norm of every unit: what magnitude rules (LAMP, global magnitude) compare."""
+        ...
+
+    def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
+        """What the observation says of a layer's shape and weights; see `secateur.envs.observation.METHOD_FEATURES`."""
+        ...
+
+    def apply(self, context: Context, kept: Kept) -> Compressed:
+        """The network that keeps so many units (layers,), by the context's criterion; nothing is fitted."""
+        ...
+
+    def masked(self, context: Context, kept: Kept) -> nn.Module:
+        """The dense-shaped network that computes the same with zeros: the oracle `apply` must agree with."""
+        ...
+
+    def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
+        """The smaller network round a dense architecture, ready for saved weights.
+
+        Raises:
+            ValueError: the recipe is not this method's, or is for another architecture.
+        """
+        ...
+
+
+METHODS: Registry[Method] = Registry("method")

@@ -1,0 +1,96 @@
+"""A compressed network on disk: a recipe (JSON) and weights (safetensors), from which `load` makes it again."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ..configs.schema import NetworkConfig
+from ..networks import build_network, load_tensors
+from ..storage.files import write_json, write_tensors
+from .method import METHODS
+
+NETWORK_NAME = "network.json"
+WEIGHTS_NAME = "weights.safetensors"
+SCHEMA_VERSION = 2
+
+
+def save_network(
+    model: nn.Module,
+    folder: Path,
+    *,
+    method: str,
+    recipe: Mapping[str, Any],
+    network: NetworkConfig | None,
+    input_shape: tuple[int, ...],
+) -> None:
+    """Write the weights, and what is needed to rebuild the smaller network round them.
+
+    Args:
+        model: the compressed network.
+        folder: to write to.
+        method: that made it.
+        recipe: of `Compressed`.
+        network: names the dense architecture; none where it was the caller's own module.
+        input_shape: (C, H, W) of one image.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tree = {
+        "schema_version": SCHEMA_VERSION,
+        "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
+        "kwargs": {} if network is None else network.kwargs,
+        "input_shape": list(input_shape),
+        "method": method,
+        "recipe": dict(recipe),
+    }
+    write_json(folder / NETWORK_NAME, tree)
+    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The compressed network that `apply` saved, in eval mode, on the CPU.
+
+    Args:
+        folder: that `apply` wrote.
+        model: the dense architecture, where it was the caller's own module (its weights do not matter).
+
+    Raises:
+        ValueError, FileNotFoundError: nothing there, or another architecture.
+    """
+    folder = Path(folder)
+    for name in (NETWORK_NAME, WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
+    try:
+        tree = _as_schema_2(json.loads((folder / NETWORK_NAME).read_text(encoding="utf-8")))
+        method, recipe, named, kwargs = tree["method"], tree["recipe"], tree["network"], tree["kwargs"]
+        state = load_file(folder / WEIGHTS_NAME)
+    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({error}): apply the plan anew") from error
+    if model is None:
+        if named is None:
+            raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
+        model = build_network(NetworkConfig.model_construct(**named, kwargs=kwargs, weights=None, pretrain=None))
+    small = METHODS[method].rebuild(copy.deepcopy(model).cpu(), recipe)
+    try:
+        load_tensors(small, state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    return small.eval()
+
+
+def _as_schema_2(tree: dict[str, Any]) -> dict[str, Any]:
+    """Version 0.1 wrote which positions of which tensors stay: none for single weights."""
+    if tree.get("schema_version", 1) == 1:
+        kept = tree["kept"]
+        tree = {**tree, "method": "channels" if kept else "weights", "recipe": {"kept": kept, "masked": []}}
+    return tree

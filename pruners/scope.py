@@ -1,0 +1,77 @@
+"""Which layers the user leaves whole, and which numbers of units may be kept: what the config says, for any method."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from ..configs import did_you_mean
+from .structure import PlanError
+
+
+def ignored_names(model: nn.Module, known: Mapping[str, Collection[str]], patterns: Iterable[str]) -> set[str]:
+    """The layers that the user leaves whole.
+
+    Args:
+        model: that the modules are of.
+        known: layer → names it goes by (its own, its modules').
+        patterns: names, patterns (`layer4.*`) or types (`Linear`, `BasicBlock`: of a module or one round it).
+
+    Raises:
+        PlanError: one fits nothing; the near miss is named.
+    """
+    types = {name: type(module).__name__ for name, module in model.named_modules()}
+    found: set[str] = set()
+    for pattern in patterns:
+        fits = {
+            layer
+            for layer, names in known.items()
+            if any(fnmatchcase(name, pattern) or pattern in _types_round(name, types) for name in names)
+        }
+        if not fits:
+            near = did_you_mean(pattern, [*known, *set(types.values())])
+            raise PlanError(f"layers.ignore names {pattern!r}, which is no layer here, nor a module's type{near}")
+        found |= fits
+    return found
+
+
+def choices_of(name: str, units: int, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
+    """How many units of a layer may be kept: multiples of `round_to`, and all.
+
+    Args:
+        name: of the layer.
+        units: of the dense network.
+        round_to: for all layers, or by pattern; where several fit, the last counts.
+    """
+    step = round_to if isinstance(round_to, int) else 1
+    if not isinstance(round_to, int):
+        for pattern, multiple in round_to.items():
+            if fnmatchcase(name, pattern):
+                step = multiple
+    return (*range(step, units, step), units)
+
+
+def tied_names(names: Sequence[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:
+    """The layers of every group of names and patterns, in the order of the walk.
+
+    Raises:
+        PlanError: a name fits nothing, or a layer is in two groups.
+    """
+    found = []
+    for group in groups:
+        for pattern in group:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise PlanError(f"layers.tie names {pattern!r}, which is no layer here{did_you_mean(pattern, names)}")
+        found.append([name for name in names if any(fnmatchcase(name, pattern) for pattern in group)])
+    for name in names:
+        if sum(name in group for group in found) > 1:
+            raise PlanError(f"layers.tie has {name!r} in two groups: put them into one")
+    return found
+
+
+def _types_round(name: str, types: Mapping[str, str]) -> set[str]:
+    """Types of a module and of those it stands in."""
+    steps = name.split(".")
+    return {types[outer] for n in range(1, len(steps) + 1) if (outer := ".".join(steps[:n])) in types}

@@ -1,0 +1,155 @@
+"""What a plan chooses: a network's layers, how many units of each may be kept, and what that costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Kept = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class PlanError(ValueError):
+    """A plan, a sparsity or a budget that does not fit the network; the message names value and remedy."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One step of the walk: something of which a part may be kept.
+
+    Attributes:
+        name: of the layer.
+        units: of the dense network.
+        choices: how many of them may be kept, ascending; the last is `units`. Empty stands for 1 … units.
+        members: everything that is coupled to it, as the fingerprint of a plan knows it.
+        parameters: names of the tensors that the units are parts of.
+        consumers: modules whose outputs change where units go.
+    """
+
+    name: str
+    units: int
+    choices: tuple[int, ...] = ()
+    members: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    consumers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        choices = tuple(self.choices) or tuple(range(1, self.units + 1))
+        if choices[-1] != self.units or choices[0] < 0 or any(a >= b for a, b in pairwise(choices)):
+            raise PlanError(f"layer {self.name}: choices must rise from 0 or more to its {self.units} units: {choices}")
+        object.__setattr__(self, "choices", choices)
+
+    @cached_property
+    def levels(self) -> Kept:
+        """(choices,) the choices as an array."""
+        return np.array(self.choices, dtype=np.int64)
+
+
+class CostModel(Protocol):
+    """A cost as a function of what is kept; it never falls where a layer keeps more."""
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) units kept, integer or real → (…) cost."""
+        ...
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A network's layers in the order of the walk, and its costs as functions of what they keep.
+
+    Attributes:
+        method: that found them.
+        layers: what may be compressed.
+        costs: by kind (`flops`: multiply-accumulates an image, `params`, `latency`: nanoseconds a batch, …); given, so
+            that a method, a runtime or a user may add one.
+        ignored: every layer that is left whole, with the reason; one that is coupled to another names it.
+        shapes: every parameter's dense shape, by name.
+        input_shape: (C, H, W) of one image.
+    """
+
+    method: str
+    layers: tuple[Layer, ...]
+    costs: Mapping[str, CostModel]
+    ignored: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    input_shape: tuple[int, ...]
+
+    @cached_property
+    def units(self) -> Kept:
+        """(layers,) units of the dense network."""
+        return np.array([layer.units for layer in self.layers], dtype=np.int64)
+
+    def index(self, name: str) -> int:
+        """Position of a layer in the walk."""
+        return next(i for i, layer in enumerate(self.layers) if layer.name == name)
+
+    def cost(self, kind: str, kept: Kept | Sequence[int]) -> int:
+        """What a network costs that keeps so many units (layers,), counted with integers."""
+        total: float = self.costs[kind](np.asarray(kept, dtype=np.int64))
+        return round(total)
+
+    def relaxed_cost(self, kind: str, kept: Floats) -> float:
+        """The cost as if units could be kept in parts."""
+        return float(self.costs[kind](kept))
+
+    def fraction(self, kind: str, kept: Kept | Sequence[int]) -> float:
+        """The cost as a fraction of the dense network's."""
+        return self.cost(kind, kept) / self.cost(kind, self.units)
+
+    def fractions(self, kept: Kept | Sequence[int]) -> dict[str, float]:
+        """The fraction of every kind of cost that is counted here, by kind."""
+        return {kind: self.fraction(kind, kept) for kind in self.costs}
+
+    def choice_costs(self, kind: str) -> list[Floats]:
+        """For every layer, (choices,), what the network costs at each of its choices, the others whole."""
+        if kind not in self._choice_costs:
+            found = []
+            for index, layer in enumerate(self.layers):
+                alone = np.tile(self.units, (len(layer.choices), 1))
+                alone[:, index] = layer.levels
+                found.append(np.asarray(self.costs[kind](alone), dtype=np.float64))
+            self._choice_costs[kind] = found
+        return self._choice_costs[kind]
+
+    @cached_property
+    def _choice_costs(self) -> dict[str, list[Floats]]:
+        return {}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of names, units, coupling and shapes: equal for networks that a plan fits alike."""
+        text = json.dumps([[layer.name, layer.units, list(layer.members)] for layer in self.layers])
+        shapes = json.dumps(sorted((name, list(shape)) for name, shape in self.shapes.items()))
+        return hashlib.sha256((text + shapes).encode()).hexdigest()[:16]
+
+    def check_kept(self, kept: Sequence[int] | Kept) -> Kept:
+        """What is kept, as an array.
+
+        A number between two choices is taken: a plan may have been made by hand, or with other choices.
+
+        Raises:
+            PlanError: wrong number of layers, or a number outside [least choice, units].
+        """
+        array = np.asarray(kept, dtype=np.int64)
+        if array.shape != (len(self.layers),):
+            raise PlanError(f"{array.size} numbers of units kept for a network of {len(self.layers)} layers")
+        for layer, count in zip(self.layers, array, strict=True):
+            least = min(1, layer.choices[0])
+            if not least <= count <= layer.units:
+                raise PlanError(f"layer {layer.name}: {count} units kept is outside {least} … {layer.units}")
+        return array
+
+    def snap(self, index: int, wish: float) -> int:
+        """The choice of a layer that is nearest to a wished number of units; of two, the even-numbered as `round`."""
+        levels = self.layers[index].levels
+        if len(levels) == levels[-1] - levels[0] + 1:
+            return int(np.clip(round(wish), levels[0], levels[-1]))
+        return int(levels[np.abs(levels - wish).argmin()])

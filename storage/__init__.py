@@ -1,0 +1,1 @@
+"""What is on disk: never half written, never overwritten."""

@@ -1,0 +1,118 @@
+"""Files that a crash leaves as they were or as they were to be, and never half written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, for the block to write; it takes the place of `path` when the block ends well.
+
+    A process killed at any point leaves the old file or the new one, and at most a `.NAME.….tmp` beside it; so does
+    another one that writes the same file at the same time.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or the new name may outlive a power cut, and the bytes not
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder; nobody may be writing there."""
+    for path in folder.iterdir():
+        if is_temporary(path):
+            path.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is one of `replacing`'s temporary files."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file with a checksum, whole or not at all.
+
+    Args:
+        path: to write to.
+        tensors: by name, on any device; no two may share memory.
+        about: metadata.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(ready, temporary, metadata={**(about or {}), "checksum": _checksum(ready)})
+        except SafetensorError as error:  # its own kind of error, with the system's number in the text
+            found = re.search(r"(?:os error|code:) (\d+)", str(error))
+            number = int(found[1]) if found else errno.EIO
+            raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_tensors` wrote: tensors, on the CPU, and metadata.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 – no mapping
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    if about.pop("checksum", None) != _checksum(tensors):
+        raise ValueError(f"{path} is damaged (its checksum is wrong)")
+    return tensors, about
+
+
+def as_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values, row by row."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _checksum(tensors: Tensors) -> str:
+    """Of names, types, shapes and values; safetensors has none."""
+    value = 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
+        value = zlib.crc32(as_bytes(tensor), value)
+    return f"{value:08x}"
+
+
+def write_json(path: str | Path, tree: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def package_versions() -> dict[str, str]:
+    """What a result was made with."""
+    names = ("secateur", "torch", "stable-baselines3", "gymnasium", "numpy")
+    return {name: metadata.version(name) for name in names}

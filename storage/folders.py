@@ -1,0 +1,152 @@
+"""Output folders: where results go, that none is overwritten, and that one process at a time writes there."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .files import is_temporary, sweep
+
+CONFIG_NAME = "config.yaml"
+LOCK_NAME = ".lock"
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def check_free(out: str | Path | None) -> None:
+    """Refuse a folder that is taken before any work is done for it.
+
+    Raises:
+        ValueError: `out` is a file, or holds something already.
+    """
+    folder = Path(out) if out is not None else None
+    if folder is not None and not _free(folder):
+        what = "is a file" if not folder.is_dir() else "is not empty, and nothing is overwritten"
+        raise ValueError(f"--out {folder}: it {what}; choose another folder (a run goes on with --resume {folder})")
+
+
+def free_folder(out: str | Path | None, default: Path) -> Path:
+    """An empty folder, or one that is not there yet: `out`, or the first free one of default, default-2, …
+
+    Raises:
+        ValueError: `out` is a file, or holds something already.
+    """
+    if out is not None:
+        check_free(out)
+        return Path(out)
+    number = 1
+    while True:
+        folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
+        if _free(folder):
+            return folder
+        number += 1
+
+
+def new_folder(out: str | Path | None, default: Path) -> Path:
+    """`free_folder`, made.
+
+    Raises:
+        ValueError: `out` is a file, or holds something already.
+    """
+    folder = free_folder(out, default)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def existing_run(folder: str | Path, command: str) -> Path:
+    """The folder of a run that a command goes on with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(folder)
+    if not (path / CONFIG_NAME).is_file():
+        raise ValueError(
+            f"--resume {path}: no run there (no {CONFIG_NAME}); start one with secateur {command} --out {path}"
+        )
+    return path
+
+
+def interrupted_run(folder: str | Path, command: str, result: str) -> Path:
+    """The folder of a run that has not yet written its result.
+
+    Raises:
+        ValueError: there is none, or it is finished.
+    """
+    path = existing_run(folder, command)
+    if (path / result).exists():
+        raise ValueError(f"--resume {path}: that run is finished; start another one in a new folder")
+    return path
+
+
+@contextmanager
+def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
+    """The folder of a run while it is written to: by this process alone, and without what a killed one left half done.
+
+    What was made new goes away again if an error comes before there is anything to go on with.
+
+    Args:
+        folder: a run's to go on with, or free; made if it is not there.
+        command: that resumes it.
+        log: its file of what was achieved.
+
+    Raises:
+        ValueError: another process writes there.
+        OSError: the disk is full; in one line.
+    """
+    new = _free(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        sweep(folder)
+        try:
+            yield folder
+        except BaseException as error:
+            if new and not (folder / log).exists():
+                _clear(folder, made)
+            if isinstance(error, OSError) and error.errno in _FULL:
+                again = f"--resume {folder}" if folder.exists() else "again"  # what was finished is kept
+                raise OSError(
+                    f"disk full: {folder} cannot be written ({error.strerror}): free space, "
+                    f"then secateur {command} {again}"
+                ) from error
+            raise
+
+
+def _free(folder: Path) -> bool:
+    """Whether nothing is there, or nothing but what a process left that was killed before it had written anything."""
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(path.name == LOCK_NAME or is_temporary(path) for path in folder.iterdir())
+
+
+def _clear(folder: Path, made: list[Path]) -> None:
+    with suppress(OSError):  # something else may be there by now
+        for entry in folder.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        for path in made:
+            path.rmdir()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. It is the system's: it ends with the process, however that ends."""
+    with (folder / LOCK_NAME).open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system without locks
+                    raise ValueError(
+                        f"{folder}: another process writes there; wait for it, or choose another folder"
+                    ) from error
+        yield

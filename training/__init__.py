@@ -1,0 +1,1 @@
+"""What training is, and in which order cutting and training follow each other."""
