@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
+from ..configs.schema import FileName
 from .files import replacing
 from .layers import Method, PlanError, Structure
 
@@ -62,7 +63,7 @@ class PlanBudget(_Model):
 class Provenance(_Model):
     """Who made the plan: allocator, seed, candidates judged, package versions."""
 
-    allocator: str
+    allocator: FileName
     seed: int
     candidates: int = Field(ge=0)
     versions: dict[str, str]
