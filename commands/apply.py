@@ -21,7 +21,7 @@ from torch import nn
 from ..configs import Config
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, load_tensors
-from ..pruners.files import write_tensors
+from ..pruners.files import check_sha256, sha256, write_tensors
 from ..pruners.inference import accuracy, first_images, logits
 from ..pruners.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, RatioPlan, plan_path, write_json
@@ -63,6 +63,7 @@ def apply(
     finetune: int | None = None,
     out: str | Path | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Applied:
     """Apply a plan: shrink, check against the masked network, repair, fine-tune, measure, save.
 
@@ -75,6 +76,7 @@ def apply(
         finetune: epochs; none takes the config's `finetune.epochs`.
         out: an empty or new folder; none takes `applied` beside the plan.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         PlanError: the plan is for another network.
@@ -86,7 +88,7 @@ def apply(
     check_free(out)
     beside = None if isinstance(plan, RatioPlan) else plan_path(plan).parent
     plan = plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan)
-    task = task_for_plans([plan], config, beside, model, images, overrides, reporter)
+    task = task_for_plans([plan], config, beside, model, images, overrides, reporter, trust_code)
     folder = new_folder(out, (beside or Path("runs") / task.config.name) / "applied")
 
     masked = task.pruner.masked(plan.widths)
@@ -143,6 +145,7 @@ def task_for_plans(
     images: Images | None,
     overrides: Sequence[str],
     reporter: Reporter,
+    trust_code: bool = False,
 ) -> Task:
     """The task that plans are applied to; each is checked against its layers.
 
@@ -158,7 +161,9 @@ def task_for_plans(
         resolved = resolved.model_copy(
             update={"pruning": resolved.pruning.model_copy(update={"criterion": asked.criterion})}
         )
-    task = make_task(resolved, folder=home_of(config, beside), model=model, images=images, reporter=reporter)
+    task = make_task(
+        resolved, folder=home_of(config, beside), model=model, images=images, reporter=reporter, trust_code=trust_code
+    )
     for plan in plans:
         plan.check(task.structure)
     return task
@@ -185,26 +190,29 @@ def save_network(model: nn.Module, folder: Path, task: Task, kept: Mapping[tuple
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = task.config.network
-    tree = {
+    tree: dict[str, Any] = {
         "schema_version": 1,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
         "kwargs": {} if network is None else network.kwargs,
         "input_shape": list(task.input_shape),
         "kept": [{"tensor": name, "dim": dim, "positions": [int(p) for p in at]} for (name, dim), at in kept.items()],
     }
-    write_json(folder / NETWORK_NAME, tree)
     write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    tree["sha256"] = sha256(folder / WEIGHTS_NAME)
+    write_json(folder / NETWORK_NAME, tree)
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The pruned network that `apply` or `magnitude` saved, in eval mode, on the CPU.
 
     Args:
         folder: that one of them wrote.
         model: the dense architecture, where it was the caller's own module (its weights do not matter).
+        trust_code: whether code that the folder names (`package.module:callable`) may run.
 
     Raises:
-        ValueError, FileNotFoundError: nothing there, or another architecture.
+        ValueError, FileNotFoundError: nothing there, damaged, another run's weights, another architecture, or code that
+            is not trusted.
     """
     folder = Path(folder)
     for name in (NETWORK_NAME, WEIGHTS_NAME):
@@ -213,15 +221,15 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
     try:
         tree = json.loads((folder / NETWORK_NAME).read_text(encoding="utf-8"))
         kept = {(entry["tensor"], entry["dim"]): np.array(entry["positions"]) for entry in tree["kept"]}
+        network = _network_of(tree)
+        check_sha256(folder / WEIGHTS_NAME, tree.get("sha256"))
         state = load_file(folder / WEIGHTS_NAME)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): apply the plan anew") from error
+        raise ValueError(f"{folder} is damaged ({error}): restore the file, or apply the plan anew") from error
     if model is None:
-        if tree["network"] is None:
+        if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
-        model = build_network(
-            NetworkConfig.model_construct(**tree["network"], kwargs=tree["kwargs"], weights=None, pretrain=None)
-        )
+        model = build_network(network, trust_code=trust_code)
     small = narrow(copy.deepcopy(model).cpu(), kept)
     try:
         load_tensors(small, state)
@@ -230,6 +238,18 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"
         ) from error
     return small.eval()
+
+
+def _network_of(tree: Mapping[str, Any]) -> NetworkConfig | None:
+    """The dense network that `network.json` names: checked as a config is, without its weights.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what `save_network` writes.
+    """
+    if tree["network"] is None:
+        return None
+    named = NetworkConfig.model_validate({**tree["network"], "kwargs": tree["kwargs"], "weights": WEIGHTS_NAME})
+    return named.model_copy(update={"weights": None})
 
 
 def _largest_difference(task: Task, masked: nn.Module, shrunk: nn.Module) -> float:

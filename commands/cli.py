@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from ..configs import builtin_configs
-from ..reports.progress import RichReporter
+from ..reports.progress import RichReporter, printable
 
 app = typer.Typer(
     name="secateur",
@@ -39,6 +39,11 @@ ConfigOption = Annotated[
     str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the plan]")
 ]
 
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run the code that the config names: network.name=package.module:callable."),
+]
+
 
 @app.command("train")
 def train_command(
@@ -48,6 +53,7 @@ def train_command(
     seed: Annotated[int | None, typer.Option("--seed", help="Of the search.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
     ray_address: RayAddress = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train the agent for a network and write the best ratio plan it finds.
 
@@ -70,6 +76,7 @@ def train_command(
         resume=resume,
         ray_address=ray_address,
         reporter=reporter,
+        trust_code=trust_code,
     )
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
@@ -92,6 +99,7 @@ def apply_command(
     out: Out = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Apply a plan: a physically smaller network, repaired, fine-tuned, measured and saved.
 
@@ -102,7 +110,15 @@ def apply_command(
     from .apply import apply
 
     reporter = RichReporter()
-    done = apply(plan, finetune=finetune, out=out, config=config, overrides=overrides or (), reporter=reporter)
+    done = apply(
+        plan,
+        finetune=finetune,
+        out=out,
+        config=config,
+        overrides=overrides or (),
+        reporter=reporter,
+        trust_code=trust_code,
+    )
     _wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
 
 
@@ -124,6 +140,7 @@ def compare_command(
     ray_address: RayAddress = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Compare plans with other allocators, rules and searches: same cost, same repair, same images.
 
@@ -152,6 +169,7 @@ def compare_command(
         resume=resume,
         ray_address=ray_address,
         reporter=reporter,
+        trust_code=trust_code,
     )
     _wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
 
@@ -167,6 +185,7 @@ def plan_command(
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
     ] = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Ask a trained policy for a plan: any budget, also another network; no candidate is evaluated.
 
@@ -186,6 +205,7 @@ def plan_command(
         config=config,
         overrides=overrides or (),
         reporter=reporter,
+        trust_code=trust_code,
     )
     _wrote(reporter, done.folder, "plan.json", "plan.png")
 
@@ -208,6 +228,7 @@ def magnitude_command(
     ] = None,
     out: Out = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Prune single weights by magnitude, gradually while fine-tuning: fewer numbers, but no faster on dense kernels.
 
@@ -227,6 +248,7 @@ def magnitude_command(
         out=out,
         overrides=overrides or (),
         reporter=reporter,
+        trust_code=trust_code,
     )
     _wrote(reporter, done.folder, "plan.json", "weights.safetensors", "network.json", "summary.json")
 
@@ -247,6 +269,7 @@ def sensitivity_command(
     repair: Annotated[str, typer.Option("--repair", help="gram: least squares; none.")] = "gram",
     out: Out = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Cut one layer at a time and draw what is lost by criterion and sparsity, on images the repair has not seen.
 
@@ -264,6 +287,7 @@ def sensitivity_command(
         out=out,
         overrides=overrides or (),
         reporter=reporter,
+        trust_code=trust_code,
     )
     _wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png")
 
@@ -279,6 +303,7 @@ def filters_command(
     threshold: Annotated[float, typer.Option("--threshold", help="Of colour selectivity.")] = 0.5,
     out: Out = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Draw the filters that look at the image in the order of removal, with the colour selectivity of each.
 
@@ -296,6 +321,7 @@ def filters_command(
         out=out,
         overrides=overrides or (),
         reporter=reporter,
+        trust_code=trust_code,
     )
     _wrote(reporter, done.folder, "filters.json", "filters.png")
 
@@ -315,6 +341,7 @@ def correlate_command(
         Path | None, typer.Option("--resume", help="Go on with the interrupted run in this folder.")
     ] = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Judge random plans by what a search looks at and by what counts in the end, and correlate the two.
 
@@ -334,6 +361,7 @@ def correlate_command(
         out=out,
         resume=resume,
         reporter=reporter,
+        trust_code=trust_code,
     )
     _wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl")
 
@@ -381,5 +409,5 @@ def main() -> None:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("SECATEUR_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)

@@ -61,6 +61,7 @@ def compare(
     resume: str | Path | None = None,
     ray_address: str | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Comparison:
     """Judge plans and other allocators alike: same cost, same repair, same search and test images.
 
@@ -82,6 +83,7 @@ def compare(
         resume: the folder of an interrupted comparison; config and overrides are its own.
         ray_address: of a Ray cluster that judges candidates, instead of the config's.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         PlanError: a plan is for another network, or the plans have different budgets or criteria.
@@ -103,9 +105,9 @@ def compare(
     _check_alike(loaded)
     if loaded:
         overrides = [*overrides, f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"]
-    task = task_for_plans(loaded, config, beside, model, images, overrides, reporter)
+    task = task_for_plans(loaded, config, beside, model, images, overrides, reporter, trust_code)
     chosen = [get_allocator(name) for name in (task.config.compare.against if against is None else against)]
-    check_workers(task.config, ray_address)
+    check_workers(task.config, ray_address, trust_code)
     reporter.say(describe(task))
     if candidates is None:
         candidates = task.config.compare.candidates or max(

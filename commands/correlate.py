@@ -74,6 +74,7 @@ def correlate(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Correlation:
     """Judge random plans on the budget by what a search looks at and by what counts in the end, and correlate.
 
@@ -96,6 +97,7 @@ def correlate(
         out: an empty or new folder; none takes `runs/NAME-correlate`.
         resume: the folder of an interrupted run; config and numbers are its own.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
@@ -113,7 +115,9 @@ def correlate(
         section = {**resolved.correlate.model_dump(), **given}
         resolved = check_config({**resolved.model_dump(), "correlate": section})
     _check_budget(resolved)
-    task = make_task(resolved, folder=home_of(source, None), model=model, images=images, reporter=reporter)
+    task = make_task(
+        resolved, folder=home_of(source, None), model=model, images=images, reporter=reporter, trust_code=trust_code
+    )
     if task.test is None:
         raise ValueError("there are no test images to judge finished plans on: pass images.test")
     task.check_finetune(resolved.correlate.finetune)

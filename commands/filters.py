@@ -56,6 +56,7 @@ def filters(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Filters:
     """Draw the filters of a convolution of the image in the order of removal, with the colour selectivity of each.
 
@@ -76,6 +77,7 @@ def filters(
         overrides: `section.key=value` on top of the config.
         out: an empty or new folder; none takes `runs/NAME-filters`.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
@@ -87,7 +89,7 @@ def filters(
         raise ValueError(f"criterion = {criterion!r}: only {' or '.join(HARMS)}{did_you_mean(criterion, HARMS)}")
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold = {threshold:g} is outside [0, 1): colour selectivity runs from 0 to 1")
-    task = task_for_plans([], config, None, model, images, overrides, reporter)
+    task = task_for_plans([], config, None, model, images, overrides, reporter, trust_code)
     name = _choose(task, layer)
     weights = task.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
     count = len(weights)

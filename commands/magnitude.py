@@ -43,6 +43,7 @@ def magnitude(
     finetune: int | None = None,
     out: str | Path | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Applied:
     """Prune single weights by magnitude: at once, or gradually while fine-tuning, if there are epochs for it.
 
@@ -60,6 +61,7 @@ def magnitude(
         finetune: epochs; none takes the config's `finetune.epochs`.
         out: an empty or new folder; none takes `magnitude` beside the plan, else `runs/NAME-magnitude`.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         PlanError: the plan is for another network, or of another method.
@@ -73,7 +75,9 @@ def magnitude(
     if given is not None:
         given.check_method("magnitude")
     resolved = resolve_config(config_for(model, config, beside, given), overrides, folder=beside)
-    task = make_task(resolved, folder=home_of(config, beside), model=model, images=images, reporter=reporter)
+    task = make_task(
+        resolved, folder=home_of(config, beside), model=model, images=images, reporter=reporter, trust_code=trust_code
+    )
     structure = find_weights(task.model, task.input_shape, exclude=task.config.layers.exclude)
     if given is not None:
         given.check(structure)

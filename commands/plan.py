@@ -46,6 +46,7 @@ def plan(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Proposal:
     """Ask a trained policy for a plan on a budget, without evaluating any candidate.
 
@@ -60,6 +61,7 @@ def plan(
         overrides: `section.key=value` on top of the config.
         out: an empty or new folder; none takes `plan` beside the policy.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
@@ -74,7 +76,14 @@ def plan(
         raise ValueError(f"one budget at a time, not {' and '.join(asked)}")
     overrides = [*overrides, *(f"budget.{kind}={value}" for kind, value in asked.items())]
     resolved = resolve_config(config, overrides, folder=path.parent)
-    task = make_task(resolved, folder=home_of(config, path.parent), model=model, images=images, reporter=reporter)
+    task = make_task(
+        resolved,
+        folder=home_of(config, path.parent),
+        model=model,
+        images=images,
+        reporter=reporter,
+        trust_code=trust_code,
+    )
     reporter.say(describe(task))
     env = LayerSparsityEnv(
         task.budget, task.evaluator, layer_statistics(task.pruner), task.reward, LossModel.of(task.pruner.context)

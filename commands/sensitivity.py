@@ -63,6 +63,7 @@ def sensitivity(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Sensitivity:
     """Cut one layer at a time, the others whole, and measure on the search images what is lost.
 
@@ -84,6 +85,7 @@ def sensitivity(
         overrides: `section.key=value` on top of the config.
         out: an empty or new folder; none takes `runs/NAME-sensitivity`.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
@@ -94,7 +96,7 @@ def sensitivity(
     criteria = list(dict.fromkeys(CRITERIA if criteria is None else criteria))
     sparsities = sorted(set(SPARSITIES if sparsities is None else sparsities))
     _check(criteria, sparsities, repair)
-    task = task_for_plans([], config, None, model, images, overrides, reporter)
+    task = task_for_plans([], config, None, model, images, overrides, reporter, trust_code)
     chosen = _choose(task.structure, layers)
     reporter.say(describe(task))
     alone = replace(task.structure, layers=tuple(chosen))  # whatever is not in it stays whole

@@ -26,7 +26,7 @@ from ..networks import OnStep, build_network, find_weights, fit, load_weights
 from ..pruners.budget import Budget
 from ..pruners.coupling import find_layers
 from ..pruners.criteria import get_criterion
-from ..pruners.files import replacing, write_tensors
+from ..pruners.files import check_sha256, recorded_sha256, replacing, write_tensors
 from ..pruners.inference import count_images
 from ..pruners.latency import measure_latency
 from ..pruners.latency_profile import take_table
@@ -196,7 +196,8 @@ class Task:
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
         if self.trained_here and not (folder / DENSE_NAME).exists():
-            write_tensors(folder / DENSE_NAME, {name: t.clone() for name, t in self.model.state_dict().items()})
+            tensors = {name: t.clone() for name, t in self.model.state_dict().items()}
+            write_tensors(folder / DENSE_NAME, tensors, record=True)
         save_config(self.config, folder)
 
 
@@ -285,6 +286,7 @@ def make_task(
     model: nn.Module | None = None,
     images: Images | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Task:
     """Build the network and read the images that a config names, or take the caller's.
 
@@ -294,6 +296,7 @@ def make_task(
         model: the caller's network instead of the config's.
         images: the caller's images instead of the config's.
         reporter: shows progress.
+        trust_code: whether code that the config names may run; see `build_network`.
 
     Raises:
         ValueError, FileNotFoundError: a network, weights or images that cannot be used.
@@ -310,7 +313,7 @@ def make_task(
         network = config.network
         if network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
-        model, trained = _network(task, network, folder, reporter)
+        model, trained = _network(task, network, folder, reporter, trust_code)
         task = replace(task, trained_here=trained)
     task = replace(task, model=_clean(model, device), config=_absolute(config))
     _check_images(task)
@@ -384,15 +387,18 @@ def _caller_batches(images: Images, device: torch.device) -> tuple[Batches, Batc
     )
 
 
-def _network(task: Task, network: NetworkConfig, folder: Path | None, reporter: Reporter) -> tuple[nn.Module, bool]:
+def _network(
+    task: Task, network: NetworkConfig, folder: Path | None, reporter: Reporter, trust_code: bool
+) -> tuple[nn.Module, bool]:
     """The config's network, and whether its weights come from training it here."""
     data = task.config.data
-    model = build_network(network, _weight_folders(task.config), seed=task.config.seed)
+    model = build_network(network, _weight_folders(task.config), seed=task.config.seed, trust_code=trust_code)
     if network.weights is not None:
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
     if saved is not None and saved.is_file():
         try:
+            check_sha256(saved, recorded_sha256(saved))
             load_weights(model, saved)
         except ValueError as error:
             raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
@@ -451,12 +457,21 @@ def _check_images(task: Task) -> None:
         )
 
 
-def check_workers(config: Config, ray_address: str | None = None) -> None:
+def check_workers(config: Config, ray_address: str | None = None, trust_code: bool = False) -> None:
     """Whether there can be workers, before anything that takes long.
 
+    A cluster's machines answer with pickles, which run code here: none is connected to that only a file names.
+
     Raises:
+        ValueError: the config's address is of a cluster elsewhere, and nobody said that it is trusted.
         ImportError: Ray is asked for and not installed.
     """
+    elsewhere = config.ray_address not in (None, "auto", "local")
+    if elsewhere and ray_address is None and not trust_code:
+        raise ValueError(
+            f"ray_address={config.ray_address!r} in the config: a cluster can run code here; if you trust it, give "
+            f"--ray-address {config.ray_address} yourself, or --trust-code (in Python: ray_address=, trust_code=True)"
+        )
     if ray_address or config.ray_address:
         require_ray()
 

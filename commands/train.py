@@ -65,6 +65,7 @@ def train(
     resume: str | Path | None = None,
     ray_address: str | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> Training:
     """Train the agent for a network and return the best plan it found.
@@ -84,6 +85,7 @@ def train(
         resume: the folder of a run to go on with.
         ray_address: of a Ray cluster that judges candidates, instead of the config's.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
         on_episode: called after every episode.
 
     Raises:
@@ -94,12 +96,12 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     resolved = resolve_config(None if previous else config, overrides, folder=previous, seed=seed)
-    check_workers(resolved, ray_address)
+    check_workers(resolved, ray_address, trust_code)
     with claimed(previous or free_folder(out, Path("runs") / resolved.name), "train", LOG_NAME) as folder:
         reporter.say(f"run folder: {folder}")
         if previous is None:
             save_config(resolved, folder)  # from here on the run can be resumed
-        task = make_task(resolved, folder=folder, model=model, images=images, reporter=reporter)
+        task = make_task(resolved, folder=folder, model=model, images=images, reporter=reporter, trust_code=trust_code)
         if previous is None:
             task.save(folder)
         return _search(task, folder, ray_address, reporter, on_episode, start)
