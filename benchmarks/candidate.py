@@ -64,7 +64,8 @@ class Case:
         kwargs = {"kept": [round(self.width * w) for w in (16, 32, 64)]} if self.width != 1.0 else {}
         name = "secateur.networks.cifar_resnet:CifarResNet" if kwargs else self.network
         blocks = {"blocks": (int(self.network.removeprefix("cifar_resnet")) - 2) // 6} if kwargs else {}
-        return build_network(NetworkConfig.model_construct(name=name, num_classes=10, kwargs=kwargs | blocks), seed=0)
+        config = NetworkConfig.model_construct(name=name, num_classes=10, kwargs=kwargs | blocks)
+        return build_network(config, seed=0, trust_code=True)
 
 
 NETWORKS = [

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from ..configs import builtin_configs
-from ..reports.progress import RichReporter
+from ..reports.progress import RichReporter, printable
 
 app = typer.Typer(
     name="secateur",
@@ -33,6 +33,10 @@ RayAddress = Annotated[
     str | None,
     typer.Option("--ray-address", help="Judge candidates on a Ray cluster: auto, HOST:PORT, or local to start one."),
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option("--trust-code", help="Run the code that the config names: network.name=package.module:callable."),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder to write to.")]
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the plan]")
@@ -47,6 +51,7 @@ def train_command(
     seed: Annotated[int | None, typer.Option("--seed", help="Of the search.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
     ray_address: RayAddress = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Train the agent for a network and write the best ratio plan it finds.
 
@@ -62,7 +67,9 @@ def train_command(
     reporter = RichReporter()
     if resume is not None and (config is not None or out is not None):
         raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
-    session = Session(config, overrides=overrides or (), seed=seed, ray_address=ray_address, reporter=reporter)
+    session = Session(
+        config, overrides=overrides or (), seed=seed, ray_address=ray_address, reporter=reporter, trust_code=trust_code
+    )
     done = train(session, out=out, resume=resume)
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
@@ -88,6 +95,7 @@ def apply_command(
     out: Out = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Apply a plan: a smaller network, repaired, fine-tuned, measured and saved.
 
@@ -99,7 +107,7 @@ def apply_command(
     from .session import Session
 
     reporter = RichReporter()
-    session = Session(config, overrides=overrides or (), reporter=reporter)
+    session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = apply(plan, session, finetune=finetune, schedule=schedule, out=out)
     _wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
 
@@ -122,6 +130,7 @@ def compare_command(
     ray_address: RayAddress = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Compare plans with other allocators, rules and searches: same cost, same repair, same images.
 
@@ -141,7 +150,7 @@ def compare_command(
     reporter = RichReporter()
     done = compare(
         plans or (),
-        Session(config, overrides=overrides or (), ray_address=ray_address, reporter=reporter),
+        Session(config, overrides=overrides or (), ray_address=ray_address, reporter=reporter, trust_code=trust_code),
         against=None if against is None else _names(against),
         candidates=candidates,
         seeds=range(seeds),
@@ -163,6 +172,7 @@ def plan_command(
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
     ] = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Ask a trained policy for a plan: any budget, also another network; no candidate is evaluated.
 
@@ -174,7 +184,7 @@ def plan_command(
     from .session import Session
 
     reporter = RichReporter()
-    session = Session(config, overrides=overrides or (), reporter=reporter)
+    session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = plan(policy, session, flops=flops, params=params, latency=latency, out=out)
     _wrote(reporter, done.folder, "plan.json", "plan.png")
 
@@ -195,6 +205,7 @@ def sensitivity_command(
     repair: Annotated[str, typer.Option("--repair", help="gram: least squares; none.")] = "gram",
     out: Out = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Cut one layer at a time and draw what is lost by criterion and sparsity, on images the repair has not seen.
 
@@ -205,7 +216,7 @@ def sensitivity_command(
 
     reporter = RichReporter()
     done = sensitivity(
-        Session(config, overrides=overrides or (), reporter=reporter),
+        Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         layers=None if layers is None else _names(layers),
         criteria=None if criteria is None else _names(criteria),
         sparsities=None if sparsities is None else _fractions(sparsities),
@@ -226,6 +237,7 @@ def filters_command(
     threshold: Annotated[float, typer.Option("--threshold", help="Of colour selectivity.")] = 0.5,
     out: Out = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Draw the filters that look at the image in the order of removal, with the colour selectivity of each.
 
@@ -236,7 +248,7 @@ def filters_command(
 
     reporter = RichReporter()
     done = filters(
-        Session(config, overrides=overrides or (), reporter=reporter),
+        Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         layer=layer,
         criterion=criterion,
         first=first,
@@ -261,6 +273,7 @@ def correlate_command(
         Path | None, typer.Option("--resume", help="Go on with the interrupted run in this folder.")
     ] = None,
     overrides: Overrides = None,
+    trust_code: TrustCode = False,
 ) -> None:
     """Judge random plans by what a search looks at and by what counts in the end, and correlate the two.
 
@@ -275,7 +288,7 @@ def correlate_command(
     if resume is not None and (config is not None or overrides):
         raise ValueError("--resume takes config, folder and numbers of plans from the run itself: leave them out")
     done = correlate(
-        Session(config, overrides=overrides or (), reporter=reporter),
+        Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         plans=plans,
         finetune_plans=finetune_plans,
         finetune=finetune,
@@ -328,5 +341,5 @@ def main() -> None:
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("SECATEUR_DEBUG"):
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)

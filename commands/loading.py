@@ -18,6 +18,7 @@ from ..data import Splits, as_batches, load_splits
 from ..networks import build_network, load_weights
 from ..networks.inference import Batches
 from ..reports.progress import Reporter
+from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
 from ..training.fit import OnStep, fit
 from .resolve import weight_folders
@@ -74,6 +75,7 @@ def load(
     model: nn.Module | None = None,
     images: Images | None = None,
     reporter: Reporter | None = None,
+    trust_code: bool = False,
 ) -> Loaded:
     """Build the network and read the images that a config names, or take the caller's.
 
@@ -83,6 +85,7 @@ def load(
         model: the caller's network instead of the config's.
         images: the caller's images instead of the config's.
         reporter: shows progress.
+        trust_code: whether code that the config names may run; see `build_network`.
 
     Raises:
         ValueError, FileNotFoundError: a network, weights or images that cannot be used.
@@ -98,7 +101,7 @@ def load(
     if model is None:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
-        model, trained = _network(config, config.network, train, device, folder, reporter or Reporter())
+        model, trained = _network(config, config.network, train, device, folder, reporter or Reporter(), trust_code)
     loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained)
     _check_images(loaded)
     return loaded
@@ -176,14 +179,16 @@ def _network(
     device: torch.device,
     folder: Path | None,
     reporter: Reporter,
+    trust_code: bool,
 ) -> tuple[nn.Module, bool]:
     """The config's network, and whether its weights come from training it here."""
-    model = build_network(network, weight_folders(config), seed=config.seed)
+    model = build_network(network, weight_folders(config), seed=config.seed, trust_code=trust_code)
     if network.weights is not None:
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
     if saved is not None and saved.is_file():
         try:
+            check_sha256(saved, recorded_sha256(saved))
             load_weights(model, saved)
         except ValueError as error:
             raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error

@@ -44,6 +44,7 @@ class Session:
         seed: instead of the config's.
         ray_address: of a Ray cluster whose workers evaluate candidates, instead of the config's.
         reporter: shows progress.
+        trust_code: whether code that the config names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line; what is loaded late is found out late.
@@ -59,6 +60,7 @@ class Session:
         seed: int | None = None,
         ray_address: str | None = None,
         reporter: Reporter | None = None,
+        trust_code: bool = False,
     ):
         self._given = config
         self._model = model
@@ -66,6 +68,7 @@ class Session:
         self._overrides = tuple(overrides)
         self._seed = seed
         self._ray_address = ray_address
+        self._trust_code = trust_code
         self._folder: Path | None = home_of(config, None)
         self._plan: RatioPlan | None = None
         self._config: Config | None = None
@@ -116,10 +119,19 @@ class Session:
     def check_workers(self) -> None:
         """Whether there can be workers, before anything that takes long.
 
+        A cluster's machines answer with pickles, which run code here: none is connected to that only a file names.
+
         Raises:
+            ValueError: the config's address is of a cluster elsewhere, and nobody said that it is trusted.
             ImportError: Ray is asked for and not installed.
         """
-        if self._ray_address or self.config.ray_address:
+        named = self.config.ray_address
+        if named not in (None, "auto", "local") and self._ray_address is None and not self._trust_code:
+            raise ValueError(
+                f"ray_address={named!r} in the config: a cluster can run code here; if you trust it, give "
+                f"--ray-address {named} yourself, or --trust-code (in Python: ray_address=, trust_code=True)"
+            )
+        if self._ray_address or named:
             require_ray()
 
     def _once(self, key: Sequence[Any], make: Callable[[], T]) -> T:
@@ -135,7 +147,14 @@ class Session:
         key = ("loaded", *(repr(part) for part in (config.network, config.data, config.seed, config.device)))
         return self._once(
             key,
-            lambda: load(config, folder=self._folder, model=self._model, images=self._images, reporter=self.reporter),
+            lambda: load(
+                config,
+                folder=self._folder,
+                model=self._model,
+                images=self._images,
+                reporter=self.reporter,
+                trust_code=self._trust_code,
+            ),
         )
 
     @property
@@ -328,7 +347,8 @@ class Session:
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
         if self._loaded.trained_here and not (folder / DENSE_NAME).exists():
-            write_tensors(folder / DENSE_NAME, {name: t.clone() for name, t in self.model.state_dict().items()})
+            tensors = {name: t.clone() for name, t in self.model.state_dict().items()}
+            write_tensors(folder / DENSE_NAME, tensors, record=True)
         save_config(absolute(self.config), folder)
 
     def describe(self) -> str:

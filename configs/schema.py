@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -13,6 +13,27 @@ Count = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0.0)]
 Cut = Literal["inner", "sampled", "all"]
 CostKind = Literal["flops", "params", "latency"]
+
+
+def check_file_name(name: str) -> str:
+    """A name that files and folders are called by, wherever it came from: never a path, nothing invisible.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 < len(name.strip()) <= len(name) <= 100:
+        raise ValueError(
+            f"the name {name[:100]!r} has {len(name)} characters: files are called by it, give it 1 to 100"
+        )
+    odd = [part for part in ("/", "\\", "..") if part in name] + [part for part in name if not part.isprintable()]
+    if odd or name == ".":
+        raise ValueError(
+            f"the name {name!r} holds {(odd or name)[0]!r}: files are called by it; use letters, digits, '-' and '_'"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(check_file_name)]
 
 
 class Section(BaseModel):
@@ -38,7 +59,7 @@ class NetworkConfig(Section):
         description="cifar_resnetN, digits_resnet, torchvision:NAME, timm:NAME or package.module:callable"
     )
     num_classes: Annotated[int, Field(ge=2)]
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="handed to the constructor")
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="plain data, handed to the constructor")
     weights: Path | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
     pretrain: FitConfig | None = Field(default=None, description="train there and then, where there are no weights")
 
@@ -250,7 +271,7 @@ class Config(Section):
     `network` and `data` may be absent where the caller brings a module and loaders of their own.
     """
 
-    name: str
+    name: FileName
     seed: int = 0
     device: str = "cpu"
     threads: Count | None = Field(

@@ -31,7 +31,13 @@ _TORCHVISION_DEFAULTS: dict[str, dict[str, Any]] = {
 _WEIGHTS_ARGUMENTS = {"weights", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
 
 
-def build_network(config: NetworkConfig, search_folders: Sequence[Path] = (), *, seed: int | None = None) -> nn.Module:
+def build_network(
+    config: NetworkConfig,
+    search_folders: Sequence[Path] = (),
+    *,
+    seed: int | None = None,
+    trust_code: bool = False,
+) -> nn.Module:
     """The network of a config, in eval mode, on the CPU.
 
     Args:
@@ -39,22 +45,24 @@ def build_network(config: NetworkConfig, search_folders: Sequence[Path] = (), *,
             untrained, and `pretrain` is the caller's to run.
         search_folders: where a relative `weights` is looked for, after the working directory.
         seed: draws the initial weights without touching torch's own random state; none draws from that state.
+        trust_code: whether a `package.module:callable` may be imported and called. Never read from a file: whoever
+            wrote the name would grant it.
 
     Raises:
-        ValueError: an unknown name (the near miss is named), constructor arguments it does not take, or weights
-            that do not fit.
+        ValueError: an unknown name (the near miss is named), code that is not trusted, constructor arguments it does
+            not take, or weights that do not fit.
         FileNotFoundError: no such weights.
     """
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        model = _construct(config)
+        model = _construct(config, trust_code)
     if config.weights is not None:
         load_weights(model, config.weights, search_folders)
     return model.eval()
 
 
-def _construct(config: NetworkConfig) -> nn.Module:
+def _construct(config: NetworkConfig, trust_code: bool) -> nn.Module:
     name = config.name
     registered = registered_networks()
     if name in registered:
@@ -64,6 +72,11 @@ def _construct(config: NetworkConfig) -> nn.Module:
         return _torchvision(rest, config)
     if prefix == "timm" and separator:
         return _timm(rest, config)
+    if separator and not trust_code:
+        raise ValueError(
+            f"network.name={name!r} names code to import and run, which may do anything: if you trust whoever wrote "
+            f"it, say so with --trust-code (in Python: trust_code=True){did_you_mean(prefix, ('torchvision', 'timm'))}"
+        )
     if separator:
         return _imported(prefix, rest, config)
     hint = did_you_mean(name, registered)

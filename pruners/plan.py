@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
+from ..configs.schema import FileName
 from ..storage.files import package_versions, write_json
 from .method import METHODS
 from .structure import PlanError, Structure
@@ -60,7 +61,7 @@ class PlanBudget(_Model):
 class Provenance(_Model):
     """Who made the plan: allocator, seed, candidates evaluated, package versions."""
 
-    allocator: str
+    allocator: FileName
     seed: int
     candidates: int = Field(ge=0)
     versions: dict[str, str]

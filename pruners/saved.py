@@ -14,7 +14,7 @@ from torch import nn
 
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, load_tensors
-from ..storage.files import write_json, write_tensors
+from ..storage.files import check_sha256, sha256, write_json, write_tensors
 from .method import METHODS
 
 NETWORK_NAME = "network.json"
@@ -42,6 +42,7 @@ def save_network(
         input_shape: (C, H, W) of one image.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
     tree = {
         "schema_version": SCHEMA_VERSION,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
@@ -49,20 +50,22 @@ def save_network(
         "input_shape": list(input_shape),
         "method": method,
         "recipe": dict(recipe),
+        "sha256": sha256(folder / WEIGHTS_NAME),
     }
     write_json(folder / NETWORK_NAME, tree)
-    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
 
 
-def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The compressed network that `apply` saved, in eval mode, on the CPU.
 
     Args:
         folder: that `apply` wrote.
         model: the dense architecture, where it was the caller's own module (its weights do not matter).
+        trust_code: whether code that the folder names (`package.module:callable`) may run.
 
     Raises:
-        ValueError, FileNotFoundError: nothing there, or another architecture.
+        ValueError, FileNotFoundError: nothing there, damaged, another run's weights, another architecture, or code that
+            is not trusted.
     """
     folder = Path(folder)
     for name in (NETWORK_NAME, WEIGHTS_NAME):
@@ -70,15 +73,16 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
     try:
         tree = _as_schema_2(json.loads((folder / NETWORK_NAME).read_text(encoding="utf-8")))
-        method, recipe, named, kwargs = tree["method"], tree["recipe"], tree["network"], tree["kwargs"]
+        method, recipe, network = METHODS[tree["method"]], tree["recipe"], _network_of(tree)
+        check_sha256(folder / WEIGHTS_NAME, tree.get("sha256"))
         state = load_file(folder / WEIGHTS_NAME)
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"{folder} is damaged ({error}): apply the plan anew") from error
+        raise ValueError(f"{folder} is damaged ({error}): restore the file, or apply the plan anew") from error
     if model is None:
-        if named is None:
+        if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
-        model = build_network(NetworkConfig.model_construct(**named, kwargs=kwargs, weights=None, pretrain=None))
-    small = METHODS[method].rebuild(copy.deepcopy(model).cpu(), recipe)
+        model = build_network(network, trust_code=trust_code)
+    small = method.rebuild(copy.deepcopy(model).cpu(), recipe)
     try:
         load_tensors(small, state)
     except RuntimeError as error:
@@ -86,6 +90,18 @@ def load(folder: str | Path, model: nn.Module | None = None) -> nn.Module:
             f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"
         ) from error
     return small.eval()
+
+
+def _network_of(tree: Mapping[str, Any]) -> NetworkConfig | None:
+    """The dense network that `network.json` names: checked as a config is, without its weights.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not what `save_network` writes.
+    """
+    if tree["network"] is None:
+        return None
+    named = NetworkConfig.model_validate({**tree["network"], "kwargs": tree["kwargs"], "weights": WEIGHTS_NAME})
+    return named.model_copy(update={"weights": None})
 
 
 def _as_schema_2(tree: dict[str, Any]) -> dict[str, Any]:

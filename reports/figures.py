@@ -11,6 +11,7 @@ import numpy as np
 
 mpl.use("Agg", force=False)
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from ..pruners.plan import RatioPlan
@@ -204,6 +205,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Any]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a layer or config may be called $x: it is a name, no formula
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix[1:])
     return path

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
 import secrets
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,12 +29,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, for the block to write; it takes the place of `path` when the block ends well.
 
     A process killed at any point leaves the old file or the new one, and at most a `.NAME.….tmp` beside it; so does
-    another one that writes the same file at the same time.
+    another one that writes the same file at the same time. The file may be read by whom the user's umask says, however
+    the block writes it (safetensors would leave it to its owner alone).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or the new name may outlive a power cut, and the bytes not
         temporary.replace(path)
@@ -52,13 +58,16 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".") and path.suffix == ".tmp"
 
 
-def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Tensors, about: Mapping[str, str] | None = None, *, record: bool = False
+) -> None:
     """Write a safetensors file with a checksum, whole or not at all.
 
     Args:
         path: to write to.
         tensors: by name, on any device; no two may share memory.
         about: metadata.
+        record: whether the file's SHA-256 is written beside it, for `recorded_sha256`.
 
     Raises:
         OSError: it cannot be written.
@@ -71,6 +80,9 @@ def write_tensors(path: Path, tensors: Tensors, about: Mapping[str, str] | None 
             found = re.search(r"(?:os error|code:) (\d+)", str(error))
             number = int(found[1]) if found else errno.EIO
             raise OSError(number, os.strerror(number), str(path)) from error
+        if record:  # before the file itself: a process killed in between leaves no file that is not recorded
+            with replacing(beside(path)) as line:
+                line.write_text(f"{sha256(temporary)}  {path.name}\n", encoding="utf-8")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,6 +101,40 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if about.pop("checksum", None) != _checksum(tensors):
         raise ValueError(f"{path} is damaged (its checksum is wrong)")
     return tensors, about
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, recorded: str | None) -> None:
+    """Make sure that a file is the one that was saved.
+
+    Args:
+        path: of the file.
+        recorded: its SHA-256 when it was saved; none where an older version recorded none, and nothing is checked.
+
+    Raises:
+        ValueError: it is another file.
+    """
+    if recorded is not None and (found := sha256(path)) != recorded:
+        raise ValueError(
+            f"{path} is not the file that was saved here: it was changed, or is another run's (its SHA-256 is "
+            f"{found[:12]}…, recorded was {str(recorded)[:12]}…)"
+        )
+
+
+def beside(path: Path) -> Path:
+    """Where the SHA-256 of a file is recorded, as `sha256sum --check` reads it."""
+    return path.with_name(f"{path.name}.sha256")
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """What `write_tensors` recorded beside a file; none if there is nothing."""
+    record = beside(path)
+    return record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.is_file() else None
 
 
 def as_bytes(tensor: Tensor) -> memoryview:

@@ -95,9 +95,12 @@ def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
         log: its file of what was achieved.
 
     Raises:
-        ValueError: another process writes there.
+        ValueError: another process writes there, or what is appended to is a link to somewhere else.
         OSError: the disk is full; in one line.
     """
+    for path in (folder / LOCK_NAME, folder / log, folder / "tensorboard"):
+        if path.is_symlink():  # in a folder of somebody else's making it may lead to any file of yours
+            raise ValueError(f"{path} is a link, and would be written through: put what it leads to in its place")
     new = _free(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,7 @@ def test_a_killed_comparison_ends_as_the_uninterrupted_one(run, tmp_path):
     folder = tmp_path / "compare"
     arguments = {"plans": [run.folder], "against": ["uniform", "random", "hill_climb"], "candidates": 3}
     whole = secateur.compare(**arguments, out=tmp_path / "whole")
-    assert was_killed(start("compare", 6, **arguments, out=folder))
+    assert was_killed(start("compare", 8, **arguments, out=folder))
     assert len((folder / "candidates.jsonl").read_bytes().splitlines()) == 2  # the second is torn
     for at in (5, 9):  # the last candidate, a plan
         assert was_killed(start("compare", at, **arguments, resume=folder))
@@ -172,8 +172,16 @@ def test_on_a_full_disk_a_start_leaves_nothing_behind(quick, tmp_path, error_lin
         ("config.yaml", b"", r"config\.yaml holds no config: .*; restore it"),
         ("config.yaml", b"name: [", r"config\.yaml is not YAML: .*; restore it"),
         ("config.yaml", b"name: digits\nbudge: 1\n", r"config\.yaml: .*unknown key budge .*; restore it"),
-        ("dense.safetensors", b"garbage", r"dense\.safetensors is not a safetensors file: .*; restore it, or delete"),
-        ("dense.safetensors", b"", r"dense\.safetensors is not a safetensors file: .*; restore it, or delete it"),
+        (
+            "dense.safetensors",
+            b"garbage",
+            r"dense\.safetensors is not the file that was saved .*; restore it, or delete",
+        ),
+        (
+            "dense.safetensors",
+            b"",
+            r"dense\.safetensors is not the file that was saved here: .*; restore it, or delete",
+        ),
     ],
 )
 def test_a_damaged_file_is_named_with_the_remedy(run, tmp_path, name, content, message):

@@ -140,7 +140,36 @@ def test_impossible_depth(depth: int) -> None:
 )
 def test_unknown_names(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_network(config(name))
+        build_network(config(name), trust_code=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("os:system", r"network\.name='os:system' names code .* --trust-code \(in Python: trust_code=True\)"),
+        ("my_networks_3:flat", "'my_networks_3:flat' names code"),
+        (":make", "':make' names code"),
+        ("torchvison:resnet18", "did you mean torchvision"),
+        ("torchvision:get_model", "torchvision has no classification network 'get_model'"),
+        ("torchvision:models.resnet18", "torchvision has no classification network 'models.resnet18'"),
+        ("timm:create_model", "timm has no network 'create_model'"),
+        ("timm:os:system", "timm has no network 'os:system'"),
+    ],
+)
+def test_code_runs_only_when_asked(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_networks_3.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=message):
+        build_network(config(name, kwargs={"command": "touch ran"}))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_arguments_are_plain_data() -> None:
+    assert config("digits_resnet", kwargs={"a": [1, {"b": None}]}).kwargs == {"a": [1, {"b": None}]}
+    with pytest.raises(ValueError, match=r"kwargs\.norm_layer\n.*not a valid JSON value"):
+        config("digits_resnet", kwargs={"norm_layer": nn.Identity})
 
 
 @pytest.mark.parametrize(
@@ -168,8 +197,9 @@ def test_callers_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
-    assert build_network(config("my_networks_1:flat", num_classes=6, kwargs={"width": 9}))[1].weight.shape == (6, 9)
-    assert build_network(config("my_networks_1:fixed", num_classes=6)).out_features == 5
+    flat = build_network(config("my_networks_1:flat", num_classes=6, kwargs={"width": 9}), trust_code=True)
+    assert flat[1].weight.shape == (6, 9)
+    assert build_network(config("my_networks_1:fixed", num_classes=6), trust_code=True).out_features == 5
     assert sys.path == path
 
 
@@ -177,7 +207,7 @@ def test_a_fault_inside_the_callers_module_is_not_hidden(tmp_path: Path, monkeyp
     (tmp_path / "my_networks_2.py").write_text("import a_module_that_is_missing\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="a_module_that_is_missing"):
-        build_network(config("my_networks_2:make"))
+        build_network(config("my_networks_2:make"), trust_code=True)
 
 
 def test_registration_refuses_what_is_taken() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 import torch
@@ -10,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crash import files_of_at_most
-from secateur.storage.files import is_temporary, read_tensors, replacing, sweep, write_json, write_tensors
+from secateur.storage.files import (
+    check_sha256,
+    is_temporary,
+    read_tensors,
+    recorded_sha256,
+    replacing,
+    sweep,
+    write_json,
+    write_tensors,
+)
 
 TENSORS = {
     "double": torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(3, 4),
@@ -39,6 +49,30 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"new": float("nan")})
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_file_is_the_umasks_to_say(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "plan.json", {})
+        write_tensors(tmp_path / "t.safetensors", TENSORS, record=True)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys(("plan.json", "t.safetensors", "t.safetensors.sha256"), mode)
+
+
+def test_a_recorded_checksum_tells_another_file(tmp_path):
+    path = tmp_path / "t.safetensors"
+    write_tensors(path, TENSORS)
+    assert recorded_sha256(path) is None
+    check_sha256(path, None)
+    write_tensors(path, TENSORS, record=True)
+    check_sha256(path, recorded_sha256(path))
+    write_tensors(path, {"other": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"t\.safetensors is not the file that was saved here: .*another run's"):
+        check_sha256(path, recorded_sha256(path))
 
 
 def test_folders_are_made(tmp_path):
