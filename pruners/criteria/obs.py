@@ -184,5 +184,5 @@ class _Surgery:
 
     def _by_unit(self, matrix: Tensor, dim: int) -> Tensor:
         """That dimension's columns as (n, m), without the columns that always stay."""
-        n = len(self.units)
-        return matrix.narrow(dim, 0, n * self.size).unflatten(dim, (n, self.size))
+        n, shape = len(self.units), matrix.shape
+        return matrix.narrow(dim, 0, n * self.size).reshape(*shape[:dim], n, self.size, *shape[dim + 1 :])
