@@ -161,7 +161,7 @@ class Weights:
             model=model,
             recipe={"masked": sorted(masks)},
             cut=frozenset(by_module),
-            solve=lambda name, gram, cross, ridge: masked_ridge_step(gram, cross, ridge, by_module[name]),
+            solve=RowSolve(by_module),
             hold=Masked(masks),
         )
 
@@ -194,6 +194,25 @@ class Weights:
             mask[order[: int(count)]] = 1.0
             found[layer.name] = mask.reshape(parameter.shape)
         return found
+
+
+@dataclass(frozen=True)
+class RowSolve:
+    """Least squares on the weights that each row keeps; see `Solve`.
+
+    A repair's ridge is meant for all inputs of a layer (`damping`); a row that has fewer is fitted to as many samples,
+    and is damped by as much less.
+
+    Attributes:
+        keep: module → (groups, q, p) bool, which weights stay.
+    """
+
+    keep: Mapping[str, Tensor]
+
+    def __call__(self, name: str, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+        """(groups, p, q) the step."""
+        keep = self.keep[name]
+        return masked_ridge_step(gram, cross, max(RIDGE, ridge * float(keep.double().mean())), keep)
 
 
 @dataclass(frozen=True)

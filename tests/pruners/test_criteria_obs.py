@@ -7,13 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import zoo
+<<<<<<< HEAD
 from secateur.pruners.channels.criteria import Context, Elimination, elimination, obs
 from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
 from secateur.pruners.repair.gram import repair_error
 from secateur.pruners.repair.solve import RIDGE
 from secateur.pruners.repair.statistics import Sampler
+=======
+from secateur.pruners.criteria import Context, Elimination, elimination, obs
+from secateur.pruners.criteria.regressions import Regression, consumer_positions, regressions
+from secateur.pruners.reconstruction import RIDGE, Sampler, repair_error
+>>>>>>> h-obs
 
 CASES = [
     ("vgg", "inner", "0.0"),  # convolution, its mean in the batch norm
@@ -60,14 +68,15 @@ def refit(x: np.ndarray, w: np.ndarray, stay: np.ndarray) -> tuple[float, float]
     return with_ridge, without
 
 
-def brute_force(seen: Context, layer) -> Elimination:
-    problems = []
-    for name, positions in consumer_positions(layer).items():
-        x, w = samples(seen, name)
-        channels = seen.model.get_parameter(f"{name}.weight").shape[1]
-        problems.append((x, w, np.square(x @ w).sum(), positions, channels))
+Problem = tuple[np.ndarray, np.ndarray, np.ndarray]  # inputs, weights, and (p,) the unit of a column; -1: it stays
+
+
+def brute_force(problems: list[Problem], width: int) -> Elimination:
+    """A least-squares fit of the samples for every unit that might go next."""
+    totals = [np.square(x @ w).sum() for x, w, _ in problems]
 
     def errors(keep: list[int]) -> np.ndarray:
+<<<<<<< HEAD
         found = []
         for x, w, total, positions, channels in problems:
             gone = positions[np.setdiff1d(np.arange(layer.units), keep)].ravel()
@@ -76,6 +85,13 @@ def brute_force(seen: Context, layer) -> Elimination:
         return np.mean(found, axis=0)
 
     keep, gone, curve = list(range(layer.units)), [], [0.0]
+=======
+        gone = np.setdiff1d(np.arange(width), keep)
+        found = [refit(x, w, ~np.isin(owner, gone)) for x, w, owner in problems]
+        return np.mean([np.array(error) / total for error, total in zip(found, totals, strict=True)], axis=0)
+
+    keep, gone, curve = list(range(width)), [], [0.0]
+>>>>>>> h-obs
     while keep:
         unit = min(keep, key=lambda u: errors([v for v in keep if v != u])[0])
         keep.remove(unit)
@@ -84,13 +100,69 @@ def brute_force(seen: Context, layer) -> Elimination:
     return Elimination(np.array(gone[::-1]), np.array(curve[::-1]))
 
 
+def problems_of(seen: Context, layer) -> list[Problem]:
+    found = []
+    for name, positions in consumer_positions(layer).items():
+        x, w = samples(seen, name)
+        owner = np.full(seen.model.get_parameter(f"{name}.weight").shape[1], -1)
+        for unit, row in enumerate(positions):
+            owner[row] = unit
+        found.append((x, w, np.resize(owner, w.shape[1])))  # once a kernel position
+    return found
+
+
+@st.composite
+def made_up(draw: st.DrawFn, width: int) -> Problem:
+    """Correlated columns, those of the units strewn among others that stay."""
+    groups, size, stay, outputs = (draw(st.integers(low, high)) for low, high in ((1, 2), (1, 3), (0, 3), (1, 8)))
+    rng = np.random.default_rng(draw(st.integers(0, 1000)))
+    p = width * size + stay
+    x = rng.standard_normal((groups, 3 * p, p)) @ rng.standard_normal((groups, p, p))
+    owner = rng.permutation(np.append(np.repeat(np.arange(width), size), np.full(stay, -1)))
+    return x, rng.standard_normal((groups, p, outputs)), owner
+
+
+def surgery_of(problem: Problem, width: int, pending: int) -> obs._Surgery:
+    x, w, owner = problem
+    total = np.square(x @ w).sum()
+    columns = np.stack([np.flatnonzero(owner == unit) for unit in range(width)])
+    weight, gram = (torch.from_numpy(matrix) for matrix in (w.transpose(0, 2, 1), x.transpose(0, 2, 1) @ x / total))
+    return obs._Surgery(Regression("made up", weight, gram, torch.from_numpy(columns), total), pending)
+
+
 @pytest.mark.parametrize(("name", "cut", "layer_name"), CASES)
 def test_order_and_errors_are_those_of_a_greedy_refit_of_raw_samples(name: str, cut: str, layer_name: str) -> None:
     seen = context(name, cut)
     layer = seen.structure.layers[seen.structure.index(layer_name)]
-    found, expected = elimination(seen, layer), brute_force(seen, layer)
+    found, expected = elimination(seen, layer), brute_force(problems_of(seen, layer), layer.width)
     assert found.order.tolist() == expected.order.tolist()
     np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 6), st.integers(1, 2), st.integers(1, 12))
+def test_however_long_removals_wait_it_is_the_greedy_refit(data, width: int, consumers: int, pending: int) -> None:
+    problems = [data.draw(made_up(width)) for _ in range(consumers)]
+    found = obs._greedy([surgery_of(problem, width, pending) for problem in problems], width)
+    expected = brute_force(problems, width)
+    assert found.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("outputs", [5, 500])
+def test_a_wide_layer_drops_what_has_gone_and_ends_as_if_it_had_not(outputs: int) -> None:
+    """360 columns of 40 units and 3 that stay; in blocks of four units, and with nothing dropped at all."""
+    width, size = 40, 9
+    rng = np.random.default_rng(0)
+    owner = np.append(np.tile(np.arange(width), size), [-1] * 3)
+    x = rng.standard_normal((1, 800, 120)) @ rng.standard_normal((1, 120, len(owner)))  # a third of full rank
+    problem = x, rng.standard_normal((1, len(owner), outputs)), owner
+    at_once, never = (obs._greedy([surgery_of(problem, width, pending)], width) for pending in (1, 1000))
+    blocks = surgery_of(problem, width, 4 * size)
+    assert obs._greedy([blocks], width).order.tolist() == at_once.order.tolist() == never.order.tolist()
+    np.testing.assert_allclose(never.errors, at_once.errors, rtol=1e-8)
+    assert blocks.inverse.shape == (1, 3, 3)
+    assert blocks.weight.shape == (1, 3, min(outputs, 363))
 
 
 @pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
@@ -166,6 +238,8 @@ def test_a_gram_matrix_that_rounding_made_indefinite() -> None:
     values[:, 0] = -1e-3 * values.mean()
     surgery = obs._Surgery(replace(regression, gram=vectors @ torch.diag_embed(values) @ vectors.transpose(1, 2)))
     for unit in range(7):
-        assert np.all(surgery.costs(np.arange(unit, 7)) >= 0.0)
+        costs = surgery.costs()
+        assert np.all(np.isinf(costs[:unit]))
+        assert np.all((costs[unit:] >= 0.0) & np.isfinite(costs[unit:]))
         surgery.remove(unit)
         assert np.isfinite(surgery.error)
