@@ -11,17 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zoo
-<<<<<<< HEAD
-from secateur.pruners.channels.criteria import Context, Elimination, elimination, obs
-from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
-from secateur.pruners.repair.gram import repair_error
+from secateur.pruners.channels.criteria import Elimination, elimination, obs
+from secateur.pruners.channels.criteria.regressions import Regression, consumer_positions, regressions
+from secateur.pruners.channels.method import cut
+from secateur.pruners.context import Context
+from secateur.pruners.repair import gram
+from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.solve import RIDGE
 from secateur.pruners.repair.statistics import Sampler
-=======
-from secateur.pruners.criteria import Context, Elimination, elimination, obs
-from secateur.pruners.criteria.regressions import Regression, consumer_positions, regressions
-from secateur.pruners.reconstruction import RIDGE, Sampler, repair_error
->>>>>>> h-obs
 
 CASES = [
     ("vgg", "inner", "0.0"),  # convolution, its mean in the batch norm
@@ -76,22 +73,11 @@ def brute_force(problems: list[Problem], width: int) -> Elimination:
     totals = [np.square(x @ w).sum() for x, w, _ in problems]
 
     def errors(keep: list[int]) -> np.ndarray:
-<<<<<<< HEAD
-        found = []
-        for x, w, total, positions, channels in problems:
-            gone = positions[np.setdiff1d(np.arange(layer.units), keep)].ravel()
-            stay = ~np.isin(np.arange(w.shape[1]) % channels, gone)
-            found.append(np.array(refit(x, w, stay)) / total)
-        return np.mean(found, axis=0)
-
-    keep, gone, curve = list(range(layer.units)), [], [0.0]
-=======
         gone = np.setdiff1d(np.arange(width), keep)
         found = [refit(x, w, ~np.isin(owner, gone)) for x, w, owner in problems]
         return np.mean([np.array(error) / total for error, total in zip(found, totals, strict=True)], axis=0)
 
     keep, gone, curve = list(range(width)), [], [0.0]
->>>>>>> h-obs
     while keep:
         unit = min(keep, key=lambda u: errors([v for v in keep if v != u])[0])
         keep.remove(unit)
@@ -134,7 +120,7 @@ def surgery_of(problem: Problem, width: int, pending: int) -> obs._Surgery:
 def test_order_and_errors_are_those_of_a_greedy_refit_of_raw_samples(name: str, cut: str, layer_name: str) -> None:
     seen = context(name, cut)
     layer = seen.structure.layers[seen.structure.index(layer_name)]
-    found, expected = elimination(seen, layer), brute_force(problems_of(seen, layer), layer.width)
+    found, expected = elimination(seen, layer), brute_force(problems_of(seen, layer), layer.units)
     assert found.order.tolist() == expected.order.tolist()
     np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-4, atol=1e-6)
 
@@ -179,12 +165,15 @@ def test_the_fewer_units_the_larger_the_error(name: str, cut: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg", "residual", "grouped", "conv1d", "tokens"])
-def test_errors_are_those_of_a_repair(name: str) -> None:
+def test_errors_are_those_of_a_repair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram, "damping", lambda _samples, _inputs: RIDGE)
     seen = context(name)
     for index, layer in enumerate(seen.structure.layers):
         found = elimination(seen, layer)
         for keep in range(1, layer.units + 1):
-            error = repair_error(seen.model, seen.structure, index, found.order, 1 - keep / layer.units, seen.moments)
+            compressed = cut(seen.model, seen.structure, seen.structure.alone(index, found.order, keep))
+            repair_from_moments(compressed, seen.model, seen.moments)
+            error = output_error(compressed, seen.model, seen.moments)
             assert found.errors[keep] == pytest.approx(error, rel=1e-3, abs=1e-6)
 
 

@@ -62,25 +62,12 @@ def elimination(context: Context, layer: ChannelLayer) -> Elimination:
     return Elimination(found["order"].numpy(), found["errors"].numpy())
 
 
-<<<<<<< HEAD:pruners/channels/criteria/obs.py
 def _eliminate(context: Context, layer: ChannelLayer) -> Elimination:
-    surgeries = [_Surgery(regression) for regression in regressions(context, layer)]
-    if not surgeries:
-        order = np.argsort(-l1(context, layer), kind="stable")
-        return Elimination(order, np.linspace(1.0, 0.0, layer.units + 1))
-    alive = np.arange(layer.units)
-    errors = np.zeros(layer.units + 1)
-    gone = []
-    while len(alive):
-        costs = sum((surgery.costs(alive) for surgery in surgeries), start=np.zeros(len(alive)))
-        unit = int(alive[costs.argmin()])
-=======
-def _eliminate(context: Context, layer: Layer) -> Elimination:
     found = regressions(context, layer)
     if not found:
         order = np.argsort(-l1(context, layer), kind="stable")
-        return Elimination(order, np.linspace(1.0, 0.0, layer.width + 1))
-    return _greedy([_Surgery(regression) for regression in found], layer.width)
+        return Elimination(order, np.linspace(1.0, 0.0, layer.units + 1))
+    return _greedy([_Surgery(regression) for regression in found], layer.units)
 
 
 def _greedy(surgeries: Sequence[_Surgery], width: int) -> Elimination:
@@ -89,7 +76,6 @@ def _greedy(surgeries: Sequence[_Surgery], width: int) -> Elimination:
     gone: list[int] = []
     while len(gone) < width:
         unit = int(np.sum([surgery.costs() for surgery in surgeries], axis=0).argmin())
->>>>>>> h-obs:pruners/criteria/obs.py
         for surgery in surgeries:
             surgery.remove(unit)
         gone.append(unit)
@@ -151,7 +137,7 @@ class _Surgery:
         self.dropped = torch.zeros_like(self.ridge)  # squared dense weights of the columns no longer in the matrices
 
     def costs(self) -> NDArray[np.float64]:
-        """(width,) tr(W_R P_RR⁻¹ W_Rᵀ) of each unit; infinite for those that have gone."""
+        """(units,) tr(W_R P_RR⁻¹ W_Rᵀ) of each unit; infinite for those that have gone."""
         weight = self._by_unit(self.weight, 1)
         factor = torch.linalg.cholesky(self.blocks)
         solved = torch.cholesky_solve(weight @ weight.transpose(2, 3), factor)
