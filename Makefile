@@ -17,8 +17,8 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: install ## train, apply and compare on the embedded default (minutes)
-	$(BIN)/secateur train digits --out $(DEMO)
+demo: install ## train, apply and compare on embedded images (minutes)
+	$(BIN)/secateur train digits-weights --out $(DEMO)
 	$(BIN)/secateur apply $(DEMO) --out $(DEMO)/applied
 	$(BIN)/secateur compare $(DEMO) --out $(DEMO)/compare
 

@@ -142,11 +142,14 @@ def _compare(
             "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
             "candidates": candidates,
+            "verdict": verdict(rows),
             "rows": rows,
         },
     )
     comparison_figure(rows, loaded, folder / "compare.png")
     session.reporter.show(compare_table(rows))
+    if (sentence := verdict(rows)) is not None:
+        session.reporter.say(sentence)
     return Comparison(rows, loaded, folder)
 
 
@@ -213,13 +216,39 @@ def _correct(model: nn.Module, test: Batches) -> Tensor:
 
 
 def _add_gains(rows: list[dict[str, Any]], correct: Sequence[Tensor | None]) -> None:
-    """Test accuracy over the uniform plan's, with the standard error of the difference on the same images."""
+    """Paired differences of test accuracy, with their standard errors on the same images.
+
+    `test_gain_over_uniform` of every row, and `test_lead` of the first row (a plan's, where there is one) over the others.
+    """
     base = next((hits for row, hits in zip(rows, correct, strict=True) if row["allocator"] == "uniform"), None)
     for row, hits in zip(rows, correct, strict=True):
         if base is not None and hits is not None:
-            gain = 100.0 * (hits - base)
-            row["test_gain_over_uniform"] = float(gain.mean())
-            row["test_gain_standard_error"] = float(gain.std() / len(gain) ** 0.5)
+            row["test_gain_over_uniform"], row["test_gain_standard_error"] = _difference(hits, base)
+        if hits is not None and correct[0] is not None and row is not rows[0]:
+            row["test_lead"], row["test_lead_standard_error"] = _difference(correct[0], hits)
+
+
+def _difference(hits: Tensor, others: Tensor) -> tuple[float, float]:
+    """Mean and standard error of a paired difference, in points."""
+    gain = 100.0 * (hits - others)
+    return float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
+    """Whether the first row is ahead of the others beyond chance (two standard errors), in a sentence.
+
+    Returns:
+        None where there are no test images, or nothing to compare with.
+    """
+    leads = [row for row in rows[1:] if "test_lead" in row]
+    if not leads:
+        return None
+    ahead = [row["allocator"] for row in leads if row["test_lead"] > 2.0 * row["test_lead_standard_error"]]
+    behind = [row["allocator"] for row in leads if -row["test_lead"] > 2.0 * row["test_lead_standard_error"]]
+    level = [row["allocator"] for row in leads if row["allocator"] not in (*ahead, *behind)]
+    parts = {"ahead of": ahead, "level with": level, "behind": behind}
+    told = "; ".join(f"{word} {', '.join(dict.fromkeys(names))}" for word, names in parts.items() if names)
+    return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
 
 
 def compare_table(rows: Sequence[dict[str, Any]]) -> Table:

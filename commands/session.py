@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
 from ..configs import Config
 from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights, layer_statistics
-from ..envs.workers.processes import Processes
-from ..envs.workers.ray import Actors, require_ray
 from ..networks.inference import Batches, count_images
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, LossModel, RatioPlan, Structure, dense_store
 from ..pruners.costs.latency import measure_latency
@@ -23,6 +20,7 @@ from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
 from ..training.fit import OnStep
+from . import workers
 from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load, run_fit
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 
@@ -117,22 +115,8 @@ class Session:
         return self._config
 
     def check_workers(self) -> None:
-        """Whether there can be workers, before anything that takes long.
-
-        A cluster's machines answer with pickles, which run code here: none is connected to that only a file names.
-
-        Raises:
-            ValueError: the config's address is of a cluster elsewhere, and nobody said that it is trusted.
-            ImportError: Ray is asked for and not installed.
-        """
-        named = self.config.ray_address
-        if named not in (None, "auto", "local") and self._ray_address is None and not self._trust_code:
-            raise ValueError(
-                f"ray_address={named!r} in the config: a cluster can run code here; if you trust it, give "
-                f"--ray-address {named} yourself, or --trust-code (in Python: ray_address=, trust_code=True)"
-            )
-        if self._ray_address or named:
-            require_ray()
+        """Whether there can be workers, before anything that takes long; raises as `workers.check` does."""
+        workers.check(self.config, self._ray_address, self._trust_code)
 
     def _once(self, key: Sequence[Any], make: Callable[[], T]) -> T:
         """What was made under this key, in this session or one that shares with it."""
@@ -256,14 +240,7 @@ class Session:
         Raises:
             ValueError, ImportError, ConnectionError: see `Processes` and `Actors`.
         """
-        workers, threads = self.config.workers, self.config.threads
-        address = self._ray_address or self.config.ray_address
-        if address is not None:
-            return ParallelEvaluator(self.evaluator, Actors(self.evaluator, threads or 1, workers, address), workers)
-        if workers == 1:
-            return nullcontext(self.evaluator)
-        share = threads or max(1, torch.get_num_threads() // workers)
-        return ParallelEvaluator(self.evaluator, Processes(self.evaluator, share), workers)
+        return workers.start(self.evaluator, self.config, self._ray_address)
 
     @property
     def weights(self) -> RewardWeights:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from ..networks.graph import UntraceableError, trace
+from ..networks.graph import UntraceableError, Walk, trace
 from .context import Context
 from .repair.sequential import summands
 
@@ -39,15 +39,15 @@ def _measure(context: Context) -> NDArray[np.float64]:
     except UntraceableError:
         return np.ones(len(layers))
     with torch.inference_mode():
-        run = _Sums(context.model, graph=graph)
-        run.run(context.calibration[0][0][:IMAGES])
+        walk = _Sums(graph, context.model, [context.calibration[0][0][:IMAGES]])
+        walk.run()
     behind: Behind = {}
     for node in graph.nodes:
         behind[node] = {node}.union(*(behind[before] for before in node.all_input_nodes))
     shares: dict[str, float] = {}
     for node in graph.nodes:
         if node.op == "call_module":
-            shares[str(node.target)] = _share(node, run.shares, behind)
+            shares[str(node.target)] = _share(node, walk.shares, behind)
     return np.array([np.mean([shares.get(name, 1.0) for name in layer.consumers]) for layer in layers])
 
 
@@ -57,26 +57,25 @@ def _share(node: fx.Node, sums: Sequence[Sequence[tuple[fx.Node, float]]], behin
     return math.prod(shares[0] for shares in mine if len(shares) == 1)
 
 
-class _Sums(fx.Interpreter):
-    """Runs a graph.
+class _Sums(Walk):
+    """Computes a network, one batch.
 
     Attributes:
         shares: for every sum its two operands, and the share of each.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Tensor]):
+        super().__init__(graph, model, images)
         self.shares: list[list[tuple[fx.Node, float]]] = []
 
-    def run_node(self, n: fx.Node) -> Any:
-        """One node. Operands are looked at before they are added: the sum may take their place."""
-        values = {operand: self.env[operand] for operand in summands(n)}
-        variances = {operand: _variance(value) for operand, value in values.items()}
-        result = super().run_node(n)
-        if values and all(isinstance(value, Tensor) and value.shape == result.shape for value in values.values()):
+    def compute(self, node: fx.Node) -> None:
+        """One node; a sum's operands are looked at while they are there."""
+        operands = {operand: self.values[operand][0] for operand in summands(node)}
+        super().compute(node)
+        result = self.values[node][0]
+        if operands and all(isinstance(x, Tensor) and x.shape == result.shape for x in operands.values()):
             size = float(result.square().mean(dim=0).sum()) or 1.0
-            self.shares.append([(operand, variance / size) for operand, variance in variances.items()])
-        return result
+            self.shares.append([(operand, _variance(x) / size) for operand, x in operands.items()])
 
 
 def _variance(x: Any) -> float:
