@@ -9,9 +9,12 @@ import pytest
 import torch
 
 import zoo
-from secateur.pruners.channels.criteria import Context, Elimination, elimination, obs
+from secateur.pruners.channels.criteria import Elimination, elimination, obs
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
-from secateur.pruners.repair.gram import repair_error
+from secateur.pruners.channels.method import cut
+from secateur.pruners.repair import gram
+from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.solve import RIDGE
 from secateur.pruners.repair.statistics import Sampler
 
@@ -107,12 +110,15 @@ def test_the_fewer_units_the_larger_the_error(name: str, cut: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg", "residual", "grouped", "conv1d", "tokens"])
-def test_errors_are_those_of_a_repair(name: str) -> None:
+def test_errors_are_those_of_a_repair(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram, "damping", lambda _samples, _inputs: RIDGE)
     seen = context(name)
     for index, layer in enumerate(seen.structure.layers):
         found = elimination(seen, layer)
         for keep in range(1, layer.units + 1):
-            error = repair_error(seen.model, seen.structure, index, found.order, 1 - keep / layer.units, seen.moments)
+            compressed = cut(seen.model, seen.structure, seen.structure.alone(index, found.order, keep))
+            repair_from_moments(compressed, seen.model, seen.moments)
+            error = output_error(compressed, seen.model, seen.moments)
             assert found.errors[keep] == pytest.approx(error, rel=1e-3, abs=1e-6)
 
 
