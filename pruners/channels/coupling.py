@@ -78,14 +78,13 @@ def find_layers(
             input_shape=tuple(input_shape),
         )
         structure = _verified(model, structure, example)
-        structure = replace(structure, costs=channel_costs(structure, uncounted_flops(model, example, operations)))
+        if not structure.layers:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.ignored.items())[:3])
+            raise PlanError(f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})")
+        return replace(structure, costs=channel_costs(structure, uncounted_flops(model, example, operations)))
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
-    if not structure.layers:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.ignored.items())[:3])
-        raise PlanError(f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})")
-    return structure
 
 
 def channel_costs(structure: ChannelStructure, uncounted: int = 0) -> dict[str, CostModel]:

@@ -33,7 +33,7 @@ from secateur.pruners.compressor import Repair
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import DenseMoments, collect_moments, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
-from secateur.pruners.structure import Selection, Structure
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 CLASSES = 10
 HELD_OUT = 64
@@ -158,7 +158,7 @@ class Case:
         self.session = Session(config, self.model, calibration, search, None, None, source="digits")
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> ChannelStructure:
         return self.session.structure
 
     @cached_property
@@ -170,7 +170,7 @@ class Case:
         return selection, shrink(self.model, self.structure, selection).eval()
 
     @cached_property
-    def part(self) -> Structure:
+    def part(self) -> ChannelStructure:
         """What the repair is tried on."""
         layers = [layer for layer in self.structure.layers if not layer.name.startswith(self.known.dear)]
         return replace(self.structure, layers=tuple(layers))
@@ -188,7 +188,7 @@ class Case:
 
     @cached_property
     def moments(self) -> DenseMoments:
-        return collect_moments(self.model, self.part, self.session.calibration)
+        return zoo.moments(self.model, self.part, self.session.calibration)
 
     @cached_property
     def features(self) -> dict[str, str]:
@@ -206,7 +206,7 @@ class Case:
 
     def losses(self, repair: Repair, selection: Selection) -> dict[str, float]:
         """Of part of the network: consumer → squared error over variance, on the held-out images; "" for the logits."""
-        kept = self.part.kept_positions(selection)
+        kept = self.part.positions(selection)
         pruned = shrink(self.model, self.part, selection).eval()
         if repair == "gram":
             repair_from_moments(pruned, self.model, self.part, selection, self.moments)
@@ -223,7 +223,7 @@ class Case:
         return losses
 
 
-def draw(structure: Structure, kept: Sequence[int]) -> Selection:
+def draw(structure: ChannelStructure, kept: Sequence[int]) -> Selection:
     """So many units of every layer, at random."""
     rng = np.random.default_rng(0)
     return [
@@ -278,7 +278,7 @@ def test_every_convolution_is_in_a_layer_or_named_as_left_whole(case: Case) -> N
 
 def test_cost_is_what_torch_counts(case: Case) -> None:
     selection, small = case.cut
-    kept = zoo.widths_of(selection)
+    kept = zoo.kept_of(selection)
     x = case.held_out[:2]
     for model, kept in ((case.model, case.structure.units), (small, kept)):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -303,7 +303,7 @@ def test_saved_and_loaded_it_is_the_same_network(case: Case, tmp_path: Path) -> 
     structure = case.structure
     kept = np.array([rng.integers((layer.units + 3) // 4, layer.units // 2 + 1) for layer in structure.layers])
     small = case.session.pruner.prune(kept)
-    save_network(small, tmp_path, case.session, structure.kept_positions(case.session.pruner.selection(kept)))
+    save_network(small, tmp_path, case.session, structure.positions(case.session.pruner.selection(kept)))
     zoo.assert_same_network(secateur.load(tmp_path), small, case.held_out[:2])
 
 

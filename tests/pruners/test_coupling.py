@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from secateur.pruners.channels.coupling import count_operations, find_layers
-from secateur.pruners.structure import PlanError, Structure
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.slices import ChannelStructure
+from secateur.pruners.costs.counts import count_operations
+from secateur.pruners.structure import PlanError
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
@@ -99,8 +101,8 @@ def test_layers_come_in_the_order_of_execution(name: str, cut: str) -> None:
         module.register_forward_hook(lambda *_, name=module_name: order.append(name))
     with torch.no_grad():
         model(zoo.images(name, 1))
-    samples = [order.index(layer.module) for layer in structure.layers]
-    assert samples == sorted(samples)
+    places = [order.index(layer.module) for layer in structure.layers]
+    assert places == sorted(places)
     last_calls = [max(i for i, n in enumerate(order) if n == op.module) for op in structure.operations]
     first_calls = [order.index(op.module) for op in structure.operations]
     assert first_calls == sorted(first_calls)
@@ -135,7 +137,7 @@ def test_members_of_a_layer_do_not_overlap(name: str, cut: str) -> None:
             assert part.positions.max() < part.size
 
 
-def part_of(structure: Structure, layer: str, parameter: str, dim: int) -> np.ndarray:
+def part_of(structure: ChannelStructure, layer: str, parameter: str, dim: int) -> np.ndarray:
     found = structure.layers[structure.index(layer)]
     (part,) = [part for part in found.slices if (part.parameter, part.dim) == (parameter, dim)]
     return part.positions
@@ -187,7 +189,7 @@ def test_operations_count_every_call() -> None:
 
 
 def test_excluded_layers_stay_whole() -> None:
-    structure = find_layers(zoo.make("vgg"), zoo.RGB, exclude=["2.0"])
+    structure = find_layers(zoo.make("vgg"), zoo.RGB, ignore=["2.0"])
     assert [layer.name for layer in structure.layers] == ["0.0", "5"]
     assert structure.ignored["2.0"] == "excluded by the config"
 
@@ -221,8 +223,8 @@ class Two(nn.Module):
     [
         (
             zoo.make("vgg"),
-            {"exclude": ["2.1"]},
-            r"layers.exclude names '2.1', which is no layer here – did you mean 2.0\?",
+            {"ignore": ["2.3"]},
+            r"layers.ignore names '2.3', which is no layer here, nor a module's type – did you mean 2.0\?",
         ),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(192, 5)),
@@ -266,14 +268,14 @@ def test_other_networks_have_other_fingerprints() -> None:
     structures = [zoo.structure(name, cut) for name in zoo.ZOO for cut in ("inner", "all")]
     distinct = {(tuple(sorted(s.shapes.items())), tuple(layer.name for layer in s.layers)) for s in structures}
     assert len({s.fingerprint for s in structures}) == len(distinct)
-    wider = find_layers(zoo.CifarResNet(1, zoo.CLASSES + 1, kept=(4, 6, 8)), zoo.RGB)
+    wider = find_layers(zoo.CifarResNet(1, zoo.CLASSES + 1, widths=(4, 6, 8)), zoo.RGB)
     assert wider.fingerprint != zoo.structure("residual").fingerprint
 
 
-def test_bad_widths_are_refused() -> None:
+def test_bad_counts_are_refused() -> None:
     structure = zoo.structure("vgg")
-    with pytest.raises(PlanError, match="2 kept for a network of 3 layers"):
+    with pytest.raises(PlanError, match="2 numbers of units kept for a network of 3 layers"):
         structure.check_kept([1, 2])
-    for width in (0, 7, -1):
-        with pytest.raises(PlanError, match=rf"layer 2.0: width {width} is outside 1 … 6"):
-            structure.check_kept([8, width, 10])
+    for count in (0, 7, -1):
+        with pytest.raises(PlanError, match=rf"layer 2.0: {count} units kept is outside 1 … 6"):
+            structure.check_kept([8, count, 10])

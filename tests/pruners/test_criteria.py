@@ -9,16 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from secateur.pruners.channels.criteria import (
-    Context,
-    criteria,
-    get_criterion,
-    rank,
-    register_score,
-    registry,
-    scores,
-    select,
-)
+from secateur.pruners.channels.criteria import CRITERIA, check_criterion, rank, register_score, scores, select
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.norms import l1, l2
 from secateur.pruners.channels.criteria.registry import Score
 
@@ -34,7 +26,7 @@ def context(name: str, cut: str = "inner") -> Context:
 def test_every_criterion_orders_every_unit_and_leaves_the_network_untouched(name: str, cut: str) -> None:
     seen = context(name, cut)
     before = {key: tensor.clone() for key, tensor in seen.model.state_dict().items()}
-    for criterion in criteria():
+    for criterion in CRITERIA:
         for order, layer in zip(rank(seen, criterion), seen.structure.layers, strict=True):
             assert sorted(order.tolist()) == list(range(layer.units)), criterion
         assert all(torch.equal(tensor, before[key]) for key, tensor in seen.model.state_dict().items()), criterion
@@ -109,8 +101,9 @@ def test_selections_are_nested() -> None:
 
 
 def test_unknown_criterion() -> None:
-    with pytest.raises(ValueError, match=r"no criterion 'l11', only .*l1, l2.* – did you mean l1\?"):
-        get_criterion("l11")
+    for look in (CRITERIA.__getitem__, check_criterion):
+        with pytest.raises(ValueError, match=r"no criterion 'l11', only .*l1, l2.* – did you mean l1\?"):
+            look("l11")
 
 
 def test_scores_are_what_the_order_is_by() -> None:
@@ -122,11 +115,11 @@ def test_scores_are_what_the_order_is_by() -> None:
 
 
 def test_a_new_criterion_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_CRITERIA", dict(registry._CRITERIA))
+    monkeypatch.setattr(CRITERIA, "_known", dict(CRITERIA._known))
 
     @register_score("last")
     def last(seen, layer):
         return np.arange(layer.units, dtype=float)
 
-    assert "last" in criteria()
+    assert "last" in CRITERIA
     assert rank(context("vgg"), "last")[0].tolist() == list(range(8))[::-1]

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from secateur.pruners.channels.criteria import Context, criteria, get_criterion, rank
+from secateur.pruners.channels.criteria import CRITERIA, rank
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.activations import apoz, mean_activation, taylor
 
 
@@ -108,7 +109,7 @@ def test_taylor_does_not_mind_frozen_weights_nor_how_images_are_batched() -> Non
             np.testing.assert_allclose(taylor(frozen, layer), score, rtol=1e-3, atol=1e-7)
 
 
-@pytest.mark.parametrize("criterion", criteria())
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("name", ["residual", "strict", "squeeze"])
 def test_nothing_stays_behind_and_twins_agree(criterion: str, name: str) -> None:
     seen = context(name)
@@ -116,7 +117,7 @@ def test_nothing_stays_behind_and_twins_agree(criterion: str, name: str) -> None
     for i, parameter in enumerate(seen.model.parameters()):
         parameter.requires_grad_(i % 2 == 0)
         parameter.grad = torch.full_like(parameter, 0.5) if i % 2 == 0 else None
-    orders = [get_criterion(criterion)(seen, layer) for layer in seen.structure.layers]
+    orders = [CRITERIA[criterion](seen, layer) for layer in seen.structure.layers]
     assert all(torch.equal(tensor, state[key]) for key, tensor in seen.model.state_dict().items())
     for i, parameter in enumerate(seen.model.parameters()):
         assert parameter.requires_grad == (i % 2 == 0)

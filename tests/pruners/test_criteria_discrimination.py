@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from secateur.pruners.channels.criteria import Context
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.discrimination import gradient_norms, join
 from secateur.pruners.channels.criteria.regressions import regressions
-from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.channels.method import cut
 from secateur.pruners.repair.gram import repair_from_moments
 
 
@@ -31,9 +31,9 @@ def repaired(seen: Context, chosen: list[int], index: int) -> torch.nn.Module:
     """The smaller network, as a repair would leave it."""
     selection = zoo.whole(seen.structure)
     selection[index] = np.sort(chosen)
-    pruned = shrink(seen.model, seen.structure, selection)
-    repair_from_moments(pruned, seen.model, seen.structure, selection, seen.moments)
-    return pruned
+    compressed = cut(seen.model, seen.structure, selection)
+    repair_from_moments(compressed, seen.model, seen.moments)
+    return compressed.model
 
 
 @pytest.mark.parametrize(("name", "index", "consumer"), [("vgg", 0, "2.0"), ("plain_bias", 0, "2"), ("prelu", 1, "4")])

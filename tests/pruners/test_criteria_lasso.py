@@ -8,7 +8,8 @@ import torch
 from sklearn.linear_model import lasso_path
 
 import zoo
-from secateur.pruners.channels.criteria import Context, rank
+from secateur.pruners.channels.criteria import rank
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.lasso import lasso, problem
 from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
 from secateur.pruners.repair.statistics import Sampler

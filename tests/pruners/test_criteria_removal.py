@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 import zoo
-from secateur.pruners.channels.criteria import Context, removal
+from secateur.pruners.channels.criteria import removal
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.removal import Judge, car, greedy, rar
 from secateur.pruners.channels.shrink import shrink
 
@@ -52,7 +53,7 @@ def test_a_unit_zeroed_is_a_unit_cut(name: str, cut: str) -> None:
 )
 def test_greedy_removes_what_hurts_least_and_judges_anew(name: str, cut: str, index: int) -> None:
     seen = context(name, cut)
-    alive, gone = list(range(seen.structure.layers[index].width)), []
+    alive, gone = list(range(seen.structure.layers[index].units)), []
     while len(alive) > 1:
         worst = min(alive, key=lambda unit: cut_and_judged(seen, index, [*gone, unit])[1])
         alive.remove(worst)

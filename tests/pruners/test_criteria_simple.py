@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import zoo
-from secateur.pruners.channels.criteria import Context, rank
+from secateur.pruners.channels.criteria import rank
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.simple import bn_scale, fpgm, max_response
 
 
 def context(name: str, cut: str = "inner", seed: int = 0) -> Context:
-    return Context(zoo.make(name), zoo.structure(name, cut), zoo.batches(name, (16,)), seed)
+    return Context(zoo.make(name), zoo.structure(name, cut), zoo.batches(name, (16,)), seed=seed)
 
 
 def test_max_response_sums_the_consumers_weights() -> None:

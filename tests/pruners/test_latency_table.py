@@ -1,4 +1,4 @@
-"""The latency table: right for any kept wherever the clock is a stand-in whose law is known."""
+"""The latency table: right whatever is kept, wherever the clock is a stand-in whose law is known."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ CASES = [
 def test_where_only_multiplications_take_time_latency_is_flops(case, empty_cache):
     layers = zoo.structure(*case)
     timer = zoo.timer(zoo.multiplications)
-    layers = replace(layers, latency=take_table(zoo.make(case[0]), layers, ONE, timer=timer))
+    layers = replace(layers, costs={**layers.costs, "latency": take_table(zoo.make(case[0]), layers, ONE, timer=timer)})
     for seed in range(20):
-        kept = zoo.widths_of(zoo.draw(layers, seed))
+        kept = zoo.kept_of(zoo.draw(layers, seed))
         assert layers.cost("latency", kept) == layers.cost("flops", kept)
 
 
 @settings(max_examples=30, deadline=None)
 @given(case=st.sampled_from(zoo.TIMED[:3]), shares=SHARES)
 def test_the_table_says_what_the_cut_network_takes(case, shares):
-    """Stairs and constants, exactly: a layer of no more than 16 units is known at every width."""
+    """Stairs and constants, exactly: a layer of no more than 16 units is known at every choice."""
     layers = zoo.timed(*case)
     kept = drawn(layers, shares)
-    small = shrink(zoo.make(case[0]), layers, [np.arange(width) for width in kept])
+    small = shrink(zoo.make(case[0]), layers, [np.arange(count) for count in kept])
     taken = sum(zoo.timer(zoo.blocks)(small, zoo.images(case[0], 1)))
     assert layers.cost("latency", kept) == pytest.approx(1e9 * taken, abs=1)
 
@@ -76,7 +76,8 @@ def noise(module: nn.Module, _input: torch.Tensor, output: torch.Tensor) -> floa
 @pytest.mark.parametrize("case", [("scaled", "all"), ("densenet", "inner"), ("vgg", "inner")])
 def test_a_wider_layer_never_costs_less_whatever_was_measured(case, empty_cache):
     layers = zoo.structure(*case)
-    layers = replace(layers, latency=take_table(zoo.make(case[0]), layers, ONE, timer=zoo.timer(noise)))
+    table = take_table(zoo.make(case[0]), layers, ONE, timer=zoo.timer(noise))
+    layers = replace(layers, costs={**layers.costs, "latency": table})
     dense = sum(zoo.timer(noise)(zoo.make(case[0]), zoo.images(case[0], 1)))
     assert layers.cost("latency", layers.units) == pytest.approx(1e9 * dense, abs=1)
     rng = np.random.default_rng(0)
@@ -99,7 +100,7 @@ def test_what_is_known_is_not_measured_again(empty_cache):
     layers, timer = zoo.structure("residual"), zoo.timer(zoo.blocks)
     first = take_table(zoo.make("residual"), layers, ONE, timer=timer)
     again = take_table(zoo.make("residual", seed=1), layers, ONE, timer=never)  # times do not depend on the weights
-    assert first.total(layers.units // 2) == again.total(layers.units // 2)
+    assert first(layers.units // 2) == again(layers.units // 2)
     (file,) = empty_cache.glob("latency/*.json")
     tree = json.loads(file.read_text())
     assert tree["torch"] == torch.__version__
@@ -123,12 +124,12 @@ def test_one_missing_time_is_measured_and_no_other_changes(empty_cache):
 )
 def test_a_damaged_cache_is_measured_anew(empty_cache, text):
     layers, timer = zoo.structure("strict"), zoo.timer(zoo.blocks)
-    expected = take_table(zoo.make("strict"), layers, ONE, timer=timer).total(layers.units)
+    expected = take_table(zoo.make("strict"), layers, ONE, timer=timer)(layers.units)
     (file,) = empty_cache.glob("latency/*.json")
     before = file.read_text()
     file.write_text(text)
     with pytest.warns(RuntimeWarning, match=r"strict|damaged") as caught:
-        assert take_table(zoo.make("strict"), layers, ONE, timer=timer).total(layers.units) == expected
+        assert take_table(zoo.make("strict"), layers, ONE, timer=timer)(layers.units) == expected
     assert all("\n" not in str(warning.message) for warning in caught)
     assert file.read_text() == before
 
@@ -139,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_no_disaster(tmp_path, monkeypatch):
     layers = zoo.structure("strict")
     with pytest.warns(RuntimeWarning, match="cannot be written"):
         table = take_table(zoo.make("strict"), layers, ONE, timer=zoo.timer(zoo.multiplications))
-    assert table.total(layers.units) == layers.cost("flops", layers.units)
+    assert table(layers.units) == layers.cost("flops", layers.units)
 
 
 def test_the_first_of_two_processes_is_right(empty_cache):
@@ -183,4 +184,4 @@ def test_a_real_clock(empty_cache):
     """Nothing is said of how long it takes."""
     layers = zoo.structure("downsample", "all")
     table = take_table(zoo.make("downsample"), layers, LatencyConfig(batch=2, repeats=2))
-    assert 0 < table.total(np.ones(len(layers.layers))) <= table.total(layers.units) < 1e10
+    assert 0 < table(np.ones(len(layers.layers))) <= table(layers.units) < 1e10

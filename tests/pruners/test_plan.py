@@ -42,7 +42,7 @@ def make(structure: Structure, kept: list[int] | None = None, **changes: Any) ->
 @pytest.mark.parametrize(("name", "cut"), zoo.cases())
 def test_a_plan_is_read_back_as_it_was_written(name: str, cut: str, tmp_path: Path) -> None:
     structure = zoo.structure(name, cut)
-    kept = zoo.widths_of(zoo.draw(structure, 0))
+    kept = zoo.kept_of(zoo.draw(structure, 0))
     plan = make(structure, kept)
     plan.save(tmp_path / "run" / "plan.json")
     for path in (tmp_path / "run" / "plan.json", tmp_path / "run", str(tmp_path / "run")):
@@ -203,7 +203,7 @@ def other(**arguments: Any) -> Structure:
         ),
         (
             "vgg",
-            find_layers(zoo.make("vgg"), zoo.RGB, exclude=["2.0"]),
+            find_layers(zoo.make("vgg"), zoo.RGB, ignore=["2.0"]),
             r"'2.0'; here it is left whole: excluded by the",
         ),
     ],
@@ -295,7 +295,7 @@ def linear(*sizes: int) -> WeightStructure:
             r"its layers agree, but a tensor differs in shape",
         ),
         (
-            find_weights(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), (4,), exclude=["1"]),
+            find_weights(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), (4,), ignore=["1"]),
             r"cuts layer '1.weight'; here it is left whole: excluded by the config",
         ),
     ],

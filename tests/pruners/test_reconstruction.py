@@ -18,13 +18,14 @@ import zoo
 from secateur.networks.norms import following_norms
 from secateur.pruners import reconstruction
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.channels.criteria import Context, rank
+from secateur.pruners.channels.criteria import rank
+from secateur.pruners.context import Context
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.repair.gram import collect_moments, repair_error, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.repair.solve import RIDGE, ridge_step
 from secateur.pruners.repair.statistics import Moments, Sampler, repairable
-from secateur.pruners.structure import Selection, Structure
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
@@ -251,7 +252,7 @@ def test_repair_is_least_squares(
     batches = zoo.batches("vgg", (40, 20))
     pruned = shrink(model, structure, selection)
     before = copy.deepcopy(pruned)
-    repair_from_moments(pruned, model, structure, selection, collect_moments(model, structure, batches))
+    repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, batches))
 
     x = torch.cat([images for images, _ in batches])
     small = Watch(before, x).inputs[name]  # of a first layer's consumer: the dense ones that stay
@@ -277,7 +278,7 @@ def test_repair_is_least_squares(
         assert torch.equal(before.get_submodule(norm_name).running_mean, pruned.get_submodule(norm_name).running_mean)
 
 
-def consumers_behind(model: nn.Module, structure: Structure, index: int, norms: dict[str, str]) -> dict[str, str]:
+def consumers_behind(model: nn.Module, structure: ChannelStructure, index: int, norms: dict[str, str]) -> dict[str, str]:
     """Consumers of a layer → where a shift shows: behind the batch norm, if there is one."""
     names = [part.module for part in structure.layers[index].weights("in")]
     return {name: norms.get(name, name) for name in names if repairable(model.get_submodule(name))}
@@ -291,7 +292,7 @@ def test_repair_never_loses_on_its_own_objective(name: str, cut: str, monkeypatc
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (10, 6))
     x = torch.cat([images for images, _ in batches])
-    moments = collect_moments(model, structure, batches)
+    moments = zoo.moments(model, structure, batches)
     dense = Watch(model, x)
     compared = 0
     for index, layer in enumerate(structure.layers):
@@ -320,7 +321,7 @@ def test_nothing_cut_nothing_changed(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (8,))
     pruned = shrink(model, structure, zoo.whole(structure))
-    repair_from_moments(pruned, model, structure, zoo.whole(structure), collect_moments(model, structure, batches))
+    repair_from_moments(pruned, model, structure, zoo.whole(structure), zoo.moments(model, structure, batches))
     zoo.assert_same_network(pruned, model, batches[0][0])
 
 
@@ -330,7 +331,7 @@ def test_the_dense_network_is_untouched(name: str, cut: str) -> None:
     before = copy.deepcopy(model.state_dict())
     selection = zoo.draw(structure, 1)
     pruned = shrink(model, structure, selection)
-    moments = collect_moments(model, structure, zoo.batches(name, (4, 8)))
+    moments = zoo.moments(model, structure, zoo.batches(name, (4, 8)))
     repair_from_moments(pruned, model, structure, selection, moments)
     for key, tensor in before.items():
         assert torch.equal(model.state_dict()[key], tensor), key
@@ -348,7 +349,7 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
     monkeypatch.setattr(Sampler.__init__, "__defaults__", (10_000,))
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (5, 3))
-    moments = collect_moments(model, structure, batches)
+    moments = zoo.moments(model, structure, batches)
     ranking = rank(Context(model, structure, batches), "l1")
     module_inputs = Watch(model, torch.cat([images for images, _ in batches])).inputs
     compared = 0
@@ -385,7 +386,7 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
 def test_repair_error_grows_with_sparsity(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (24,))
-    moments = collect_moments(model, structure, batches)
+    moments = zoo.moments(model, structure, batches)
     for index, order in enumerate(rank(Context(model, structure, batches), "l1")):
         errors = [repair_error(model, structure, index, order, s, moments) for s in (0.0, 0.25, 0.5, 0.75, 0.99)]
         assert errors[0] == pytest.approx(0.0, abs=1e-9)
@@ -409,7 +410,7 @@ def doubled(dead: bool = False) -> nn.Module:
 
 def pruned_by_half(
     model: nn.Module, sequential: bool = False, images: int = 64
-) -> tuple[Structure, Selection, nn.Module]:
+) -> tuple[ChannelStructure, Selection, nn.Module]:
     structure = find_layers(model, zoo.RGB)
     selection = zoo.whole(structure)
     selection[0] = np.arange(4)
@@ -418,7 +419,7 @@ def pruned_by_half(
     if sequential:
         repair_sequentially(pruned, model, structure, selection, batches)
     else:
-        repair_from_moments(pruned, model, structure, selection, collect_moments(model, structure, batches))
+        repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, batches))
     return structure, selection, pruned
 
 
@@ -451,7 +452,7 @@ def test_doubled_channels_that_stay_keep_the_system_solvable() -> None:
     selection[0] = np.array([0, 1, 2, 4, 5, 6])
     pruned = shrink(model, structure, selection)
     repair_from_moments(
-        pruned, model, structure, selection, collect_moments(model, structure, zoo.batches("vgg", (3,)))
+        pruned, model, structure, selection, zoo.moments(model, structure, zoo.batches("vgg", (3,)))
     )
     assert all(bool(torch.isfinite(p).all()) for p in pruned.parameters())
     assert max(float(p.detach().abs().max()) for p in pruned.parameters()) < 100.0
@@ -474,7 +475,7 @@ def test_a_layer_too_wide_for_a_gram_matrix_is_left_as_it_is(monkeypatch: pytest
     monkeypatch.setattr(reconstruction, "MOST_INPUTS", 23)
     model, structure = zoo.make("vgg"), zoo.structure("vgg")
     batches = zoo.batches("vgg")
-    moments = collect_moments(model, structure, batches)
+    moments = zoo.moments(model, structure, batches)
     assert set(moments.inputs) == {"7"}  # 10 inputs; the others have 72 and 24
     selection = [np.arange(8), np.arange(3), np.arange(5)]
     pruned, before = (shrink(model, structure, selection) for _ in range(2))
@@ -511,5 +512,5 @@ def test_following_norms_of_many_short_lived_tensors(size: int) -> None:
 def test_moments_are_collected_for_every_consumer_that_can_be_repaired(name: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, "all")
     consumers = {part.module for layer in structure.layers for part in layer.weights("in")}
-    moments = collect_moments(model, structure, zoo.batches(name, (4,)))
+    moments = zoo.moments(model, structure, zoo.batches(name, (4,)))
     assert set(moments.inputs) == {n for n in consumers if not isinstance(model.get_submodule(n), nn.Conv3d)}

@@ -25,13 +25,13 @@ from secateur.pruners.repair.sequential import (
 )
 from secateur.pruners.repair.solve import RIDGE, damping
 from secateur.pruners.repair.statistics import Sampler
-from secateur.pruners.structure import Selection, Structure
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 TRACEABLE = [case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]
 CASES = pytest.mark.parametrize(("name", "cut"), TRACEABLE)
 
 
-def half(structure: Structure, seed: int = 0, sparsity: float = 0.5) -> Selection:
+def half(structure: ChannelStructure, seed: int = 0, sparsity: float = 0.5) -> Selection:
     """Random units of every layer, the same share of each."""
     rng = np.random.default_rng(seed)
     return [
@@ -41,7 +41,7 @@ def half(structure: Structure, seed: int = 0, sparsity: float = 0.5) -> Selectio
 
 
 def repaired(
-    model: nn.Module, structure: Structure, selection: Selection, batches: zoo.Batches, refit: bool = False
+    model: nn.Module, structure: ChannelStructure, selection: Selection, batches: zoo.Batches, refit: bool = False
 ) -> nn.Module:
     pruned = shrink(model, structure, selection)
     repair_sequentially(pruned, model, structure, selection, batches, refit=refit)

@@ -18,7 +18,8 @@ from secateur.envs import CandidateEvaluator
 from secateur.pruners import cache as module
 from secateur.pruners import layer_sensitivity as influences
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.channels.criteria import Context, criteria, elimination, rank, register_criterion, registry
+from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion, registry
+from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.registry import ByScore
 from secateur.pruners.channels.layer_sensitivity import layer_sensitivity
 from secateur.pruners.compressor import ChannelPruner
@@ -57,14 +58,14 @@ ranked_again.__module__ = "secateur.pruners.channels.criteria.norms"
 def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
     cold, plain = context(name, cut), Context(zoo.make(name), zoo.structure(name, cut), zoo.batches(name))
     for first in (cold, plain):
-        [rank(first, criterion) for criterion in criteria()]
+        [rank(first, criterion) for criterion in CRITERIA]
         layer_sensitivity(first)
     monkeypatch.setattr(registry, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
-    for criterion in criteria():
+    for criterion in CRITERIA:
         monkeypatch.setitem(registry._CRITERIA, criterion, ByScore(ranked_again))
     monkeypatch.setattr(influences, "_measure", lambda *_: pytest.fail("layer_sensitivity measured again"))
     warm = context(name, cut)
-    for criterion in criteria():
+    for criterion in CRITERIA:
         for ours, theirs in zip(rank(warm, criterion), rank(plain, criterion), strict=True):
             assert np.array_equal(ours, theirs), criterion
     assert np.array_equal(layer_sensitivity(warm), layer_sensitivity(plain))
@@ -121,7 +122,7 @@ def test_the_key_is_that_of_everything_that_matters(monkeypatch):
             (model, structure, batches, 1),
             (Squared(model), structure, batches, 0),
             *((spoilt(name), structure, batches, 0) for name in model.state_dict() if "num_batches" not in name),
-            (model, find_layers(model, structure.input_shape, exclude=[structure.layers[0].name]), batches, 0),
+            (model, find_layers(model, structure.input_shape, ignore=[structure.layers[0].name]), batches, 0),
             (model, zoo.structure("residual", "all"), batches, 0),
             (model, structure, batches[:-1], 0),
             (model, structure, [*batches[:-1], (images, labels.roll(1))], 0),

@@ -14,16 +14,16 @@ from secateur.pruners.channels.output_error import output_error, spread_layers
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.repair.gram import collect_moments, repair_error, repair_from_moments
 from secateur.pruners.repair.statistics import repairable
-from secateur.pruners.structure import Selection, Structure
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 INNER = [name for name, cut in zoo.small_cases() if cut == "inner"]
 DRIFTS = ["densenet", "unet", "shared", "shared_two_norms"]  # one consumer sits behind another, or behind itself
 
 
-def cut(model: nn.Module, structure: Structure, selection: Selection, fitted_on: zoo.Batches | None) -> nn.Module:
+def cut(model: nn.Module, structure: ChannelStructure, selection: Selection, fitted_on: zoo.Batches | None) -> nn.Module:
     pruned = shrink(model, structure, selection).eval()
     if fitted_on is not None:
-        repair_from_moments(pruned, model, structure, selection, collect_moments(model, structure, fitted_on))
+        repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, fitted_on))
     return pruned
 
 
@@ -41,7 +41,7 @@ def outputs(model: nn.Module, name: str, norms: dict[str, str], batches: zoo.Bat
 
 
 def brute_force(
-    pruned: nn.Module, dense: nn.Module, structure: Structure, index: int, batches: zoo.Batches
+    pruned: nn.Module, dense: nn.Module, structure: ChannelStructure, index: int, batches: zoo.Batches
 ) -> float | None:
     norms = following_norms(dense, batches[0][0][:1])
     errors = []
@@ -54,11 +54,11 @@ def brute_force(
 
 
 def fed_with_dense_inputs(
-    pruned: nn.Module, dense: nn.Module, structure: Structure, selection: Selection, index: int, batches: zoo.Batches
+    pruned: nn.Module, dense: nn.Module, structure: ChannelStructure, selection: Selection, index: int, batches: zoo.Batches
 ) -> float:
     """Every pruned consumer on what it would get if nothing in front of it had changed but the units that went."""
     norms = following_norms(dense, batches[0][0][:1])
-    kept = structure.kept_positions(selection)
+    kept = structure.positions(selection)
     errors = []
     for name in {part.module for part in structure.layers[index].weights("in")}:
         keep, inputs = torch.from_numpy(kept[f"{name}.weight", 1]), []
@@ -82,7 +82,7 @@ def fed_with_dense_inputs(
 def test_the_error_is_that_of_a_network_cut_repaired_and_run(name: str, repaired: bool) -> None:
     model, structure = zoo.make(name), zoo.structure(name)
     unseen = zoo.batches(name, (20, 9), seed=100)
-    moments = collect_moments(model, structure, unseen)
+    moments = zoo.moments(model, structure, unseen)
     rng = np.random.default_rng(0)
     for index, layer in enumerate(structure.layers):
         selection = structure.cut_alone(index, rng.permutation(layer.units), rng.uniform(0.1, 0.9))
@@ -100,7 +100,7 @@ def test_the_error_is_that_of_a_network_cut_repaired_and_run(name: str, repaired
 def test_consumers_behind_each_other_are_measured_on_the_dense_networks_inputs(name: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name)
     unseen = zoo.batches(name, (20, 9), seed=100)
-    moments = collect_moments(model, structure, unseen)
+    moments = zoo.moments(model, structure, unseen)
     for index in range(len(structure.layers)):
         selection = structure.cut_alone(index, np.arange(structure.layers[index].width), 0.5)
         pruned = cut(model, structure, selection, zoo.batches(name))
@@ -113,7 +113,7 @@ def test_on_the_images_of_the_repair_it_is_what_the_repair_says(name: str, monke
     """One consumer each, a constant behind it, and the least ridge: there the two definitions are one."""
     monkeypatch.setattr(reconstruction, "damping", lambda _samples, _inputs: reconstruction.RIDGE)
     model, structure = zoo.make(name), zoo.structure(name)
-    moments = collect_moments(model, structure, zoo.batches(name))
+    moments = zoo.moments(model, structure, zoo.batches(name))
     for index, layer in enumerate(structure.layers):
         order = np.arange(layer.units)
         selection = structure.cut_alone(index, order, 0.5)
@@ -130,7 +130,7 @@ def test_it_does_not_look_at_the_images_of_the_repair() -> None:
     selection = structure.cut_alone(1, np.arange(6), 0.5)
     pruned = cut(model, structure, selection, few)
     own, unseen = (
-        output_error(pruned, model, structure, selection, collect_moments(model, structure, images))
+        output_error(pruned, model, structure, selection, zoo.moments(model, structure, images))
         for images in (few, others)
     )
     assert unseen > 2 * own
@@ -138,14 +138,14 @@ def test_it_does_not_look_at_the_images_of_the_repair() -> None:
 
 def test_nothing_cut_is_nothing_lost() -> None:
     model, structure = zoo.make("vgg"), zoo.structure("vgg")
-    moments = collect_moments(model, structure, zoo.batches("vgg"))
+    moments = zoo.moments(model, structure, zoo.batches("vgg"))
     assert output_error(model, model, structure, zoo.whole(structure), moments) == 0.0
 
 
 def test_a_consumer_that_never_moves_cannot_be_measured() -> None:
     model, structure = zoo.make("residual"), zoo.structure("residual")
     model.layer1[0].conv2.weight.data.zero_()
-    moments = collect_moments(model, structure, zoo.batches("residual"))
+    moments = zoo.moments(model, structure, zoo.batches("residual"))
     selection = structure.cut_alone(0, np.arange(4), 0.5)
     pruned = shrink(model, structure, selection).eval()
     with pytest.raises(ValueError, match=r"layer layer1\.0\.conv1: no consumer's output"):

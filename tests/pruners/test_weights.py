@@ -94,7 +94,7 @@ def test_finding_leaves_the_network_as_it_was() -> None:
 def test_excluded_weights_stay_dense_and_are_paid_for() -> None:
     model = zoo.make("tied")
     whole = find_weights(model, zoo.RGB)
-    structure = find_weights(model, zoo.RGB, exclude=["0.weight", "4"])  # 4 shares its weight with 2
+    structure = find_weights(model, zoo.RGB, ignore=["0.weight", "4"])  # 4 shares its weight with 2
     assert [layer.name for layer in structure.layers] == ["6.weight", "7.2.weight"]
     assert set(structure.ignored) == {"0.weight", "2.weight"}
     assert structure.cost("flops", structure.units) == whole.cost("flops", whole.kept)
@@ -226,9 +226,9 @@ def test_nothing_to_prune_and_unknown_names_are_refused() -> None:
     with pytest.raises(PlanError, match="no weight to prune"):
         find_weights(nn.Sequential(nn.BatchNorm2d(3)), zoo.RGB)
     with pytest.raises(PlanError, match="no weight to prune"):
-        find_weights(chain(3, 3), (3,), exclude=["0"])
-    with pytest.raises(PlanError, match=r"layers.exclude names '0.wieght', .* – did you mean 0.weight\?"):
-        find_weights(chain(3, 3), (3,), exclude=["0.wieght"])
+        find_weights(chain(3, 3), (3,), ignore=["0"])
+    with pytest.raises(PlanError, match=r"layers.ignore names '0.wieght', .* – did you mean 0.weight\?"):
+        find_weights(chain(3, 3), (3,), ignore=["0.wieght"])
     with pytest.raises(ValueError, match="the network does not run on images of 4"):
         find_weights(chain(3, 3), (4,))
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import zoo
 from secateur.pruners import shares as module
-from secateur.pruners.channels.criteria import Context
+from secateur.pruners.context import Context
 from secateur.pruners.channels.residual_variance import residual_branch_variance
 
 

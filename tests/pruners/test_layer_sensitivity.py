@@ -9,7 +9,8 @@ from torch import nn
 
 import zoo
 from secateur.pruners import layer_sensitivity as module
-from secateur.pruners.channels.criteria import Context, elimination
+from secateur.pruners.channels.criteria import elimination
+from secateur.pruners.context import Context
 from secateur.pruners.channels.layer_sensitivity import layer_sensitivity, loss_curves
 from secateur.pruners.compressor import ChannelPruner
 

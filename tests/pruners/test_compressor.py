@@ -36,11 +36,11 @@ def test_prune_is_shrink_and_repair(name: str) -> None:
     p = pruner(name)
     kept = np.maximum(1, p.structure.units // 2)
     selection = p.selection(kept)
-    assert zoo.widths_of(selection) == kept.tolist()
+    assert zoo.kept_of(selection) == kept.tolist()
 
     expected = shrink(p.dense, p.structure, selection)
     assert same(p.prune(kept), expected)
-    repair_from_moments(expected, p.dense, p.structure, selection, collect_moments(p.dense, p.structure, p.calibration))
+    repair_from_moments(expected, p.dense, p.structure, selection, zoo.moments(p.dense, p.structure, p.calibration))
     assert same(p.prune(kept, "gram", guard=False), expected)
     for refit in (False, True):
         for images, batches in ((None, p.calibration), (20, p.calibration[:1]), (30, p.calibration[:2])):
