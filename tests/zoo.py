@@ -24,8 +24,9 @@ from secateur.configs import LatencyConfig
 from secateur.envs import Evaluation
 from secateur.networks import CifarResNet, digits_resnet
 from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.costs.latency_profile import take_table
-from secateur.pruners.structure import Selection, Structure
+from secateur.pruners.structure import Structure
 
 Batches = list[tuple[Tensor, Tensor]]
 CLASSES = 5
@@ -112,7 +113,7 @@ def scramble(model: nn.Module) -> None:
 
 
 @functools.cache
-def structure(name: str, cut: str = "inner") -> Structure:
+def structure(name: str, cut: str = "inner") -> ChannelStructure:
     """Its layers; the weights' seed plays no part in them."""
     return find_layers(make(name), ZOO[name].shape, cut=cut)
 
@@ -155,16 +156,16 @@ TIMED = [("residual", "all"), ("vgg", "inner"), ("grouped", "inner"), ("densenet
 
 
 @functools.cache
-def timed(name: str, cut: str = "inner") -> Structure:
+def timed(name: str, cut: str = "inner") -> ChannelStructure:
     """Its layers with a table of `blocks`."""
     layers = structure(name, cut)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECATEUR_CACHE", folder)
         table = take_table(make(name), layers, LatencyConfig(batch=1, repeats=1), timer=timer(blocks))
-    return replace(layers, latency=table)
+    return replace(layers, costs={**layers.costs, "latency": table})
 
 
-def priced(kind: str, name: str, cut: str) -> Structure:
+def priced(kind: str, name: str, cut: str) -> ChannelStructure:
     """Its layers, with a table where latency is asked for; for that, networks that are not in `TIMED` stand back."""
     if kind != "latency":
         return structure(name, cut)
@@ -200,7 +201,7 @@ def assert_same_network(first: nn.Module, second: nn.Module, x: Tensor) -> None:
 
 
 class Target:
-    """An evaluator whose optimum is known: some kept, and the further off the worse.
+    """An evaluator whose optimum is known: so many units of every layer, and the further off the worse.
 
     Attributes:
         kept: the optimum.
@@ -305,7 +306,7 @@ def bias_and_norm() -> nn.Module:
 )
 def residual() -> nn.Module:
     """Option-A shortcuts: a ChannelPad where shapes change."""
-    return CifarResNet(1, CLASSES, kept=(4, 6, 8))
+    return CifarResNet(1, CLASSES, widths=(4, 6, 8))
 
 
 @toy(
@@ -687,12 +688,12 @@ class Embedded(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 6, 3, padding=1)
-        self.samples = nn.Parameter(torch.randn(1, 6, 1, 1))
+        self.places = nn.Parameter(torch.randn(1, 6, 1, 1))
         self.last = nn.Conv2d(6, 8, 3, padding=1)
         self.head = Head(8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.relu(self.last(F.relu(self.stem(x) + self.samples))))
+        return self.head(F.relu(self.last(F.relu(self.stem(x) + self.places))))
 
 
 @toy({"stem": 6, "last": 8}, whole={"head.2": "output"})
