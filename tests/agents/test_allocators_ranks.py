@@ -129,7 +129,9 @@ def test_knapsack_is_within_a_unit_of_the_best_there_is(problem, seed, share):
 def test_knapsack_sees_through_a_curve_that_is_not_convex(problem, monkeypatch):
     """A layer that loses nothing until it loses all at once is not cut for what its first units seem to be worth."""
     given_ = problem("residual", 0.9)
-    cliff = [np.array([1.0] * (n - 1) + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n) for i, n in enumerate((4, 6, 8))]
+    cliff = [
+        np.array([1.0] * (n - 1) + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n) for i, n in enumerate((4, 6, 8))
+    ]
     monkeypatch.setattr(loss_model, "loss_curves", lambda _context: cliff)
     assert get_allocator("knapsack").allocate(given_)[2] == 8
 
