@@ -156,6 +156,13 @@ def test_an_unknown_name_gets_the_near_miss():
         get_allocator("uniforms")
 
 
+def test_one_that_is_for_channels_is_refused_where_weights_are_pruned():
+    with pytest.raises(ValueError, match="allocator global_taylor is for channels, not for weights: leave it out"):
+        get_allocator("global_taylor", "weights")
+    assert get_allocator("global_taylor", "channels") is get_allocator("global_taylor")
+    assert get_allocator("lamp", "weights").allocate is ALLOCATORS["lamp"].allocate
+
+
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setattr(registry, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"evolution needs cma: pip install 'secateur\[search\]'"):
