@@ -175,11 +175,24 @@ def test_an_error_in_a_worker_is_the_callers() -> None:
         workers.evaluate(np.array([1, 2, 3, 4]))
 
 
-def test_a_network_that_cannot_be_sent_says_so() -> None:
+def test_a_network_that_cannot_be_sent_says_so_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handle:
+        """A part of a network that copies of it share, as an open device is."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+            return self
+
     evaluator = make()
-    evaluator.compressor.dense.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"cannot be sent to workers \(cannot pickle '_thread.lock'.*set workers to 1"):
+    evaluator.compressor.dense.handle = Handle()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match=r"sent to workers \(cannot pickle '_thread.lock'.*set workers to 1") as raised:
         Processes(evaluator, threads=1)
+    assert not list(tmp_path.iterdir()), raised.traceback  # which holds what might have closed the file
 
 
 PARENT = """
