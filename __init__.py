@@ -1,6 +1,7 @@
 """secateur learns how much of each layer of a neural network to prune.
 
 `train` an agent for an architecture and get a ratio plan, `apply` the plan, `compare` it with hand-set ratios.
+`gymnasium.make("secateur/LayerSparsity-v0", config="digits")` is the environment, for agents of your own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import importlib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+import gymnasium
 
 if TYPE_CHECKING:
     from .commands.apply import Applied, apply
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
     from .pruners.saved import load
 
 __version__ = metadata.version("secateur")
+
+ENV_ID = "secateur/LayerSparsity-v0"
+
+if ENV_ID not in gymnasium.registry:  # by name alone: what it is made of is imported when one is made
+    gymnasium.register(id=ENV_ID, entry_point="secateur:make_env")
 
 _HOMES = {
     "Applied": ".commands.apply",
@@ -49,6 +57,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ENV_ID",
     "Applied",
     "Comparison",
     "Config",

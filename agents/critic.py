@@ -1,4 +1,4 @@
-"""A critic that knows what an action's action_penalty costs and learns the rest."""
+"""A critic that knows what an action itself costs and learns the rest."""
 
 from __future__ import annotations
 

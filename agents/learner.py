@@ -77,7 +77,7 @@ class Learner:
     """Learns to allocate sparsity.
 
     Two things learn. The environment's *loss model*, which actions correct, is fitted anew to all evaluated plans
-    after every episode: few numbers, learnt fast, good for any budget. The *policy* learns what such a sum over layers
+    before every episode: few numbers, learnt fast, good for any budget. The *policy* learns what such a sum over layers
     cannot say. Episode 0 is the model's own plan (all-zero actions); then `warmup` episodes explore round the model's
     plans, then the policy acts, with noise that decays linearly to `noise_end` and never dies. Every twenty-fifth
     episode acts without noise, and so does the last.

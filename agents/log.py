@@ -17,7 +17,7 @@ CANDIDATES_NAME = "candidates.jsonl"
 
 
 class PlanLog:
-    """Appends one JSON line a evaluated plan and reads them back.
+    """Appends one JSON line for every evaluated plan and reads them back.
 
     A process killed while writing leaves a torn last line: it is dropped on reading, and that plan is evaluated again.
     Anything else that does not parse is refused by line number.
@@ -111,7 +111,7 @@ class EpisodeLog(PlanLog):
 
 
 class CandidateLog(PlanLog):
-    """The candidates that search allocators judge.
+    """The candidates that search allocators have evaluated.
 
     A comparison that goes on proposes the same candidates again; they are not written twice.
 

@@ -40,7 +40,8 @@ class Policy:
 
     @classmethod
     def of(cls, learner: Learner) -> Policy:
-        """What a learner has learnt so far."""
+        """What a learner has learnt so far, its last episodes among it."""
+        learner.env.refit()
         return cls(
             AgentConfig(algorithm=learner.config.algorithm, hidden=learner.config.hidden),
             learner.env.feature_names,

@@ -17,7 +17,6 @@ import torch
 
 import secateur
 from secateur.commands.compare import COMPARE_NAME
-from secateur.commands.session import Session, make_session
 from secateur.commands.train import SUMMARY_NAME
 from secateur.configs import load_config
 from secateur.reports.progress import RichReporter
@@ -37,26 +36,26 @@ def cifar_config(depth: int, data: Path, *overrides: str) -> secateur.Config:
     return load_config(f"cifar10-resnet{depth}", [f"data.root={data / 'cifar10-lossless'}", *overrides])
 
 
-def cifar_session(depth: int, data: Path, *overrides: str) -> Session:
+def cifar_session(depth: int, data: Path, *overrides: str) -> secateur.Session:
     """The built-in CIFAR-10 ResNet of that depth, ready."""
-    return make_session(cifar_config(depth, data, *overrides))
+    return secateur.Session(cifar_config(depth, data, *overrides))
 
 
 def trained(config: secateur.Config, seed: int, run: Path) -> Path:
     """The run folder of a training: finished already, gone on with, or begun."""
     if not (run / SUMMARY_NAME).is_file():
         if _begun(run):
-            secateur.train(resume=run, reporter=RichReporter())
+            secateur.train(secateur.Session(reporter=RichReporter()), resume=run)
         else:
-            secateur.train(config, seed=seed, out=run, reporter=RichReporter())
+            secateur.train(secateur.Session(config, seed=seed, reporter=RichReporter()), out=run)
     return run
 
 
-def compared(plans: Sequence[Path], out: Path, **options: Any) -> list[dict[str, Any]]:
+def compared(plans: Sequence[Path], out: Path, config: secateur.Config, **options: Any) -> list[dict[str, Any]]:
     """The rows of a comparison: finished already, gone on with, or begun; `options` as of `secateur.compare`."""
     if not (out / COMPARE_NAME).is_file():
         where = {"resume": out} if _begun(out) else {"out": out}
-        secateur.compare(plans, reporter=RichReporter(), **where, **options)
+        secateur.compare(plans, secateur.Session(config, reporter=RichReporter()), **where, **options)
     rows: list[dict[str, Any]] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))["rows"]
     return rows
 

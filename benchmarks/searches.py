@@ -4,9 +4,9 @@ python benchmarks/searches.py --data DIR --out DIR    (an hour and more; what is
 
 `--data DIR` holds `cifar10-lossless/` and `weights/`. Every seed's training is a run folder below `--out`, every
 comparison, too; a benchmark that was interrupted goes on where it stopped. All plans are repaired in the end alike and
-evaluated on the same test images; a search's best few are evaluated again by the final repair on the search images before
-one is chosen. Mean ± standard error over the seeds; what a row is over the agent is paired: the same test images, the
-same seed. With `--set agent.algorithm=td3` that is another agent.
+evaluated on the same test images; a search's best few are measured again with the final repair, on the search images,
+before one is chosen. Mean ± standard error over the seeds; what a row is over the agent is paired: the same test
+images, the same seed. With `--set agent.algorithm=td3` that is another agent.
 """
 
 from __future__ import annotations

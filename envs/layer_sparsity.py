@@ -61,7 +61,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     gain = (lost(base) − lost(plan) + flops weight · (FLOPs of base − FLOPs of plan)) / lost(base) ≥ −1.5,
 
-    0 for the base plan, 1 for a plan that loses nothing, whatever the network and the budget. A plan's loss is what its
+    0 for the base plan, 1 for a plan that loses nothing, whatever the network and the budget (a base plan that loses
+    next to nothing itself counts as if it lost a thousandth). A plan's loss is what its
     *quality* lacks to the dense network's, and quality is Σ weight · term over
 
     | term | is |
@@ -91,8 +92,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     * `action_penalty`: of an action, times its square.
     * `adapt`: whether the loss model is fitted anew, before every episode, to all plans evaluated.
 
-    `gymnasium.make("secateur/LayerSparsity-v0", config="digits")` makes all of them from a config, or from a
-    `secateur.Session`.
+    `gymnasium.make("secateur/LayerSparsity-v0", config="digits")` makes all of them from a config, or, with `session`,
+    from a `secateur.Session`; `import secateur` makes the name known.
 
     ## Version History
     * v0: first version. Since 0.2 the reward is the gain and the penalty, no longer the quality itself.
@@ -149,11 +150,15 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         if fraction != self.budget.fraction:
             self.budget = replace(self.budget, fraction=fraction)
             self._lagrangian = Lagrangian(self.loss_model, self.budget)
-        if self._stale and self.adapt:
-            distances = [evaluation.reconstruction_loss for evaluation in self.evaluated.values()]
-            self.set_loss_model(self.predicted.fitted([*self.evaluated], distances))
+        self.refit()
         self.kept = []
         return self._observe(), {}
+
+    def refit(self) -> None:
+        """Fit the loss model to all plans evaluated, if it adapts and there are new ones; `reset` begins with it."""
+        if self.adapt and self._stale:
+            distances = [evaluation.reconstruction_loss for evaluation in self.evaluated.values()]
+            self.set_loss_model(self.predicted.fitted([*self.evaluated], distances))
 
     def set_loss_model(self, loss_model: LossModel) -> None:
         """Let actions correct what another loss model proposes, from the next walk on."""
@@ -186,8 +191,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         return self._observe()
 
     def penalty(self, action: float) -> float:
-        """What an action costs, ≤ 0."""
-        return -self.action_penalty * action**2
+        """What an action costs, ≤ 0; one outside the space as much as where it is clipped to."""
+        return -self.action_penalty * float(np.clip(action, -1.0, 1.0)) ** 2
 
     def settle(self, kept: Kept, evaluation: Evaluation, fraction: float) -> float:
         """The gain of a finished plan; from the next `reset` on, the loss model knows it, too.
@@ -197,15 +202,19 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
             evaluation: of it.
             fraction: the budget that it was walked on.
         """
-        gain = self._base(fraction).gain(self.weights, evaluation, self.evaluator.dense)
-        self.evaluated.setdefault(tuple(int(count) for count in kept), evaluation)
-        self._stale = True
+        self._record(kept, evaluation, fraction)
+        return self._base(fraction).gain(self.weights, evaluation, self.evaluator.dense)
+
+    def _record(self, kept: Kept, evaluation: Evaluation, fraction: float) -> None:
+        """Remember what a plan is worth."""
+        key = _key(kept)
+        self._stale |= key not in self.evaluated
+        self.evaluated.setdefault(key, evaluation)
         if fraction == self.asked.fraction and (
             self.best is None
-            or self.weights.quality(evaluation) > self.weights.quality(self.evaluated[tuple(self.best.tolist())])
+            or self.weights.quality(evaluation) > self.weights.quality(self.evaluated[_key(self.best)])
         ):
             self.best = np.array(kept, dtype=np.int64)
-        return gain
 
     def base_plan(self, fraction: float) -> Kept:
         """(layers,) what all-zero actions give on a budget before anything was learnt."""
@@ -221,7 +230,9 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
             kept = self.base_plan(fraction)
             flops = self.asked.structure.fraction("flops", kept)
             if fraction == self.asked.fraction:
-                lost = self.weights.lost(self.evaluator.evaluate(kept), self.evaluator.dense)
+                if _key(kept) not in self.evaluated:
+                    self._record(kept, self.evaluator.evaluate(kept), fraction)
+                lost = self.weights.lost(self.evaluated[_key(kept)], self.evaluator.dense)
             else:
                 known = self._base(self.asked.fraction).lost
                 here, there = (
@@ -262,6 +273,10 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         }
         values = np.array([walk[name] for name in WALK_FEATURES], dtype=np.float32)
         return np.concatenate([self.statistics[t], np.clip(values, 0.0, 1.0)])
+
+
+def _key(kept: Kept) -> tuple[int, ...]:
+    return tuple(int(count) for count in kept)
 
 
 def _choose(

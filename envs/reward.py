@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .evaluator import Evaluation
 
-LEAST_LOSS = 1e-3  # a candidate may be right more often than the dense network
+LEAST_LOSS = 1e-3  # of the base plan, that gains are counted in: less is noise
 WORST_LOSS = 10.0  # a candidate that blew up says no more than that; a larger loss would drown what the critic knows
 WORST_GAIN = -1.5  # that a replay buffer holds; what is worse is bad, and no more than that
 
@@ -38,9 +38,9 @@ class RewardWeights:
         return sum(self.terms(evaluation).values())
 
     def lost(self, evaluation: Evaluation, dense: Evaluation) -> float:
-        """Quality below the dense network's at the same cost; at least a thousandth."""
+        """Quality below the dense network's at the same cost; no less than 0, though a plan may be right more often."""
         mine, whole = self.terms(evaluation), self.terms(dense)
-        return max(LEAST_LOSS, sum(whole[name] - mine[name] for name in ("accuracy", "reconstruction")))
+        return max(0.0, sum(whole[name] - mine[name] for name in ("accuracy", "reconstruction")))
 
 
 @dataclass(frozen=True)
@@ -61,4 +61,4 @@ class Base:
         So budgets and networks are on one scale. No less than `WORST_GAIN`.
         """
         spared = weights.flops * (self.flops - evaluation.flops)
-        return max(WORST_GAIN, (self.lost - weights.lost(evaluation, dense) + spared) / self.lost)
+        return max(WORST_GAIN, (self.lost - weights.lost(evaluation, dense) + spared) / max(LEAST_LOSS, self.lost))

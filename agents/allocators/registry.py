@@ -52,7 +52,7 @@ class Allocator:
 
     Attributes:
         name: in commands and files.
-        allocate: (layers,) kept for an problem.
+        allocate: (layers,) kept for a problem.
         searches: whether it evaluates candidates (and so costs what a search costs).
         needs: the package it is made with, where that is an extra.
         methods: that it is for; none named stands for all.

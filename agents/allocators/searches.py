@@ -1,4 +1,4 @@
-"""Searches: judge candidates on the search images and keep the best, each at the same number of evaluated plans."""
+"""Searches: evaluate candidates on the search images and keep the best, each at the same number of evaluated plans."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class Evaluated:
                 new[taken[-1]] = kept
                 self.asked, self.repeats = self.asked + 1, 0
         self.evaluations.update(zip(new, self.problem.evaluate(list(new.values())), strict=True))
-        return [self.reward(key) for key in taken]
+        return [self.quality(key) for key in taken]
 
-    def reward(self, kept: tuple[int, ...]) -> float:
+    def quality(self, kept: tuple[int, ...]) -> float:
         """Of a plan that was evaluated."""
         return self.problem.weights.quality(self.evaluations[kept])
 
@@ -68,8 +68,8 @@ class Evaluated:
 
     @property
     def best(self) -> Kept:
-        """The plan with the highest reward, the first of equals."""
-        return np.array(max(self.evaluations, key=self.reward), dtype=np.int64)
+        """The plan of the highest quality, the first of equals."""
+        return np.array(max(self.evaluations, key=self.quality), dtype=np.int64)
 
 
 @register_allocator("random", searches=True)
@@ -105,7 +105,7 @@ def random_plans(problem: SearchProblem, count: int) -> list[Kept]:
 
 @register_allocator("hill_climb", searches=True)
 def hill_climb(problem: SearchProblem) -> Kept:
-    """From the `knapsack` plan: move channels between two layers on the budget, keep what raises the reward.
+    """From the `knapsack` plan: move channels between two layers on the budget, keep what raises the quality.
 
     A move takes a random number of channels from one layer; the most it may take shrinks, over the search, from half
     of the layer to a twentieth.
@@ -113,15 +113,15 @@ def hill_climb(problem: SearchProblem) -> Kept:
     budget, rng = problem.budget, problem.rng
     evaluated = Evaluated(problem)
     best = knapsack(problem)
-    (reward,) = evaluated([best])
+    (quality,) = evaluated([best])
     while not evaluated.over:
         giver, taker = rng.integers(len(best), size=2)  # the same twice is a plan that is known
         share = FIRST_SHARE * (LAST_SHARE / FIRST_SHARE) ** evaluated.progress
         units = int(rng.integers(1, max(1, round(share * problem.dense[giver])) + 1))
         moved = move(budget, best, int(giver), int(taker), units)
         (found,) = evaluated([moved])
-        if found > reward:
-            best, reward = moved, found
+        if found > quality:
+            best, quality = moved, found
     return best
 
 
@@ -158,7 +158,7 @@ def evolution(problem: SearchProblem) -> Kept:
     )
     while not evaluated.over:
         points = strategy.ask()
-        losses = [-reward for reward in evaluated([budget.fill(dense * (1.0 - point)) for point in points])]
+        losses = [-quality for quality in evaluated([budget.fill(dense * (1.0 - point)) for point in points])]
         if len(losses) == len(points):
             strategy.tell(points, losses)
     return evaluated.best

@@ -102,16 +102,16 @@ class ParallelEvaluator:
         return {part: seconds + self._seconds[part] for part, seconds in self._evaluator.seconds.items()}
 
     def evaluate(self, kept: NDArray[np.int64]) -> Evaluation:
-        """Judge a candidate of these kept (layers,)."""
+        """Evaluate the candidate that keeps so many units (layers,)."""
         return next(self.evaluate_all([kept]))
 
     def evaluate_all(self, plans: Sequence[NDArray[np.int64]]) -> Iterator[Evaluation]:
-        """Judge candidates, none twice; their evaluations in order, each as soon as it is there.
+        """Evaluate candidates, none twice; their evaluations in order, each as soon as it is there.
 
         Raises:
             RuntimeError: three workers in a row died of the same candidate, or while starting.
         """
-        keys = [tuple(int(width) for width in kept) for kept in plans]
+        keys = [tuple(int(count) for count in kept) for kept in plans]
         waiting = deque(dict.fromkeys(key for key in keys if key not in self.known))
         for key in keys:
             while key not in self.known:
@@ -135,7 +135,7 @@ class ParallelEvaluator:
         for future in wait(self._busy, return_when=FIRST_COMPLETED).done:
             worker, key = self._busy.pop(future)
             try:
-                judgement = future.result()
+                outcome = future.result()
             except Exception as error:
                 worker.stop()
                 self._hired.remove(worker)
@@ -148,7 +148,7 @@ class ParallelEvaluator:
             self._deaths.pop(key, None)
             self._idle.append(worker)
             if key is not None:
-                self.known[key], seconds = judgement
+                self.known[key], seconds = outcome
                 self._seconds.update(seconds)
 
     def _count_death(self, key: Key | None, error: Exception) -> None:
@@ -164,7 +164,7 @@ class ParallelEvaluator:
             ) from error
         raise RuntimeError(
             f"{DEATHS} workers in a row died of the plan with kept {list(key)}: if memory ran out, lower workers, "
-            "data.batch_size or pruning.search_images"
+            "data.batch_size or repair.search.images"
         ) from error
 
 

@@ -59,7 +59,11 @@ class Processes:
         self._context.set_forkserver_preload([__name__])
         self._shared = NamedTemporaryFile(prefix="secateur-", suffix=".pt")  # noqa: SIM115 – lives until close()
         self.file = self._shared.name
-        send(evaluator, self._shared)
+        try:
+            send(evaluator, self._shared)
+        except BaseException:
+            self._shared.close()
+            raise
 
     def hire(self) -> _Process:
         """Another worker, not yet started."""

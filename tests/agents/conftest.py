@@ -9,20 +9,20 @@ import zoo
 from secateur.agents import SearchProblem
 from secateur.envs import Evaluation, RewardWeights
 from secateur.pruners.budget import Budget
-from secateur.pruners.channels.criteria import Context
+from secateur.pruners.context import Context
 
 
 @pytest.fixture(scope="session")
 def problem():
     """Makes the problem of a network in the zoo; networks and what criteria found on them are made once.
 
-    Without a fraction the budget is halfway between the least that can be reached and all. `reward` evaluates one plan
+    Without a fraction the budget is halfway between the least that can be reached and all. `quality` evaluates one plan
     and is at most 0: what it lacks is the distance from the dense network; without it all plans are alike.
     """
     contexts = {}
 
-    def alike(reward):
-        return Evaluation(accuracy=100.0 * reward, reconstruction_loss=-reward, flops=1.0, params=1.0)
+    def evaluation(quality):
+        return Evaluation(accuracy=100.0 * quality, reconstruction_loss=-quality, flops=1.0, params=1.0)
 
     def make(name="digits", fraction=None, kind="flops", cut="inner", **given):
         if (name, cut) not in contexts:
@@ -34,9 +34,9 @@ def problem():
         if fraction is None:
             least = Budget(layers, kind, 1.0, 0.9).least
             fraction = (1.0 + layers.fraction(kind, least)) / 2
-        judge = given.pop("reward", lambda _widths: 0.0)
-        given["evaluate"] = lambda plans: (alike(judge(kept)) for kept in plans)
-        given["reward"] = RewardWeights(reconstruction=0.0)
+        quality = given.pop("quality", lambda _kept: 0.0)
+        given["evaluate"] = lambda plans: (evaluation(quality(kept)) for kept in plans)
+        given["weights"] = RewardWeights(reconstruction=0.0)
         return SearchProblem(Budget(layers, kind, fraction, 0.9), context, **given)
 
     return make

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import zoo
-from secateur.agents import SearchProblem, allocators, get_allocator
+from secateur.agents import ALLOCATORS, SearchProblem, get_allocator
 from secateur.agents.allocators import registry, rules
 from secateur.pruners.budget import Budget
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.channels.criteria import Context, Elimination
+from secateur.pruners.channels.criteria import Elimination
+from secateur.pruners.context import Context
 from secateur.storage.cache import Store
 
 CASES = [("digits", "inner", kind, share) for kind, share in (("flops", 0.2), ("flops", 0.9), ("params", 0.3))] + [
@@ -24,7 +25,7 @@ CASES = [("digits", "inner", kind, share) for kind, share in (("flops", 0.2), ("
 CASES += [(name, cut, "latency", None) for name, cut in zoo.TIMED]
 
 
-class Reward:
+class Quality:
     """Falls with the distance from a plan that was drawn; remembers what it was asked."""
 
     def __init__(self, seed=0):
@@ -46,8 +47,8 @@ def spent(budget, kept):
 
 @pytest.mark.parametrize(("network", "cut", "kind", "fraction"), CASES)
 def test_every_allocator_spends_the_budget_and_no_more(problem, network, cut, kind, fraction):
-    for name in allocators():
-        given = problem(network, fraction, kind, cut, reward=Reward(), candidates=5)
+    for name in ALLOCATORS:
+        given = problem(network, fraction, kind, cut, quality=Quality(), candidates=5)
         kept = get_allocator(name).allocate(given)
         budget = given.budget
         assert kept.dtype == np.int64, name
@@ -57,45 +58,45 @@ def test_every_allocator_spends_the_budget_and_no_more(problem, network, cut, ki
         assert spent(budget, kept), name
 
 
-@pytest.mark.parametrize("name", allocators())
+@pytest.mark.parametrize("name", ALLOCATORS)
 def test_a_whole_budget_leaves_the_network_whole(problem, name):
     given = problem(fraction=1.0, candidates=3)
     assert get_allocator(name).allocate(given).tolist() == given.budget.structure.units.tolist()
 
 
-@pytest.mark.parametrize("name", allocators())
+@pytest.mark.parametrize("name", ALLOCATORS)
 def test_an_allocator_repeats_itself_under_a_seed(problem, name):
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
-    rewards = [Reward(), Reward()]
+    qualities = [Quality(), Quality()]
     rngs = [np.random.default_rng(7), np.random.default_rng(7)]
     kept = [
-        get_allocator(name).allocate(problem(reward=reward, candidates=25, rng=rng))
-        for reward, rng in zip(rewards, rngs, strict=True)
+        get_allocator(name).allocate(problem(quality=quality, candidates=25, rng=rng))
+        for quality, rng in zip(qualities, rngs, strict=True)
     ]
     assert kept[0].tolist() == kept[1].tolist()
-    assert rewards[0].asked == rewards[1].asked
+    assert qualities[0].asked == qualities[1].asked
     assert np.array_equal(np.random.get_state()[1], before)
 
 
-@pytest.mark.parametrize("name", allocators())
+@pytest.mark.parametrize("name", ALLOCATORS)
 @pytest.mark.parametrize("candidates", [1, 2, 37])
-def test_candidates_are_counted_exactly_and_none_is_judged_twice(problem, name, candidates):
-    reward = Reward()
-    best = get_allocator(name).allocate(problem(reward=reward, candidates=candidates))
-    assert len(reward.asked) == (candidates if get_allocator(name).searches else 0)
-    assert len(set(reward.asked)) == len(reward.asked)
-    if reward.asked:
-        assert reward(best) == max(Reward()(np.array(kept)) for kept in reward.asked)
+def test_candidates_are_counted_exactly_and_none_is_evaluated_twice(problem, name, candidates):
+    quality = Quality()
+    best = get_allocator(name).allocate(problem(quality=quality, candidates=candidates))
+    assert len(quality.asked) == (candidates if get_allocator(name).searches else 0)
+    assert len(set(quality.asked)) == len(quality.asked)
+    if quality.asked:
+        assert quality(best) == max(Quality()(np.array(kept)) for kept in quality.asked)
 
 
-@pytest.mark.parametrize("name", [name for name in allocators() if get_allocator(name).searches])
+@pytest.mark.parametrize("name", [name for name in ALLOCATORS if get_allocator(name).searches])
 def test_a_search_ends_where_there_is_nothing_new(problem, name):
-    reward = Reward()
-    given = problem("own_shortcut", reward=reward, candidates=50)
+    quality = Quality()
+    given = problem("own_shortcut", quality=quality, candidates=50)
     assert len(given.dense) == 1  # one layer: one plan on the budget
     get_allocator(name).allocate(given)
-    assert len(reward.asked) == 1
+    assert len(quality.asked) == 1
 
 
 def test_the_threshold_is_the_same_for_every_layer(problem):
@@ -110,8 +111,8 @@ def test_the_threshold_is_the_same_for_every_layer(problem):
         context.store.get(f"obs-{layer.name}", Elimination(np.arange(layer.units), curve).state)
     kept = get_allocator("threshold").allocate(replace(given, context=context))
     scaled = [share * curve for share, curve in zip(shares, curves, strict=True)]
-    errors = [curve[width] for curve, width in zip(scaled, kept, strict=True)]
-    before = [curve[width - 1] for curve, width in zip(scaled, kept, strict=True)]
+    errors = [curve[count] for curve, count in zip(scaled, kept, strict=True)]
+    before = [curve[count - 1] for curve, count in zip(scaled, kept, strict=True)]
     level = max(errors)  # one channel less anywhere is above it, but where the rest of the budget was spent
     assert sum(error <= level <= previous for error, previous in zip(errors, before, strict=True)) >= 5
 
@@ -153,6 +154,13 @@ def test_erk_pools_the_densities_of_coupled_producers():
 def test_an_unknown_name_gets_the_near_miss():
     with pytest.raises(ValueError, match="did you mean uniform"):
         get_allocator("uniforms")
+
+
+def test_one_that_is_for_channels_is_refused_where_weights_are_pruned():
+    with pytest.raises(ValueError, match="allocator global_taylor is for channels, not for weights: leave it out"):
+        get_allocator("global_taylor", "weights")
+    assert get_allocator("global_taylor", "channels") is get_allocator("global_taylor")
+    assert get_allocator("lamp", "weights").allocate is ALLOCATORS["lamp"].allocate
 
 
 def test_a_missing_package_names_the_extra(monkeypatch):

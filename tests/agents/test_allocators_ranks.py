@@ -19,9 +19,9 @@ from secateur.pruners.budget import Budget
 from secateur.pruners.channels.criteria import scores
 
 
-@given(seed=st.integers(0, 10**6), width=st.integers(1, 30))
-def test_lamp_scores_by_brute_force(seed, width):
-    squares = np.random.default_rng(seed).lognormal(0.0, 3.0, width)
+@given(seed=st.integers(0, 10**6), units=st.integers(1, 30))
+def test_lamp_scores_by_brute_force(seed, units):
+    squares = np.random.default_rng(seed).lognormal(0.0, 3.0, units)
     expected = [square / sum(other for other in squares if other >= square) for square in squares]
     np.testing.assert_allclose(lamp_scores(squares), expected, rtol=1e-9)
 
@@ -36,7 +36,7 @@ def test_the_best_units_by_sorting(seed, fraction, kind):
     structure = zoo.structure("residual", "all")
     budget = Budget(structure, kind, fraction, 0.8)
     rng = np.random.default_rng(seed)
-    ranked = [rng.uniform(size=width) * rng.uniform(0.5, 2.0) for width in structure.units]
+    ranked = [rng.uniform(size=units) * rng.uniform(0.5, 2.0) for units in structure.units]
     kept = best_units(budget, ranked)
 
     free = [(score, layer) for layer, s in enumerate(ranked) for score in sorted(s)[: len(s) - budget.least[layer]]]
@@ -52,7 +52,7 @@ def test_the_best_units_by_sorting(seed, fraction, kind):
         assert kept[layer] == structure.units[layer] or budget.cost(one_more) > budget.limit
 
 
-def units(problem, *scored):
+def sorted_out(problem, *scored):
     """Kept by sorting everything, where the ranking's own end is the budget's."""
     best = None
     for level in sorted(itertools.chain(*scored)):
@@ -67,22 +67,24 @@ def filters(model, layer):
     return model.get_parameter(layer.weights("out")[0].parameter).detach().double().flatten(1)
 
 
-@pytest.mark.parametrize("name", ["lamp", "global_l1", "global_taylor"])
+@pytest.mark.parametrize("name", ["lamp", "global_magnitude", "global_l1", "global_taylor"])
 def test_the_rule_ranks_by_its_scores(problem, name):
     given = problem("resnet20", 0.6)
     model, layers = given.context.model, given.budget.structure.layers
     if name == "lamp":
         squares = [filters(model, layer).square().sum(1).numpy() for layer in layers]
         scored = [np.array([v / s[s >= v].sum() for v in s]) for s in squares]
+    elif name == "global_magnitude":
+        scored = [filters(model, layer).norm(dim=1).numpy() for layer in layers]
     elif name == "global_l1":
         sums = [filters(model, layer).abs().sum(1) for layer in layers]
         scored = [(s / s.mean()).numpy() for s in sums]
     else:
         scored = [s / np.sqrt(np.square(s).sum()) for s in scores(given.context, "taylor")]
-    sorted_widths = units(given, *scored)
+    expected = sorted_out(given, *scored)
     kept = get_allocator(name).allocate(given)
-    assert np.all(kept >= sorted_widths)
-    assert np.sum(kept - sorted_widths) <= 3  # what was left for cheaper units further down
+    assert np.all(kept >= expected)
+    assert np.sum(kept - expected) <= 3  # what was left for cheaper units further down
     assert len(set(np.round(kept / given.dense, 1))) > 1  # and it is not the uniform plan
 
 
@@ -103,19 +105,19 @@ def test_a_layers_scale_means_nothing_to_any_ranking(problem):
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), share=st.floats(0.05, 0.95))
 def test_knapsack_is_within_a_unit_of_the_best_there_is(problem, seed, share):
-    """Where prices are constant and gains fall, no plan on the budget predicts less, but for what a unit is worth."""
+    """Where costs are constant and gains fall, no plan on the budget predicts less, but for what a unit is worth."""
     given_ = problem("residual")
     structure = given_.budget.structure  # inner layers: each costs so much a unit, whatever the others do
     least = structure.fraction("flops", [1] * len(structure.layers))
     budget = Budget(structure, "flops", least + share * (1.0 - least), 0.9)
     rng = np.random.default_rng(seed)
-    curves = [np.append(np.cumsum(np.sort(rng.exponential(size=n)))[::-1], 0.0) for n in structure.units]
+    curves = [np.append(np.cumsum(np.sort(rng.exponential(size=n - 1)))[::-1], 0.0) for n in structure.units]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_model, "loss_curves", lambda _context: curves)
         kept = get_allocator("knapsack").allocate(replace(given_, budget=budget))
 
     def predicted(plan):
-        return sum(curve[width] for curve, width in zip(curves, plan, strict=True))
+        return sum(curve[count - 1] for curve, count in zip(curves, plan, strict=True))
 
     plans = [
         p for p in itertools.product(*(range(1, n + 1) for n in structure.units)) if budget.cost(p) <= budget.limit
@@ -127,24 +129,24 @@ def test_knapsack_is_within_a_unit_of_the_best_there_is(problem, seed, share):
 def test_knapsack_sees_through_a_curve_that_is_not_convex(problem, monkeypatch):
     """A layer that loses nothing until it loses all at once is not cut for what its first units seem to be worth."""
     given_ = problem("residual", 0.9)
-    cliff = [np.array([1.0] * n + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n + 1) for i, n in enumerate((4, 6, 8))]
+    cliff = [
+        np.array([1.0] * (n - 1) + [0.0]) if i == 2 else np.linspace(0.01, 0.0, n) for i, n in enumerate((4, 6, 8))
+    ]
     monkeypatch.setattr(loss_model, "loss_curves", lambda _context: cliff)
     assert get_allocator("knapsack").allocate(given_)[2] == 8
 
 
-class Stairs:
+def stairs(kept):
     """A cost of one for every three units of a layer begun."""
-
-    def total(self, kept):
-        return np.ceil(np.asarray(kept) / 3).sum()
+    return np.ceil(np.asarray(kept) / 3).sum(axis=-1)
 
 
 def test_knapsack_buys_whole_stairs(problem, monkeypatch):
-    """The second stair of layer 1 is worth 0.5 + 0.4 + 0.3, the third one of layer 2 only 0.55 + 0.05, at one price."""
+    """The second stair of layer 1 is worth 0.5 + 0.4 + 0.3, the third one of layer 2 only 0.55 + 0.05, at one cost."""
     given_ = problem("residual")
-    structure = replace(given_.budget.structure, latency=Stairs())
+    structure = replace(given_.budget.structure, costs={"latency": stairs})
     gains = [(0.0,) * 4, (1, 1, 1, 0.5, 0.4, 0.3), (1, 1, 1, 1, 1, 1, 0.55, 0.05)]
-    curves = [np.append(np.cumsum(gain[::-1])[::-1], 0.0) for gain in gains]
+    curves = [np.append(np.cumsum(gain[:0:-1])[::-1], 0.0) for gain in gains]  # the first unit always stays
     monkeypatch.setattr(loss_model, "loss_curves", lambda _context: curves)
     budget = Budget(structure, "latency", 5 / 7, 0.9)
     assert get_allocator("knapsack").allocate(replace(given_, budget=budget)).tolist() == [3, 6, 6]

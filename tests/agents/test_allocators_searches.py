@@ -13,7 +13,7 @@ from secateur.pruners.loss_model import LossModel
 
 
 class Separable:
-    """Every layer has a width it likes; the plan that suits all lies on the budget."""
+    """Every layer has a number of units it likes; the plan that suits all lies on the budget."""
 
     def __init__(self, budget, seed):
         drawn = np.random.default_rng(1000 + seed).uniform(0.2, 1.0, len(budget.structure.units))
@@ -27,11 +27,11 @@ class Separable:
 
 
 def found(problem, name, seed, candidates=100):
-    """The reward of what a search finds, of where it began, and all it asked."""
-    reward = Separable(problem().budget, seed)
-    given = problem(reward=reward, candidates=candidates, rng=np.random.default_rng(seed))
-    value = reward(get_allocator(name).allocate(given))
-    return value, reward(reward.asked[0])
+    """The quality of what a search finds, of where it began, and all it asked."""
+    quality = Separable(problem().budget, seed)
+    given = problem(quality=quality, candidates=candidates, rng=np.random.default_rng(seed))
+    value = quality(get_allocator(name).allocate(given))
+    return value, quality(quality.asked[0])
 
 
 def test_hill_climbing_comes_near_the_optimum_and_beats_chance_every_time(problem):
@@ -56,13 +56,13 @@ def test_a_model_of_the_losses_that_learns_finds_what_some_layers_cost(problem):
     for seed in range(3):
         truth = np.random.default_rng(seed).permutation(np.geomspace(0.1, 10.0, len(first.factors)))
 
-        def reward(kept, truth=truth):
+        def quality(kept, truth=truth):
             return -float(first.terms(kept) @ truth / scale)
 
         ends = {}
         for name in ("knapsack", "random", "adaptive_knapsack"):
-            given = problem(reward=reward, candidates=40, rng=np.random.default_rng(seed))
-            ends[name] = reward(get_allocator(name).allocate(given))
+            given = problem(quality=quality, candidates=40, rng=np.random.default_rng(seed))
+            ends[name] = quality(get_allocator(name).allocate(given))
         assert ends["adaptive_knapsack"] > ends["random"]
         assert ends["adaptive_knapsack"] > 0.9 * ends["knapsack"]  # both are below 0
 
@@ -70,7 +70,7 @@ def test_a_model_of_the_losses_that_learns_finds_what_some_layers_cost(problem):
 @pytest.mark.parametrize("name", ["hill_climb", "evolution", "adaptive_knapsack"])
 def test_searches_begin_at_the_knapsack(problem, name):
     asked = []
-    given = problem(reward=lambda kept: asked.append(kept.tolist()) or 0.0, candidates=3)
+    given = problem(quality=lambda kept: asked.append(kept.tolist()) or 0.0, candidates=3)
     start = get_allocator("knapsack").allocate(given).tolist()
     assert get_allocator(name).allocate(given).tolist() == start  # nothing is better: the first of equals stays
     assert asked[0] == start
@@ -78,7 +78,7 @@ def test_searches_begin_at_the_knapsack(problem, name):
 
 def test_random_search_keeps_the_best_of_its_candidates(problem):
     evaluated = []
-    given = problem(reward=lambda kept: evaluated.append(kept) or float(kept[2] - 16), candidates=20)
+    given = problem(quality=lambda kept: evaluated.append(kept) or float(kept[2] - 16), candidates=20)
     best = get_allocator("random").allocate(given)
     assert len({tuple(kept) for kept in evaluated}) == 20
     assert best[2] == max(kept[2] for kept in evaluated)
@@ -87,13 +87,13 @@ def test_random_search_keeps_the_best_of_its_candidates(problem):
 def together(problem, name, candidates):
     """How many plans a search has evaluated at a time."""
     sizes = []
-    given = problem(reward=Separable(problem().budget, 0), candidates=candidates)
-    judge = given.evaluate
-    get_allocator(name).allocate(replace(given, evaluate=lambda plans: sizes.append(len(plans)) or judge(plans)))
+    given = problem(quality=Separable(problem().budget, 0), candidates=candidates)
+    evaluate = given.evaluate
+    get_allocator(name).allocate(replace(given, evaluate=lambda plans: sizes.append(len(plans)) or evaluate(plans)))
     return [size for size in sizes if size]
 
 
-def test_generations_are_judged_together(problem):
+def test_generations_are_evaluated_together(problem):
     assert together(problem, "random", 20) == [20]
     assert together(problem, "hill_climb", 20) == [1] * 20
     first, *generations = together(problem, "evolution", 30)

@@ -16,17 +16,17 @@ from secateur.pruners.budget import Budget
 
 
 def make(algorithm: str = "ddpg", episodes: int = 25) -> Learner:
-    """On a session whose base plan is nearly the best."""
+    """On a network whose base plan is nearly the best."""
     structure = zoo.structure("digits")
     budget = Budget(structure, "flops", 0.5)
     statistics = np.linspace(0, 1, 18, dtype=np.float32).reshape(6, 3)
     target = zoo.Target(structure, budget.fill(structure.units.astype(float)))
-    env = LayerSparsityEnv(budget, target, statistics)
+    env = LayerSparsityEnv(budget, target, statistics, action_penalty=2.0)
     return Learner(env, AgentConfig(algorithm=algorithm, episodes=episodes, warmup=10), seed=0)
 
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
-def test_a_value_is_the_networks_less_the_effort(algorithm: str) -> None:
+def test_a_value_is_the_networks_less_the_penalty(algorithm: str) -> None:
     model = make(algorithm).model
     rng = np.random.default_rng(0)
     observations = torch.from_numpy(rng.uniform(0, 1, (5, *model.observation_space.shape)).astype(np.float32))

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import zoo
-from secateur.agents.learner import ALGORITHMS, WORST, Episode, Learner
+from secateur.agents.learner import ALGORITHMS, Episode, Learner
 from secateur.configs.schema import AgentConfig
 from secateur.envs import Evaluation, LayerSparsityEnv
+from secateur.envs.reward import WORST_GAIN
 from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel
 from secateur.pruners.structure import PlanError
@@ -21,14 +22,14 @@ from secateur.pruners.structure import PlanError
 EVERY = pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 
 
-def environment() -> LayerSparsityEnv:
+def environment(action_penalty: float = 2.0) -> LayerSparsityEnv:
     """Every second layer should be cut to a fifth of the others, and an observation says which."""
     structure = zoo.structure("digits")
     budget = Budget(structure, "flops", 0.5)
     odd = np.arange(6) % 2
     optimum = budget.fill(np.where(odd, 1.0, 0.2) * structure.units)
     statistics = np.stack([np.linspace(0, 1, 6), structure.units / 64, odd], 1).astype(np.float32)
-    return LayerSparsityEnv(budget, zoo.Target(structure, optimum), statistics)
+    return LayerSparsityEnv(budget, zoo.Target(structure, optimum), statistics, action_penalty=action_penalty)
 
 
 def config(**values: Any) -> AgentConfig:
@@ -36,21 +37,43 @@ def config(**values: Any) -> AgentConfig:
     return AgentConfig(**{**small, **values})
 
 
-def learner(seed: int = 0, workers: int = 1, **values: Any) -> Learner:
-    return Learner(environment(), config(**values), seed, workers=workers)
+def learner(seed: int = 0, workers: int = 1, action_penalty: float = 2.0, **values: Any) -> Learner:
+    return Learner(environment(action_penalty), config(**values), seed, workers=workers)
 
 
-def paid(env: LayerSparsityEnv, actions: np.ndarray) -> float:
-    env.reset()
+def walked(env: LayerSparsityEnv, actions: np.ndarray, budget: float = 0.5) -> tuple[list[float], dict[str, Any]]:
+    """What an episode's steps are paid, and the last one's info."""
+    env.reset(options={"budget": budget})
+    rewards, info = [], {}
     for action in actions:
-        _, reward, *_ = env.step(np.array([action], dtype=np.float32))
-    return float(reward)
+        _, reward, *_, info = env.step(np.array([action], dtype=np.float32))
+        rewards.append(reward)
+    return rewards, info
 
 
-def advantages(episodes: list[Episode]) -> list[float]:
-    """What of the base plan's loss every plan won back; no budget but one, and the dense network is paid 1."""
-    lost = [1.0 - e.reward for e in episodes]
-    return [max(WORST, 1.0 - loss / lost[0]) for loss in lost]
+def quality(agent: Learner) -> float:
+    """Of the policy's plan."""
+    return agent.env.weights.quality(agent.env.evaluator.evaluate(agent.policy_plan(0.5)))
+
+
+def gains(episodes: list[Episode]) -> list[float]:
+    """What of the base plan's loss every plan won back; no budget but one, and the dense network's quality is 1."""
+    lost = [1.0 - e.quality for e in episodes]
+    return [max(WORST_GAIN, 1.0 - loss / lost[0]) for loss in lost]
+
+
+def spied(agent: Learner) -> list[tuple[float, float]]:
+    """(action, reward) of every transition that it stores from now on."""
+    stored: list[tuple[float, float]] = []
+    buffer = agent.model.replay_buffer
+    add = buffer.add
+
+    def spy(observation: Any, following: Any, action: Any, reward: Any, *rest: Any) -> None:
+        stored.append((float(action.item()), float(reward.item())))
+        add(observation, following, action, reward, *rest)
+
+    buffer.add = spy
+    return stored
 
 
 def assert_same(first: list[Episode], second: list[Episode]) -> None:
@@ -58,51 +81,51 @@ def assert_same(first: list[Episode], second: list[Episode]) -> None:
     for a, b in zip(first, second, strict=True):
         assert np.array_equal(a.actions, b.actions), a.number
         assert np.array_equal(a.kept, b.kept)
-        assert (a.reward, a.terms, a.noise, a.evaluation) == (b.reward, b.terms, b.noise, b.evaluation)
+        assert (a.reward, a.quality, a.terms) == (b.reward, b.quality, b.terms)
+        assert (a.noise, a.evaluation) == (b.noise, b.evaluation)
 
 
 def test_it_learns() -> None:
-    # 1 is the optimum's reward; the uniform plan's is 0.80, and random actions' 0.66 on average
+    # 1 is the optimum's quality; the uniform plan's is 0.80, and random actions' 0.66 on average
     agent = learner(episodes=50, warmup=15, hidden=[64, 64], updates=3, batch_size=64)
     episodes = list(agent.run())
-    base = episodes[0].reward
+    base = episodes[0].quality
     rng = np.random.default_rng(0)
-    random = np.mean([paid(environment(), rng.uniform(-1, 1, 6)) for _ in range(50)])
-    learned = agent.env.weights.reward(agent.env.evaluator.evaluate(agent.policy_plan(0.5)))
+    random = np.mean([walked(environment(), rng.uniform(-1, 1, 6))[1]["quality"] for _ in range(50)])
+    learned = quality(agent)
     assert base == pytest.approx(0.795, abs=0.01)
     assert random < base
     assert learned > base + 0.5 * (1.0 - base)
-    late = np.mean([e.reward for e in episodes[-15:]])
-    assert late > np.mean([e.reward for e in episodes[1:16]]) + 0.03  # although it still explores
+    late = np.mean([e.quality for e in episodes[-15:]])
+    assert late > np.mean([e.quality for e in episodes[1:16]]) + 0.03  # although it still explores
 
 
 def test_the_policy_learns_what_the_loss_model_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LossModel, "fitted", lambda self, _plans, _losses: self)
     agent = learner(episodes=60, warmup=20, hidden=[64, 64], updates=4, batch_size=64, action_penalty=0.05)
     episodes = list(agent.run())
-    learned = agent.env.weights.reward(agent.env.evaluator.evaluate(agent.policy_plan(0.5)))
-    assert learned > episodes[0].reward + 0.05
+    assert quality(agent) > episodes[0].quality + 0.05
 
 
 def test_the_loss_model_learns_without_a_policy() -> None:
     agent = learner(episodes=40, warmup=40)
     episodes = list(agent.run())
-    learned = agent.env.weights.reward(agent.env.evaluator.evaluate(agent.policy_plan(0.5)))
-    assert learned > episodes[0].reward + 0.05
+    assert quality(agent) > episodes[0].quality + 0.05
 
 
 def test_the_loss_model_learns_from_the_distance_whatever_the_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = learner(episodes=6, warmup=6)
-    judge, noise = agent.env.evaluator.evaluate_all, np.random.default_rng(0)
+    evaluate, noise = agent.env.evaluator.evaluate_all, np.random.default_rng(0)
 
     def by_chance(plans: Any) -> list[Evaluation]:
-        return [replace(evaluation, accuracy=noise.uniform(0, 100)) for evaluation in judge(plans)]
+        return [replace(evaluation, accuracy=noise.uniform(0, 100)) for evaluation in evaluate(plans)]
 
-    first = agent.env.losses
+    first = agent.env.loss_model
     monkeypatch.setattr(agent.env.evaluator, "evaluate_all", by_chance)
     episodes = list(agent.run())
+    agent.env.reset()
     told = first.fitted([e.kept for e in episodes], [e.evaluation.reconstruction_loss for e in episodes])
-    assert np.array_equal(agent.env.losses.factors, told.factors)
+    assert np.array_equal(agent.env.loss_model.factors, told.factors)
     assert np.ptp(told.factors) > 0.0
 
 
@@ -136,11 +159,11 @@ def test_a_group_that_was_cut_off_is_walked_to_its_end(stop: int) -> None:
     assert_same(list(learner(3, workers=3, episodes=10, warmup=1).run(past)), whole)
 
 
-def test_a_group_is_judged_together_and_learnt_from_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_is_evaluated_together_and_learnt_from_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
     agent = learner(workers=4, episodes=10, warmup=1)
-    judge, learn = agent.env.evaluator.evaluate_all, agent._learn
-    monkeypatch.setattr(agent.env.evaluator, "evaluate_all", lambda plans: events.append(len(plans)) or judge(plans))
+    evaluate, learn = agent.env.evaluator.evaluate_all, agent._learn
+    monkeypatch.setattr(agent.env.evaluator, "evaluate_all", lambda plans: events.append(len(plans)) or evaluate(plans))
     monkeypatch.setattr(agent, "_learn", lambda number: events.append(f"learn {number}") or learn(number))
     episodes = list(agent.run())
     assert events == [
@@ -175,7 +198,7 @@ def test_one_that_diverges_says_so(algorithm: str) -> None:
 
 def test_other_seed_other_run() -> None:
     first, second = (list(learner(seed).run()) for seed in (0, 1))
-    assert first[0].reward == second[0].reward  # the base plan
+    assert first[0].quality == second[0].quality  # the base plan
     assert all(not np.array_equal(a.actions, b.actions) for a, b in zip(first[1:], second[1:], strict=True))
 
 
@@ -205,20 +228,50 @@ def test_what_is_stored_is_what_was_done() -> None:
     episodes = list(agent.run())
     buffer = agent.model.replay_buffer
     assert np.array_equal(buffer.actions[: 9 * 6, 0, 0], np.concatenate([e.actions for e in episodes]))
-    rewards = (
-        buffer.rewards[:, 0].reshape(9, 6) + 2.0 * buffer.actions[:54, 0, 0].reshape(9, 6) ** 2
-    )  # the action_penalty
+    penalties = 2.0 * buffer.actions[:54, 0, 0].reshape(9, 6) ** 2
+    rewards = buffer.rewards[:, 0].reshape(9, 6) + penalties
     np.testing.assert_allclose(rewards[:, :-1], 0.0, atol=1e-6)
-    np.testing.assert_allclose(rewards[:, -1], advantages(episodes), atol=1e-6)
+    np.testing.assert_allclose(rewards[:, -1], gains(episodes), atol=1e-6)
     observations, following = buffer.observations[:, 0].reshape(9, 6, -1), buffer.next_observations[:, 0]
     assert np.array_equal(observations[:, 1:], following.reshape(9, 6, -1)[:, :-1])
+
+
+@pytest.mark.parametrize("budgets", [None, (0.3, 0.7)])
+def test_what_the_environment_pays_is_what_is_stored(budgets: tuple[float, float] | None) -> None:
+    """Digit for digit, in its order: the learner adds nothing to the reward and takes nothing from it."""
+    agent = learner(episodes=12, warmup=4, updates=2, budgets=budgets)
+    stored = spied(agent)
+    episodes = list(agent.run())
+    fresh = environment()
+    paid = []
+    for episode in episodes:
+        rewards, info = walked(fresh, episode.actions, episode.budget)
+        assert np.array_equal(info["kept"], episode.kept)
+        assert episode.reward == sum(rewards)
+        paid += rewards
+    assert [reward for _, reward in stored] == paid
+    assert [action for action, _ in stored] == np.concatenate([e.actions for e in episodes]).tolist()
+    assert np.array_equal(fresh.best, agent.env.best)
+    assert len(set(paid)) > 40  # it is not all alike
+
+
+def test_what_workers_have_evaluated_together_is_paid_as_one_by_one() -> None:
+    agent = learner(episodes=12, warmup=2, workers=4)
+    stored = spied(agent)
+    episodes = list(agent.run())
+    fresh = environment()
+    paid = []
+    for episode in episodes:
+        paid += [fresh.penalty(float(action)) for action in episode.actions]
+        paid[-1] += fresh.settle(episode.kept, fresh.evaluator.evaluate(episode.kept), episode.budget)
+    assert [reward for _, reward in stored] == paid
 
 
 def test_every_transition_is_worth_the_plans_reward_once() -> None:
     agent = learner(action_penalty=0.0)
     episodes = list(agent.run())
     sample = agent.model.replay_buffer._get_samples(np.arange(9 * 6))
-    expected = np.repeat(advantages(episodes), 6)
+    expected = np.repeat(gains(episodes), 6)
     np.testing.assert_allclose(sample.rewards[:, 0].numpy(), expected, atol=1e-6)
     assert bool((sample.dones == 1.0).all())
 
@@ -310,7 +363,10 @@ def test_a_single_layer_is_a_walk_too(algorithm: str) -> None:
 def test_episodes_report_what_happened() -> None:
     agent = learner()
     for episode in agent.run():
-        assert episode.reward == pytest.approx(sum(episode.terms.values()))
+        assert episode.quality == pytest.approx(sum(episode.terms.values()))
+        assert episode.quality == agent.env.weights.quality(episode.evaluation)
+        paid = agent.model.replay_buffer.rewards[6 * episode.number : 6 * episode.number + 6]
+        assert episode.reward == pytest.approx(float(paid.sum()), abs=1e-6)
         assert agent.env.budget.cost(episode.kept) <= agent.env.budget.limit
         assert episode.seconds > 0.0
     assert agent.seconds > 0.0

@@ -20,7 +20,7 @@ def environment(name: str = "digits", fraction: float = 0.5, features: int = 18)
     statistics = np.zeros((len(dense), features), np.float32)
     statistics[:, 0] = np.linspace(0, 1, len(dense))
     optimum = budget.fill(np.where(np.arange(len(dense)) % 2, 1.0, 0.3) * dense)
-    return LayerSparsityEnv(budget, zoo.Target(structure, optimum), statistics)
+    return LayerSparsityEnv(budget, zoo.Target(structure, optimum), statistics, action_penalty=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,17 @@ def test_it_costs_no_candidate(trained):
     assert env.evaluator.calls == 0
 
 
+def test_the_last_episodes_count_too():
+    config = AgentConfig(episodes=3, warmup=3, hidden=[16])
+    learner = Learner(environment(), config, 0, workers=3)
+    episodes = list(learner.run())
+    told = learner.env.predicted.fitted(
+        [episode.kept for episode in episodes], [episode.evaluation.reconstruction_loss for episode in episodes]
+    )
+    assert np.array_equal(Policy.of(learner).factors, told.factors)
+    assert np.ptp(told.factors) > 0.0
+
+
 def test_what_was_learnt_of_the_layers_stays_with_their_network(trained):
     policy = Policy.of(trained)
     here, there = environment(), environment("resnet20")
@@ -53,9 +64,9 @@ def test_what_was_learnt_of_the_layers_stays_with_their_network(trained):
     assert not policy.knows(there)
     policy.plan(here)
     kept = policy.plan(there)
-    assert np.array_equal(here.losses.factors, trained.env.losses.factors)
-    assert np.ptp(here.losses.factors) > 0.0
-    assert np.all(there.losses.factors == 1.0)
+    assert np.array_equal(here.loss_model.factors, trained.env.loss_model.factors)
+    assert np.ptp(here.loss_model.factors) > 0.0
+    assert np.all(there.loss_model.factors == 1.0)
     assert 0.45 < there.budget.structure.fraction("flops", kept) <= 0.5
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -16,17 +19,15 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 import zoo
 from secateur.envs import (
-    ENV_ID,
     STATIC_FEATURES,
     WALK_FEATURES,
-    Evaluation,
     LayerSparsityEnv,
     RewardWeights,
     layer_statistics,
 )
 from secateur.envs.layer_sparsity import REACH
 from secateur.pruners.budget import Budget
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.context import Context
 from secateur.pruners.loss_model import Lagrangian, LossModel
 from secateur.pruners.structure import PlanError
 
@@ -40,14 +41,17 @@ def make(
     kind: str = "flops",
     fraction: float = 0.5,
     weights: RewardWeights | None = None,
-    losses: LossModel | None = None,
+    loss_model: LossModel | None = None,
+    optimum: np.ndarray | None = None,
+    **options: Any,
 ) -> LayerSparsityEnv:
     """Statistics are a layer's position and nothing else, so that an observation tells whose it is."""
     structure = zoo.priced(kind, name, cut)
     budget = Budget(structure, kind, fraction)  # type: ignore[arg-type]
     layers = len(structure.layers)
     statistics = np.linspace(0.0, 1.0, layers, dtype=np.float32)[:, None]
-    return LayerSparsityEnv(budget, zoo.Target(structure, budget.least), statistics, weights, losses)
+    target = zoo.Target(structure, budget.least if optimum is None else optimum)
+    return LayerSparsityEnv(budget, target, statistics, weights, loss_model, **options)
 
 
 def roll(env: gym.Env, actions: list[float]) -> tuple[list[np.ndarray], list[float], dict]:
@@ -68,20 +72,10 @@ def roll(env: gym.Env, actions: list[float]) -> tuple[list[np.ndarray], list[flo
 @pytest.mark.parametrize("check", [check_env, check_env_sb3])
 @pytest.mark.parametrize(("name", "cut"), [("digits", "inner"), ("digits", "all"), ("depthwise_first", "inner")])
 def test_checkers_have_nothing_to_say(check, name: str, cut: str) -> None:
-    raw = make(name, cut)
-    env = gym.make(ENV_ID, budget=raw.budget, evaluator=raw.evaluator, statistics=raw.statistics)
+    env = gym.make(EnvSpec("Toy-v0", entry_point=partial(make, name, cut, action_penalty=2.0)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check(env.unwrapped)
-
-
-def test_made_by_gymnasium() -> None:
-    raw = make()
-    env = gym.make(ENV_ID, budget=raw.budget, evaluator=raw.evaluator, statistics=raw.statistics)
-    assert isinstance(env.unwrapped, LayerSparsityEnv)
-    assert env.spec is not None
-    assert env.spec.id == "secateur/LayerSparsity-v0"
-    assert roll(env, [0.0] * 6)[1] == roll(raw, [0.0] * 6)[1]
 
 
 def test_docstring_is_the_environments_page() -> None:
@@ -99,8 +93,11 @@ def test_docstring_is_the_environments_page() -> None:
     ]
     for argument in list(inspect.signature(LayerSparsityEnv.__init__).parameters)[1:]:
         assert f"* `{argument}`" in text
-    for term in make().rewards(Evaluation(50.0, 0.5, 0.5, 0.5)):
+    info = roll(make(), [0.0] * 6)[2]
+    for term in info["terms"]:
         assert f"| {term} |" in text
+    for name in [*info, *info["reward_terms"]]:
+        assert f"`{name}`" in text or f'`info["{name}"]`' in text, name
     assert "* v0:" in text
 
 
@@ -115,8 +112,13 @@ def test_twin_roll_outs_are_identical() -> None:
         assert np.array_equal(a, b)
     assert first[1] == second[1]
     assert np.array_equal(first[2]["kept"], second[2]["kept"])
-    again = roll(twins[0], actions)  # nothing of an episode stays behind
-    assert all(np.array_equal(a, b) for a, b in zip(first[0], again[0], strict=True))
+    again = roll(twins[0], actions)  # what stays behind of an episode is what it taught, and no more
+    twins[1].reset()
+    fresh = make("resnet20", loss_model=twins[1].loss_model, adapt=False)
+    assert all(np.array_equal(a, b) for a, b in zip(again[0], roll(fresh, actions)[0], strict=True))
+    unmoved = make("resnet20", adapt=False)
+    for _ in range(2):
+        assert all(np.array_equal(a, b) for a, b in zip(first[0], roll(unmoved, actions)[0], strict=True))
 
 
 @settings(max_examples=50, deadline=None)
@@ -131,8 +133,8 @@ def test_any_actions_end_at_the_budget(case, kind, fraction, actions):
     assert env.budget.cost(kept) <= env.budget.limit
     assert env.budget.structure.fraction(kind, kept) <= fraction + 1e-9
     if kind == "latency":  # nothing that is free is given away
-        assert [env.budget.widen(kept[:t], width) for t, width in enumerate(kept)] == kept
-    cut = [i for i, width in enumerate(kept) if width < dense[i]]
+        assert [env.budget.widen(kept[:t], count) for t, count in enumerate(kept)] == kept
+    cut = [i for i, count in enumerate(kept) if count < dense[i]]
     if cut:
         kept[cut[-1]] += 1
         assert env.budget.cost(kept) > env.budget.limit
@@ -151,9 +153,9 @@ def test_a_larger_action_removes_no_less(case, fraction, actions):
         assume(False)
     env.reset()
     for action in actions[: len(env.statistics)]:
-        kept = [env._width(a) for a in (-1.0, -0.5, 0.0, 0.5, 1.0)]
+        kept = [env._choice(a) for a in (-1.0, -0.5, 0.0, 0.5, 1.0)]
         assert kept == sorted(kept, reverse=True)
-        low, high = env.budget.bounds(env.kept)
+        low, high = env.budget.bounds_at(env.kept)
         assert low <= kept[-1] <= kept[0] <= high
         env.step(np.array([action], dtype=np.float32))
 
@@ -177,23 +179,23 @@ def steep(layer: int, name: str = "resnet20") -> LossModel:
 
 @pytest.mark.parametrize("layer", [0, 4, 8])
 def test_zero_actions_spare_the_layer_that_is_minded(layer: int) -> None:
-    plain, minding = make("resnet20"), make("resnet20", losses=steep(layer))
+    plain, minding = make("resnet20"), make("resnet20", loss_model=steep(layer))
     before, after = (roll(env, [0.0] * 9)[2]["kept"] for env in (plain, minding))
     assert after[layer] > before[layer]
-    assert minding.losses.predict(after) < minding.losses.predict(before)
+    assert minding.predicted.predict(after) < minding.predicted.predict(before)
     others = np.arange(9) != layer
     assert np.all(after[others][:-1] <= before[others][:-1] + 1)
 
 
-def test_an_action_is_a_price() -> None:
+def test_an_action_is_a_multiplier() -> None:
     """-1 keeps the layer as if it gained e² times as much: as if its factor were so much larger."""
     env = make("resnet20")
     env.reset()
     env.step(np.array([-1.0], np.float32))
-    prices = Lagrangian(env.losses, env.budget)
-    expected = prices.kept(prices.raised(prices.position([]), -REACH))[0]
+    lagrangian = Lagrangian(env.loss_model, env.budget)
+    expected = lagrangian.kept(lagrangian.raised(lagrangian.position([]), -REACH))[0]
     assert env.kept == [round(float(expected))]
-    assert env.kept[0] > 10 > 8 == round(float(prices.kept(prices.position([]))[0]))
+    assert env.kept[0] > 10 > 8 == round(float(lagrangian.kept(lagrangian.position([]))[0]))
 
 
 def test_another_loss_model_counts_from_the_next_walk_on() -> None:
@@ -201,7 +203,7 @@ def test_another_loss_model_counts_from_the_next_walk_on() -> None:
     env.reset()
     env.set_loss_model(steep(3))
     assert np.array_equal(
-        roll(env, [0.0] * 9)[2]["kept"], roll(make("resnet20", losses=steep(3)), [0.0] * 9)[2]["kept"]
+        roll(env, [0.0] * 9)[2]["kept"], roll(make("resnet20", loss_model=steep(3)), [0.0] * 9)[2]["kept"]
     )
 
 
@@ -245,18 +247,18 @@ def test_an_observation_describes_the_next_layer() -> None:
     names = list(WALK_FEATURES)
     structure, dense, budget = env.budget.structure, env.budget.structure.units, env.budget
     whole = budget.cost(dense)
-    prices = Lagrangian(env.losses, budget)
+    lagrangian = Lagrangian(env.predicted, budget)
     for t, observation in enumerate(observations[:-1]):
         chosen = info["kept"][:t].tolist()
         seen = dict(zip(names, observation[1:].tolist(), strict=True))
-        low, high = budget.bounds(chosen)
+        low, high = budget.bounds_at(chosen)
         now = budget.cost(np.concatenate([chosen, dense[t:]]).astype(int))
         least = budget.cost(np.concatenate([chosen, budget.least[t:]]).astype(int))
         expected = {
             "reduced": 1 - now / whole,
             "rest": (now - least) / whole,
             "budget": 0.5,
-            "base": 1 - float(prices.kept(prices.position(chosen))[t]) / dense[t],
+            "base": 1 - float(lagrangian.kept(lagrangian.position(chosen))[t]) / dense[t],
             "least": 1 - high / dense[t],
             "most": 1 - low / dense[t],
             "last_action": 1 - chosen[-1] / dense[t - 1] if t else 0.0,
@@ -268,12 +270,12 @@ def test_an_observation_describes_the_next_layer() -> None:
 @pytest.mark.parametrize(
     "weights", [None, RewardWeights(0.5, 2.0, 0.25), RewardWeights(1.0, 0.0, 0.0), RewardWeights(0.0, 0.0, 3.0)]
 )
-def test_terms_sum_to_the_reward(weights: RewardWeights | None) -> None:
+def test_terms_sum_to_the_quality(weights: RewardWeights | None) -> None:
     env = make(weights=weights)
-    _, rewards, info = roll(env, [0.1, -0.4, 0.5, 0.9, -0.9, 0.2])
-    terms, evaluation, used = info["reward_terms"], info["evaluation"], weights or RewardWeights()
-    assert rewards[-1] == pytest.approx(sum(terms.values()))
-    assert used.reward(evaluation) == pytest.approx(rewards[-1])
+    _, _, info = roll(env, [0.1, -0.4, 0.5, 0.9, -0.9, 0.2])
+    terms, evaluation, used = info["terms"], info["evaluation"], weights or RewardWeights()
+    assert info["quality"] == pytest.approx(sum(terms.values()))
+    assert used.quality(evaluation) == info["quality"]
     assert terms == pytest.approx(
         {
             "accuracy": used.accuracy * evaluation.accuracy / 100,
@@ -292,7 +294,8 @@ def test_only_the_finished_plan_is_evaluated() -> None:
     assert not env.reset()[1]
     *_, info = env.step(np.zeros(1, np.float32))
     assert "evaluation" not in info
-    assert "reward_terms" not in info
+    assert "quality" not in info
+    assert "gain" not in info["reward_terms"]
     assert env.evaluator.calls == 1
 
 
@@ -301,11 +304,13 @@ def test_the_optimum_pays_best() -> None:
     budget = Budget(structure, "flops", 0.5)
     optimum = budget.fill(np.array([1.0, 9.0, 2.0, 20.0, 5.0, 60.0]))
     env = LayerSparsityEnv(budget, zoo.Target(structure, optimum), np.zeros((6, 1), np.float32))
-    terms = env.rewards(env.evaluator.evaluate(optimum))
-    best = sum(terms.values())
-    assert best == 1.0
+    assert env.weights.quality(env.evaluator.evaluate(optimum)) == 1.0
     rng = np.random.default_rng(0)
-    assert all(roll(env, rng.uniform(-1, 1, 6).tolist())[1][-1] < best for _ in range(20))
+    for _ in range(20):
+        _, rewards, info = roll(env, rng.uniform(-1, 1, 6).tolist())
+        assert rewards[-1] < 1.0
+        assert info["quality"] < 1.0
+    assert env.settle(optimum, env.evaluator.evaluate(optimum), 0.5) == 1.0
 
 
 def test_a_finished_walk_takes_no_step() -> None:
@@ -324,27 +329,28 @@ def test_statistics_of_another_network(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize(("name", "cut"), zoo.cases())
 def test_layer_statistics_of_every_network(name: str, cut: str) -> None:
-    pruner = ChannelPruner(zoo.make(name), zoo.structure(name, cut), "l1", zoo.batches(name, (8, 4)))
-    statistics = layer_statistics(pruner)
-    assert statistics.shape == (len(pruner.structure.layers), len(STATIC_FEATURES))
+    structure = zoo.structure(name, cut)
+    layers = structure.layers
+    statistics = layer_statistics(Context(zoo.make(name), structure, zoo.batches(name, (8, 4)), "l1"))
+    assert statistics.shape == (len(layers), len(STATIC_FEATURES))
     assert statistics.dtype == np.float32
     assert np.isfinite(statistics).all()
     assert statistics.min() >= 0.0
     assert statistics.max() <= 1.0
     columns = dict(zip(STATIC_FEATURES, statistics.T, strict=True))
-    layers = pruner.structure.layers
     assert columns["index"].tolist() == pytest.approx(np.linspace(0, 1, len(layers)).tolist())
     assert columns["trunk"].tolist() == [float(layer.trunk) for layer in layers]
-    np.testing.assert_allclose(2 ** (12 * columns["width"]), [layer.units for layer in layers], rtol=1e-4)
+    np.testing.assert_allclose(2 ** (20 * columns["units"]), [layer.units for layer in layers], rtol=1e-4)
     assert columns["flops"].max() == columns["params"].max() == columns["weight_norm"].max() == 1.0
     assert np.all(columns["error_25"] <= columns["error_50"] + 0.02)
     assert np.all(columns["error_50"] <= columns["error_75"] + 0.02)
 
 
 def test_features_of_a_real_network_are_all_named() -> None:
-    pruner = ChannelPruner(zoo.make("digits"), zoo.structure("digits"), "l1", zoo.batches("digits"))
-    budget = Budget(pruner.structure, "flops", 0.5)
-    env = LayerSparsityEnv(budget, zoo.Target(budget.structure, budget.least), layer_statistics(pruner))
+    context = Context(zoo.make("digits"), zoo.structure("digits"), zoo.batches("digits"), "l1")
+    model, layers = context.model, context.structure.layers
+    budget = Budget(context.structure, "flops", 0.5)
+    env = LayerSparsityEnv(budget, zoo.Target(budget.structure, budget.least), layer_statistics(context))
     assert env.observation_space.shape == (len(env.feature_names),)
     assert len(set(env.feature_names)) == len(env.feature_names)
     first = dict(zip(env.feature_names, env.reset()[0], strict=True))
@@ -356,9 +362,9 @@ def test_features_of_a_real_network_are_all_named() -> None:
     assert first["linear"] == 0.0
     assert (4 * env.statistics[:, env.feature_names.index("stride")]).tolist() == [1, 1, 2, 1, 2, 1]
     assert first["budget"] == 0.5
-    norms = [pruner.dense.get_submodule(layer.name).weight.abs().mean().item() for layer in pruner.structure.layers]
+    norms = [model.get_submodule(layer.name).weight.flatten(1).norm(dim=1).mean().item() for layer in layers]
     assert first["weight_norm"] == pytest.approx(norms[0] / max(norms), rel=1e-5)
-    gammas = [pruner.dense.get_submodule(layer.name.replace("conv", "bn")).weight for layer in pruner.structure.layers]
+    gammas = [model.get_submodule(layer.name.replace("conv", "bn")).weight for layer in layers]
     assert first["bn_scale"] == pytest.approx(
         gammas[0].abs().mean().item() / max(g.abs().mean().item() for g in gammas), rel=1e-5
     )

@@ -1,4 +1,4 @@
-"""Whoever the workers are: every candidate is evaluated, once, in order, and no death is the end but three of one plan."""
+"""Whoever the workers are: every candidate is evaluated, once, in order; no death is the end but three of one plan."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Crew:
     """Workers that do nothing by themselves: with every look at them, one that can do something does it.
 
     Attributes:
-        fate: what evaluating a candidate comes to, if not to an evaluation; called with kept and the attempt.
+        fate: what evaluating a candidate comes to, if not to an evaluation; called with what it keeps and the attempt.
         starts: futures of starting workers, outcomes that are given to them in turn.
         hired: all workers there were.
         evaluated: how often each candidate was given to a worker.
@@ -103,7 +103,7 @@ def worth(kept: tuple[int, ...]) -> Evaluation:
 
 
 def plans(*kept: int) -> list[np.ndarray]:
-    return [np.array([width, 7]) for width in kept]
+    return [np.array([count, 7]) for count in kept]
 
 
 @pytest.fixture
@@ -119,8 +119,8 @@ def evaluators(monkeypatch: pytest.MonkeyPatch):
 @given(
     asked=st.lists(st.integers(0, 8), max_size=12), workers=st.integers(1, 4), seed=st.integers(0, 99), dies=st.data()
 )
-def test_all_are_judged_in_order_whoever_is_first_and_whoever_dies(asked, workers, seed, dies):
-    deaths = {width: dies.draw(st.integers(0, 2)) for width in set(asked)}
+def test_all_are_evaluated_in_order_whoever_is_first_and_whoever_dies(asked, workers, seed, dies):
+    deaths = {count: dies.draw(st.integers(0, 2)) for count in set(asked)}
     crew = Crew(seed, lambda kept, attempt: DiedError() if attempt <= deaths[kept[0]] else None)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -129,15 +129,15 @@ def test_all_are_judged_in_order_whoever_is_first_and_whoever_dies(asked, worker
             found = list(evaluator.evaluate_all(plans(*asked)))
             assert sum(not worker.stopped for worker in crew.hired) <= workers
     assert len(told) == sum(deaths.values())
-    assert found == [worth((width, 7)) for width in asked]
-    assert crew.evaluated == {(width, 7): 1 + count for width, count in deaths.items()}
+    assert found == [worth((count, 7)) for count in asked]
+    assert crew.evaluated == {(count, 7): 1 + died for count, died in deaths.items()}
     assert crew.most <= workers
     assert crew.closed
 
 
-def test_what_is_known_or_asked_twice_is_not_judged_again(evaluates):
+def test_what_is_known_or_asked_twice_is_not_evaluated_again(evaluators):
     crew = Crew()
-    evaluator = evaluates(crew)
+    evaluator = evaluators(crew)
     evaluator.known[3, 7] = worth((0, 0))
     assert list(evaluator.evaluate_all(plans(5, 3, 5))) == [worth((5, 7)), worth((0, 0)), worth((5, 7))]
     assert evaluator.evaluate(plans(5)[0]) == worth((5, 7))
@@ -145,18 +145,18 @@ def test_what_is_known_or_asked_twice_is_not_judged_again(evaluates):
     assert len(crew.hired) == 1  # one candidate needs no second worker
 
 
-def test_workers_work_at_the_same_time_and_stay(evaluates):
+def test_workers_work_at_the_same_time_and_stay(evaluators):
     crew = Crew()
-    evaluator = evaluates(crew, 3)
+    evaluator = evaluators(crew, 3)
     assert len(list(evaluator.evaluate_all(plans(*range(9))))) == 9
     assert crew.most == 3
     assert len(list(evaluator.evaluate_all(plans(*range(20, 29))))) == 9
     assert len(crew.hired) == 3
 
 
-def test_an_evaluation_is_there_before_the_rest_are(evaluates):
+def test_an_evaluation_is_there_before_the_rest_are(evaluators):
     crew = Crew()
-    found = evaluates(crew, 1).evaluate_all(plans(1, 2, 3))
+    found = evaluators(crew, 1).evaluate_all(plans(1, 2, 3))
     assert crew.evaluated == {}
     assert next(found) == worth((1, 7))
     assert crew.evaluated == {(1, 7): 1}
@@ -166,11 +166,11 @@ DIED = pytest.mark.filterwarnings("ignore:a worker died")
 
 
 @DIED
-def test_a_plan_that_three_workers_die_of_ends_the_run(evaluates):
+def test_a_plan_that_three_workers_die_of_ends_the_run(evaluators):
     crew = Crew(fate=lambda kept, _: DiedError() if kept[0] == 4 else None)
     with (
         pytest.raises(RuntimeError, match=r"3 workers in a row died of the plan with kept \[4, 7\].*lower workers"),
-        evaluates(crew) as evaluator,
+        evaluators(crew) as evaluator,
     ):
         list(evaluator.evaluate_all(plans(1, 4, 2)))
     assert crew.evaluated[4, 7] == 3
@@ -178,32 +178,32 @@ def test_a_plan_that_three_workers_die_of_ends_the_run(evaluates):
 
 
 @DIED
-def test_workers_that_do_not_start_end_the_run(evaluates):
+def test_workers_that_do_not_start_end_the_run(evaluators):
     crew = Crew(starts=(DiedError(), DiedError(), DiedError()))
-    with pytest.raises(RuntimeError, match="3 workers in a row died while starting"), evaluates(crew, 1) as evaluator:
+    with pytest.raises(RuntimeError, match="3 workers in a row died while starting"), evaluators(crew, 1) as evaluator:
         list(evaluator.evaluate_all(plans(1)))
     assert len(crew.hired) == 3
     crew = Crew(starts=(DiedError(), DiedError(), None))
-    assert list(evaluates(crew, 1).evaluate_all(plans(1))) == [worth((1, 7))]
+    assert list(evaluators(crew, 1).evaluate_all(plans(1))) == [worth((1, 7))]
 
 
-def test_others_go_on_without_a_worker_that_has_no_room_to_start(evaluates):
+def test_others_go_on_without_a_worker_that_has_no_room_to_start(evaluators):
     """A Ray cluster that lost a node has none until another comes."""
     crew = Crew(starts=(None, "never"))
-    with evaluates(crew) as evaluator:
+    with evaluators(crew) as evaluator:
         assert len(list(evaluator.evaluate_all(plans(*range(5))))) == 5
     assert len(crew.hired) == 2
 
 
-def test_an_error_of_the_evaluation_is_the_callers(evaluates):
+def test_an_error_of_the_evaluation_is_the_callers(evaluators):
     crew = Crew(fate=lambda *_: ValueError("no such layer"))
-    with pytest.raises(ValueError, match="no such layer"), evaluates(crew) as evaluator:
+    with pytest.raises(ValueError, match="no such layer"), evaluators(crew) as evaluator:
         list(evaluator.evaluate_all(plans(1)))
     assert crew.evaluated == {(1, 7): 1}
     assert crew.closed
 
 
-def test_the_workers_time_counts(evaluates):
-    evaluator = evaluates(Crew())
+def test_the_workers_time_counts(evaluators):
+    evaluator = evaluators(Crew())
     assert len(list(evaluator.evaluate_all(plans(1, 2, 3)))) == 3
     assert evaluator.seconds == {"prune": 1.0 + 3 * 0.5}

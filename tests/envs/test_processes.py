@@ -1,4 +1,4 @@
-"""Real processes: they evaluate as this one does, and no killing of any of them loses a candidate or leaves one behind."""
+"""Real processes: they evaluate as this one does; no killing of any of them loses a candidate or leaves one behind."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ import pytest
 import torch
 
 import zoo
+from secateur.configs.schema import SearchRepair
 from secateur.envs import CandidateEvaluator, ParallelEvaluator
 from secateur.envs.workers.processes import Processes
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners import Compressor, Context
 
 
 def make(kind: type[CandidateEvaluator] = CandidateEvaluator, repair: str = "gram") -> CandidateEvaluator:
-    pruner = ChannelPruner(zoo.make("residual"), zoo.structure("residual"), "l1", zoo.batches("residual"))
-    return kind(pruner, zoo.batches("residual", (20, 20), seed=9), repair=repair)  # type: ignore[arg-type]
+    context = Context(zoo.make("residual"), zoo.structure("residual"), zoo.batches("residual"), "l1")
+    search = zoo.batches("residual", (20, 20), seed=9)
+    return kind(Compressor(context), search, SearchRepair(kind=repair))  # type: ignore[arg-type]
 
 
 def draw(count: int, seed: int = 0) -> list[np.ndarray]:
-    rng, dense = np.random.default_rng(seed), zoo.structure("residual").kept
+    rng, dense = np.random.default_rng(seed), zoo.structure("residual").units
     return [rng.integers(1, dense + 1) for _ in range(count)]
 
 
@@ -56,8 +58,8 @@ def watched(folder: Path, fate: str = "") -> type[CandidateEvaluator]:
     """An evaluator that leaves a file for every candidate, its worker's number in it, before it evaluates.
 
     Args:
-        folder: where they are left, named by the candidate's first width and the attempt.
-        fate: of every candidate of width 2: `sleep`, the first time, for longer than the test; or `die`.
+        folder: where they are left, named by what the candidate keeps of the first layer and the attempt.
+        fate: of every candidate that keeps 2 of it: `sleep`, the first time, for longer than the test; or `die`.
     """
 
     class Watched(CandidateEvaluator):  # local, so that workers get the class itself: this file is no module for them
@@ -76,7 +78,7 @@ def watched(folder: Path, fate: str = "") -> type[CandidateEvaluator]:
 
 
 @pytest.mark.parametrize("repair", ["gram", "sequential"])
-def test_two_workers_judge_as_one_process_does(repair: str) -> None:
+def test_two_workers_evaluate_as_one_process_does(repair: str) -> None:
     serial, evaluator = make(repair=repair), make(repair=repair)
     plans = draw(8)
     with ParallelEvaluator(evaluator, Processes(evaluator, threads=1), 2) as workers:
@@ -100,8 +102,8 @@ def test_both_workers_work_and_share_the_tensors_of_one_file(tmp_path: Path) -> 
     assert not Path(processes.file).exists()
 
 
-def test_a_candidate_whose_worker_is_killed_is_judged_again(tmp_path: Path) -> None:
-    plans = [np.array([width, 3, 4]) for width in (1, 2, 3, 4)]
+def test_a_candidate_whose_worker_is_killed_is_evaluated_again(tmp_path: Path) -> None:
+    plans = [np.array([count, 3, 4]) for count in (1, 2, 3, 4)]
     evaluator = make(watched(tmp_path, "sleep"))
     marker = tmp_path / "2-0"
 
@@ -173,11 +175,24 @@ def test_an_error_in_a_worker_is_the_callers() -> None:
         workers.evaluate(np.array([1, 2, 3, 4]))
 
 
-def test_a_network_that_cannot_be_sent_says_so() -> None:
+def test_a_network_that_cannot_be_sent_says_so_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handle:
+        """A part of a network that copies of it share, as an open device is."""
+
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+            return self
+
     evaluator = make()
-    evaluator.pruner.dense.lock = threading.Lock()
-    with pytest.raises(ValueError, match=r"cannot be sent to workers \(cannot pickle '_thread.lock'.*set workers to 1"):
+    evaluator.compressor.dense.handle = Handle()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(ValueError, match=r"sent to workers \(cannot pickle '_thread.lock'.*set workers to 1") as raised:
         Processes(evaluator, threads=1)
+    assert not list(tmp_path.iterdir()), raised.traceback  # which holds what might have closed the file
 
 
 PARENT = """
@@ -189,7 +204,7 @@ if __name__ == "__main__":
 
     evaluator = make(watched(Path({folder!r}), "sleep"))
     with ParallelEvaluator(evaluator, Processes(evaluator, threads=1), 2) as workers:
-        list(workers.evaluate_all([np.array([width, 3, 4]) for width in (1, 2, 3)]))
+        list(workers.evaluate_all([np.array([count, 3, 4]) for count in (1, 2, 3)]))
 """
 
 

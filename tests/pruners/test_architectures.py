@@ -29,11 +29,11 @@ from secateur.configs import Config
 from secateur.networks import build_network
 from secateur.networks.norms import following_norms
 from secateur.pruners.channels.shrink import mask, shrink
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.compressor import Repair
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
-from secateur.pruners.repair.gram import DenseMoments, collect_moments, repair_from_moments
+from secateur.pruners.repair.gram import DenseMoments, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 CLASSES = 10
 HELD_OUT = 64

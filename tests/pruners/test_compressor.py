@@ -17,7 +17,7 @@ from secateur.networks.inference import count_images, first_images
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.compressor import ChannelPruner
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
-from secateur.pruners.repair.gram import collect_moments, repair_from_moments
+from secateur.pruners.repair.gram import repair_from_moments
 from secateur.pruners.repair.sequential import SequentialRepair, repair_sequentially
 from secateur.pruners.structure import PlanError
 

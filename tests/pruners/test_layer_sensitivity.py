@@ -10,9 +10,9 @@ from torch import nn
 import zoo
 from secateur.pruners import layer_sensitivity as module
 from secateur.pruners.channels.criteria import elimination
-from secateur.pruners.context import Context
 from secateur.pruners.channels.layer_sensitivity import layer_sensitivity, loss_curves
 from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.context import Context
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:

@@ -12,9 +12,9 @@ from secateur.networks.norms import following_norms
 from secateur.pruners import reconstruction
 from secateur.pruners.channels.output_error import output_error, spread_layers
 from secateur.pruners.channels.shrink import shrink
-from secateur.pruners.repair.gram import collect_moments, repair_error, repair_from_moments
-from secateur.pruners.repair.statistics import repairable
 from secateur.pruners.channels.slices import ChannelStructure, Selection
+from secateur.pruners.repair.gram import repair_error, repair_from_moments
+from secateur.pruners.repair.statistics import repairable
 
 INNER = [name for name, cut in zoo.small_cases() if cut == "inner"]
 DRIFTS = ["densenet", "unet", "shared", "shared_two_norms"]  # one consumer sits behind another, or behind itself

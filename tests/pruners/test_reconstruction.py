@@ -19,13 +19,13 @@ from secateur.networks.norms import following_norms
 from secateur.pruners import reconstruction
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import rank
-from secateur.pruners.context import Context
 from secateur.pruners.channels.shrink import shrink
-from secateur.pruners.repair.gram import collect_moments, repair_error, repair_from_moments
+from secateur.pruners.channels.slices import ChannelStructure, Selection
+from secateur.pruners.context import Context
+from secateur.pruners.repair.gram import repair_error, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.repair.solve import RIDGE, ridge_step
 from secateur.pruners.repair.statistics import Moments, Sampler, repairable
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)

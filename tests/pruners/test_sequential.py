@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 import zoo
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.repair.sequential import (
     HELD,
     REFIT_RIDGE,
@@ -25,7 +26,6 @@ from secateur.pruners.repair.sequential import (
 )
 from secateur.pruners.repair.solve import RIDGE, damping
 from secateur.pruners.repair.statistics import Sampler
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 TRACEABLE = [case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]
 CASES = pytest.mark.parametrize(("name", "cut"), TRACEABLE)

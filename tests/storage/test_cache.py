@@ -19,11 +19,10 @@ from secateur.pruners import cache as module
 from secateur.pruners import layer_sensitivity as influences
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion, registry
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.registry import ByScore
 from secateur.pruners.channels.layer_sensitivity import layer_sensitivity
 from secateur.pruners.compressor import ChannelPruner
-from secateur.pruners.context import dense_store
+from secateur.pruners.context import Context, dense_store
 from secateur.storage.cache import Store, cache_folder, evict
 
 

@@ -10,23 +10,25 @@ import numpy as np
 import pytest
 
 import zoo
-from secateur.envs import CandidateEvaluator, ParallelEvaluator, actors
+from secateur.configs.schema import SearchRepair
+from secateur.envs import CandidateEvaluator, ParallelEvaluator
+from secateur.envs.workers import ray as module
 from secateur.envs.workers.ray import Actors
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners import Compressor, Context
 
 
 def make(kind: type[CandidateEvaluator] = CandidateEvaluator) -> CandidateEvaluator:
-    pruner = ChannelPruner(zoo.make("residual"), zoo.structure("residual"), "l1", zoo.batches("residual"))
-    return kind(pruner, zoo.batches("residual", (20, 20), seed=9), repair="sequential")
+    context = Context(zoo.make("residual"), zoo.structure("residual"), zoo.batches("residual"), "l1")
+    return kind(Compressor(context), zoo.batches("residual", (20, 20), seed=9), SearchRepair(kind="sequential"))
 
 
 def draw(count: int) -> list[np.ndarray]:
-    rng, dense = np.random.default_rng(0), zoo.structure("residual").kept
+    rng, dense = np.random.default_rng(0), zoo.structure("residual").units
     return [rng.integers(1, dense + 1) for _ in range(count)]
 
 
 def test_a_missing_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "find_spec", lambda name: None)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"need ray: pip install 'secateur\[ray\]'"):
         Actors(make(), 1, 2, "auto")
 
