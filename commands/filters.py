@@ -75,7 +75,7 @@ def filters(
         raise ValueError(f"criterion = {criterion!r}: only {' or '.join(HARMS)}{did_you_mean(criterion, HARMS)}")
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold = {threshold:g} is outside [0, 1): colour selectivity runs from 0 to 1")
-    session = Session.of(session).beside()
+    session = Session.of(session).beside(spends=False)
     name = _choose(session, layer)
     weights = session.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
     count = len(weights)

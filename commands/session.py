@@ -68,6 +68,7 @@ class Session:
         self._ray_address = ray_address
         self._folder: Path | None = home_of(config, None)
         self._plan: RatioPlan | None = None
+        self._spends = True
         self._config: Config | None = None
         self._memory: dict[Any, Any] = {}
         self.reporter = reporter or Reporter()
@@ -80,7 +81,12 @@ class Session:
         return given if isinstance(given, Session) else cls(given)
 
     def beside(
-        self, folder: Path | None = None, plan: RatioPlan | None = None, overrides: Sequence[str] = ()
+        self,
+        folder: Path | None = None,
+        plan: RatioPlan | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        spends: bool = True,
     ) -> Session:
         """This session for a run folder or a plan: it takes the folder's config where it was given none.
 
@@ -90,12 +96,14 @@ class Session:
             folder: a run folder; a network that was trained there is loaded.
             plan: that will be applied; its method and criterion take the config's place.
             overrides: on top of the session's own.
+            spends: whether a budget counts; where it does not, a network of one's own needs no config.
         """
         other = Session.__new__(Session)
         other.__dict__.update(self.__dict__)
         other._overrides = (*self._overrides, *overrides)
         other._folder = self._folder or home_of(self._given, folder)
         other._plan = plan or self._plan
+        other._spends = spends
         other._config = None
         _ = other.config
         return other
@@ -106,7 +114,13 @@ class Session:
         if self._config is None:
             own = None if self._model is None else type(self._model).__name__
             config = resolve_config(
-                self._given, self._overrides, folder=self._folder, plan=self._plan, own_network=own, seed=self._seed
+                self._given,
+                self._overrides,
+                folder=self._folder,
+                plan=self._plan,
+                own_network=own,
+                spends=self._spends,
+                seed=self._seed,
             )
             method = METHODS[config.method]
             method.check_criterion(config.criterion or method.criterion)

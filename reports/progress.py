@@ -49,11 +49,11 @@ class RichReporter(Reporter):
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
         """A bar with the time left."""
         columns = (
-            TextColumn("{session.description}"),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{session.fields[note]}"),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
             session = progress.add_task(title, total=total, completed=done, note="")
