@@ -82,10 +82,12 @@ def filters(
     first = count // 2 if first is None else first
     if not 1 <= first <= count:
         raise ValueError(f"first = {first}: {name} has {count} filters")
+    std = session.config.data.std if session.config.data is not None else [1.0, 1.0, 1.0]
+    if len(std) != 3:
+        raise ValueError(f"data.std has {len(std)} channel, the images have 3: give one a colour")
     removed = _removed_first(session, name, criterion)
     accuracy = _accuracy_left(session, name, removed)
 
-    std = session.config.data.std if session.config.data is not None else [1.0, 1.0, 1.0]
     selectivity = colour_selectivity(weights, std)[removed]
     summary = {
         "config": session.config.name,

@@ -38,7 +38,7 @@ class Session:
     Args:
         config: a built-in name, a YAML file or a `Config`; none is the embedded default, or the config of the run
             folder or plan that a command is given.
-        model: your own network instead of the config's.
+        model: your own network instead of the config's; it is put in eval mode, and not changed otherwise.
         images: your own images instead of the config's.
         overrides: `section.key=value` on top of the config.
         seed: instead of the config's.
@@ -122,6 +122,8 @@ class Session:
                 spends=self._spends,
                 seed=self._seed,
             )
+            if self._model is not None:
+                config = config.model_copy(update={"network": None})  # the caller's takes its place
             method = METHODS[config.method]
             method.check_criterion(config.criterion or method.criterion)
             self._config = config
@@ -349,13 +351,13 @@ class Session:
         """The session in a line, for a person."""
         structure, budget = self.structure, self.budget
         flops = structure.cost("flops", structure.units)
-        test = f", {count_images(self.test)} test" if self.test is not None else ""
+        splits = {"calibration": self.calibration, "search": self.search, "test": self.test}
+        images = ", ".join(f"{count_images(batches)} {name}" for name, batches in splits.items() if batches is not None)
         told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)"
         latency = told.format(**self.dense_latency) if self.dense_latency else ""
         return (
             f"{self.config.name}: {structure.method}, {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, "
-            f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {count_images(self.calibration)} "
-            f"calibration, {count_images(self.search)} search{test}"
+            f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {images}"
         )
 
 
