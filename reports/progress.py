@@ -56,9 +56,9 @@ class RichReporter(Reporter):
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            session = progress.add_task(title, total=total, completed=done, note="")
+            task = progress.add_task(title, total=total, completed=done, note="")
 
             def advance(note: str = "") -> None:
-                progress.update(session, advance=1, note=note)
+                progress.update(task, advance=1, note=note)
 
             yield advance

@@ -140,7 +140,7 @@ def test_apply_says_before_any_work_what_it_lacks(trained, method, tmp_path):
 
 
 def test_correlate_says_before_any_work_what_it_lacks(method, tmp_path):
-    with pytest.raises(ValueError, match=r"no test images to judge finished plans on: pass images\.test"):
+    with pytest.raises(ValueError, match=r"no test images to measure finished plans on: pass images\.test"):
         secateur.correlate(session(method), out=tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
