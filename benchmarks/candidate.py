@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,20 +32,22 @@ from common import header, table
 from torch import nn
 
 from secateur.agents.learner import Learner
-from secateur.configs.schema import AgentConfig, NetworkConfig, PruningConfig
+from secateur.configs import Repair
+from secateur.configs.schema import AgentConfig, NetworkConfig, SearchRepair
 from secateur.envs import CandidateEvaluator, Evaluation, LayerSparsityEnv
 from secateur.envs.observation import layer_statistics
 from secateur.networks import build_network
 from secateur.networks.inference import Batches, channels_last, logits
-from secateur.pruners.budget import Budget
+from secateur.pruners import Budget, Compressor, Context, Kept
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.channels.shrink import mask, shrink
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.channels.slices import ChannelStructure
+from secateur.pruners.context import consumers
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import collect_moments, repair_from_moments
 
-REPAIR_IMAGES = 100
-REPAIR: dict[str, Any] = {"refit": True, "images": REPAIR_IMAGES, "samples": PruningConfig().search_samples}
+REPAIR = SearchRepair()
+REPAIR_IMAGES = REPAIR.images or 100
+NOTHING = Repair(kind="none", guard=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Case:
     whole: bool = True
 
     def build(self) -> nn.Module:
-        kwargs = {"kept": [round(self.width * w) for w in (16, 32, 64)]} if self.width != 1.0 else {}
+        kwargs = {"widths": [round(self.width * w) for w in (16, 32, 64)]} if self.width != 1.0 else {}
         name = "secateur.networks.cifar_resnet:CifarResNet" if kwargs else self.network
         blocks = {"blocks": (int(self.network.removeprefix("cifar_resnet")) - 2) // 6} if kwargs else {}
         config = NetworkConfig.model_construct(name=name, num_classes=10, kwargs=kwargs | blocks)
@@ -127,11 +128,12 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in images.split(100)]
     calibration, search = batches[:1], batches[1:]
     adapt_batchnorm(model, calibration)  # a fresh network's features fade away otherwise, down to denormal numbers
-    pruner = ChannelPruner(model, find_layers(model, (3, case.size, case.size)), "l1", calibration)
-    evaluator = CandidateEvaluator(pruner, search, repair="sequential", **REPAIR)
-    kept = np.maximum(1, pruner.structure.units // 2)
-    pruned = pruner.prune(kept, "sequential", **REPAIR, guard=False)
-    bare = pruner.prune(kept, guard=False)
+    structure = find_layers(model, (3, case.size, case.size))
+    compressor = Compressor(Context(model, structure, calibration, "l1"))
+    evaluator = CandidateEvaluator(compressor, search, REPAIR)
+    kept = np.maximum(1, structure.units // 2)
+    pruned = compressor(kept, REPAIR)
+    bare = compressor(kept, NOTHING)
     for parameter in bare.parameters():
         parameter.data = channels_last(parameter.data)
 
@@ -143,8 +145,8 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
         "bare": lambda: logits(bare, evaluator.search),
         "candidate": candidate,
         "evaluate": lambda: evaluator.measure(pruned, kept),
-        "prune": lambda: pruner.prune(kept, guard=False),
-        "adaptive_bn": lambda: adapt_batchnorm(bare, pruner.calibration),
+        "prune": lambda: compressor(kept, NOTHING),
+        "adaptive_bn": lambda: adapt_batchnorm(bare, calibration),
     }
     seconds = dict.fromkeys(timed, float("inf"))
     for _ in range(repeats):
@@ -153,37 +155,42 @@ def measure(case: Case, repeats: int) -> dict[str, float]:
     seconds["repair"] = seconds["candidate"] - seconds["evaluate"] - seconds["prune"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if case.whole:
-        seconds["naive"] = min(_cpu(lambda: naive(pruner, kept, search)) for _ in range(2))
-    seconds["agent"] = episode(pruner)
+        seconds["naive"] = min(_cpu(lambda: naive(compressor, structure, kept, search)) for _ in range(2))
+    seconds["agent"] = episode(compressor)
     seconds["candidate"] += seconds["agent"]
     ratios = {name: value / seconds["bare"] for name, value in seconds.items() if name != "bare"}
-    features = pruner.sequential(REPAIR_IMAGES, REPAIR["samples"]).bytes / 2**20
+    features = compressor.sequential(REPAIR_IMAGES, REPAIR.samples).bytes / 2**20
     return {**ratios, "bare": seconds["bare"], "layers": len(kept), "features": features, "peak": peak}
 
 
-def naive(pruner: ChannelPruner, kept: np.ndarray, search: Batches) -> torch.Tensor:
+def naive(compressor: Compressor, structure: ChannelStructure, kept: Kept, search: Batches) -> torch.Tensor:
     """The logits of a candidate the straightforward way; see the module's docstring."""
-    dense, structure, selection = copy.deepcopy(pruner.dense), pruner.structure, pruner.selection(kept)
-    small = shrink(dense, structure, selection)
-    repair_from_moments(small, dense, structure, selection, collect_moments(dense, structure, pruner.calibration))
-    masked, kept = copy.deepcopy(mask(dense, structure, selection)), structure.kept_positions(selection)
-    tensors = small.state_dict()
+    dense, compressed = copy.deepcopy(compressor.dense), compressor.compress(kept)
+    moments = collect_moments(dense, consumers(structure), compressor.context.calibration)
+    repair_from_moments(compressed, dense, moments)
+    masked = copy.deepcopy(compressor.masked(kept))
+    stays = {(entry["tensor"], entry["dim"]): entry["positions"] for entry in compressed.recipe["kept"]}
+    tensors = compressed.model.state_dict()
     for name, tensor in masked.state_dict().items():
-        samples = [kept.get((name, dim), np.arange(size)) for dim, size in enumerate(tensor.shape)]
-        tensor.numpy()[np.ix_(*samples)] = tensors[name].numpy()
+        places = [stays.get((name, dim), np.arange(size)) for dim, size in enumerate(tensor.shape)]
+        tensor.numpy()[np.ix_(*places)] = tensors[name].numpy()
     return logits(masked, search)
 
 
-def episode(pruner: ChannelPruner) -> float:
+def episode(compressor: Compressor) -> float:
     """CPU seconds of the agent: walk the layers, store, learn; the least of three episodes after the first."""
 
     class Free:
         dense = Evaluation(100.0, 0.0, 1.0, 1.0)
 
-        def evaluate_all(self, plans: Sequence[np.ndarray]) -> list[Evaluation]:
-            return [Evaluation(50.0, 0.5, 0.5, 0.5)] * len(plans)
+        def evaluate(self, kept: np.ndarray) -> Evaluation:
+            return Evaluation(50.0, 0.5, 0.5, 0.5)
 
-    env = LayerSparsityEnv(Budget(pruner.structure, "flops", 0.5, 0.9), Free(), layer_statistics(pruner))
+        def evaluate_all(self, plans: Sequence[np.ndarray]) -> list[Evaluation]:
+            return [self.evaluate(kept) for kept in plans]
+
+    budget, statistics = Budget(compressor.structure, "flops", 0.5, 0.9), layer_statistics(compressor.context)
+    env = LayerSparsityEnv(budget, Free(), statistics)
     learner = Learner(env, AgentConfig(warmup=1, episodes=5), seed=0)
     walk = learner.run()
     next(walk), next(walk)

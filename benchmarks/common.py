@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import secateur
+from secateur import Session
 from secateur.commands.compare import COMPARE_NAME
 from secateur.commands.train import SUMMARY_NAME
 from secateur.configs import load_config
@@ -32,30 +33,31 @@ def header() -> str:
 
 
 def cifar_config(depth: int, data: Path, *overrides: str) -> secateur.Config:
-    """That of the CIFAR-10 ResNet of that depth, on the images in `data/cifar10-lossless`."""
-    return load_config(f"cifar10-resnet{depth}", [f"data.root={data / 'cifar10-lossless'}", *overrides])
+    """That of the CIFAR-10 ResNet of that depth, on the images in `data/cifar10`, else in `data/cifar10-lossless`."""
+    root = next((data / name for name in ("cifar10", "cifar10-lossless") if (data / name).is_dir()), data / "cifar10")
+    return load_config(f"cifar10-resnet{depth}", [f"data.root={root}", *overrides])
 
 
-def cifar_session(depth: int, data: Path, *overrides: str) -> secateur.Session:
+def cifar_session(depth: int, data: Path, *overrides: str) -> Session:
     """The built-in CIFAR-10 ResNet of that depth, ready."""
-    return secateur.Session(cifar_config(depth, data, *overrides))
+    return Session(cifar_config(depth, data, *overrides))
 
 
 def trained(config: secateur.Config, seed: int, run: Path) -> Path:
     """The run folder of a training: finished already, gone on with, or begun."""
     if not (run / SUMMARY_NAME).is_file():
         if _begun(run):
-            secateur.train(secateur.Session(reporter=RichReporter()), resume=run)
+            secateur.train(Session(reporter=RichReporter()), resume=run)
         else:
-            secateur.train(secateur.Session(config, seed=seed, reporter=RichReporter()), out=run)
+            secateur.train(Session(config, seed=seed, reporter=RichReporter()), out=run)
     return run
 
 
-def compared(plans: Sequence[Path], out: Path, config: secateur.Config, **options: Any) -> list[dict[str, Any]]:
+def compared(plans: Sequence[Path], config: secateur.Config, out: Path, **options: Any) -> list[dict[str, Any]]:
     """The rows of a comparison: finished already, gone on with, or begun; `options` as of `secateur.compare`."""
     if not (out / COMPARE_NAME).is_file():
         where = {"resume": out} if _begun(out) else {"out": out}
-        secateur.compare(plans, secateur.Session(config, reporter=RichReporter()), **where, **options)
+        secateur.compare(plans, Session(config, reporter=RichReporter()), **where, **options)
     rows: list[dict[str, Any]] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))["rows"]
     return rows
 

@@ -1,24 +1,24 @@
 """Weights or channels pruned at equal sparsity: what each costs in theory, how long it takes, and what it knows.
 
-python benchmarks/latency.py --data DIR    (DIR holds cifar10-lossless/ and weights/)
+python benchmarks/latency.py --data DIR    (DIR holds cifar10/ and weights/)
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from common import cifar_session, header, table
 from torch import nn
 
-from secateur.commands.session import Session
+from secateur import Session
+from secateur.agents import SearchProblem, get_allocator
 from secateur.networks.inference import accuracy
+from secateur.pruners import Kept, Structure
 from secateur.pruners.costs.latency import measure_latency
-from secateur.pruners.structure import Structure
-from secateur.pruners.weights import find_weights, kept_weights, prune_weights
 
 Pruned = tuple[nn.Module, Mapping[str, float]]
 
@@ -36,8 +36,8 @@ def main() -> None:
         session = cifar_session(depth, args.data)
         candidates: dict[tuple[str, str], Pruned] = {("–", "dense"): (session.model, {"params": 1.0, "flops": 1.0})}
         for sparsity in args.sparsities:
-            for scope in ("layer", "global"):
-                candidates[f"{sparsity:g}", f"weights, {scope}"] = weights(session, sparsity, scope)
+            for rule in ("uniform", "global_magnitude"):
+                candidates[f"{sparsity:g}", f"weights, {rule}"] = weights(session, sparsity, rule)
             candidates[f"{sparsity:g}", "channels"] = channels(session, sparsity)
         models = {" ".join(key): model for key, (model, _) in candidates.items()}
         latency = measure_latency(models, session.input_shape, session.config.latency, runs=args.runs)
@@ -55,27 +55,35 @@ def main() -> None:
     head = ["network", "sparsity", "pruned", "params %", "FLOPs %", "ms", "of dense", "top-1 one-shot"]
     print(table(head, rows))
     print(
-        f"\nms: median of {args.runs} passes of {session.config.latency.batch} images, the networks of one depth taking "
-        "turns, all in the default memory format. FLOPs of weights: without the zeros, which dense kernels multiply "
-        "all the same. Channels: the same sparsity in every block, residual trunks whole, ranked and repaired as "
-        "`apply` does (500 calibration images). Weights: nothing repaired. No fine-tuning."
+        f"\nms: median of {args.runs} passes of {session.config.latency.batch} images, the networks of one depth "
+        "taking turns, all in the default memory format. FLOPs of weights: without the zeros, which dense kernels "
+        "multiply all the same. Channels: the same sparsity in every block, residual trunks whole, ranked and repaired "
+        "as `apply` does (500 calibration images). Weights: nothing repaired. No fine-tuning."
     )
 
 
-def weights(session: Session, sparsity: float, scope: str) -> Pruned:
-    """The masked network, and the fractions it keeps."""
-    model = copy.deepcopy(session.model)
-    structure = find_weights(model, session.input_shape)
-    return model, costs(structure, kept_weights(structure, prune_weights(model, structure, sparsity, scope)))
+def weights(session: Session, sparsity: float, rule: str) -> Pruned:
+    """The network with its smallest weights zeroed, and the fractions it keeps."""
+    session = session.beside(overrides=["method=weights", "budget.params=1"])
+    kept = allocated(session, rule, 1.0 - sparsity)
+    return session.compressor.compress(kept).model, costs(session.structure, kept)
+
+
+def allocated(session: Session, rule: str, fraction: float) -> Kept:
+    """A rule's plan that keeps this fraction of the weights that can be pruned."""
+    structure = session.structure
+    whole, prunable = structure.cost("params", structure.units), int(structure.units.sum())
+    budget = replace(session.budget, fraction=(whole - (1.0 - fraction) * prunable) / whole)
+    return get_allocator(rule, "weights").allocate(SearchProblem(budget, session.context))
 
 
 def channels(session: Session, sparsity: float) -> Pruned:
     """The smaller network, and the fractions it keeps."""
     kept = np.maximum(1, np.round((1.0 - sparsity) * session.structure.units).astype(np.int64))
-    return session.prune(kept), costs(session.structure, kept)
+    return session.compress(kept), costs(session.structure, kept)
 
 
-def costs(structure: Structure, kept: np.ndarray) -> Mapping[str, float]:
+def costs(structure: Structure, kept: Kept) -> Mapping[str, float]:
     return {kind: structure.fraction(kind, kept) for kind in ("params", "flops")}
 
 

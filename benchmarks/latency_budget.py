@@ -1,6 +1,6 @@
 """A budget of measured latency: whether the table behind it is right, and what it buys over a budget of FLOPs.
 
-python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10-lossless/ and weights/)
+python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10/ and weights/)
 
 The table of one network is taken on this machine, in this run or an earlier one (it is cached). *Right*: the latency
 it predicts for random plans against the whole networks' measured latency, both as a fraction of the dense network's.
@@ -11,6 +11,7 @@ table says is as fast; all of them timed in turn, repaired alike and evaluated o
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,12 @@ import numpy as np
 import torch
 from common import cifar_session, header, table
 
+from secateur import Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.agents.allocators.searches import random_plans
-from secateur.commands.session import Session
 from secateur.networks.inference import accuracy
-from secateur.pruners.budget import Budget
+from secateur.pruners import Budget, Kept
 from secateur.pruners.costs.latency import measure_latency
-
-Kept = Any
 
 
 def main() -> None:
@@ -53,15 +52,15 @@ def main() -> None:
 def table_error(session: Session, count: int, runs: int) -> list[str]:
     """The table against the clock, on the dense network and on random plans of two thirds of its latency and more."""
     rng = np.random.default_rng(0)
-    kept = np.linspace(0.65, 0.95, count)
+    fractions = np.linspace(0.65, 0.95, count)
     plans = [
-        random_plans(SearchProblem(_budget(session, "latency", k), session.pruner.context, rng=rng), 1)[0] for k in kept
+        random_plans(SearchProblem(_budget(session, "latency", k), session.context, rng=rng), 1)[0] for k in fractions
     ]
     measured = measure(session, plans, runs)
     found = np.array([ms / measured[0] for ms in measured[1:]])
-    predicted = np.array([session.priced.fraction("latency", kept) for kept in plans])
+    predicted = np.array([session.structure.fraction("latency", kept) for kept in plans])
     off = np.abs(predicted - found) / found
-    dense = session.priced.cost("latency", session.priced.units) / 1e6
+    dense = session.structure.cost("latency", session.structure.units) / 1e6
     figures = [f"{100 * value:.1f} %" for value in (off.mean(), off.max())]
     return [f"{measured[0]:.1f}", f"{dense:.1f}", str(count), *figures, f"{np.corrcoef(predicted, found)[0, 1]:.3f}"]
 
@@ -78,21 +77,21 @@ def bought(session: Session, budgets: list[float], runs: int) -> list[list[str]]
     measured = measure(session, [kept for *_, kept in named], runs)
     rows = []
     for (budget, rule, kept), ms in zip(named, measured[1:], strict=True):
-        cost = [session.priced.fraction(kind, kept) for kind in ("flops", "latency")]
+        cost = [session.structure.fraction(kind, kept) for kind in ("flops", "latency")]
         figures = [f"{100 * value:.1f}" for value in (*cost, ms / measured[0])]
-        rows.append([budget, rule, *figures, f"{accuracy(session.prune(kept), session.test):.1f}"])
+        rows.append([budget, rule, *figures, f"{accuracy(session.compress(kept), session.test):.1f}"])
     return rows
 
 
 def measure(session: Session, plans: list[Kept], runs: int) -> list[float]:
     """Milliseconds of the dense network and of every plan's, in turns."""
-    models = {"dense": session.model} | {str(i): session.pruner.prune(w, guard=False) for i, w in enumerate(plans)}
+    models = {"dense": session.model} | {str(i): session.compressor.compress(w).model for i, w in enumerate(plans)}
     return list(measure_latency(models, session.input_shape, session.config.latency, runs=runs).values())
 
 
 def as_fast(session: Session, rule: str, kept: Kept) -> Kept:
     """A rule's plan for the largest budget of FLOPs that the table gives no more latency than a plan's."""
-    limit, low, high = session.priced.fraction("latency", kept), 0.0, 1.0
+    limit, low, high = session.structure.fraction("latency", kept), 0.0, 1.0
     found = kept
     for _ in range(12):
         middle = (low + high) / 2
@@ -101,7 +100,7 @@ def as_fast(session: Session, rule: str, kept: Kept) -> Kept:
         except ValueError:  # less than a plan can cost
             low = middle
             continue
-        if session.priced.fraction("latency", tried) <= limit:
+        if session.structure.fraction("latency", tried) <= limit:
             low, found = middle, tried
         else:
             high = middle
@@ -109,11 +108,11 @@ def as_fast(session: Session, rule: str, kept: Kept) -> Kept:
 
 
 def _plan(session: Session, rule: str, kind: Any, fraction: float) -> Kept:
-    return get_allocator(rule).allocate(SearchProblem(_budget(session, kind, fraction), session.pruner.context))
+    return get_allocator(rule).allocate(SearchProblem(_budget(session, kind, fraction), session.context))
 
 
 def _budget(session: Session, kind: Any, fraction: float) -> Budget:
-    return Budget(session.priced, kind, fraction, session.config.layers.max_sparsity)
+    return replace(session.budget, kind=kind, fraction=fraction)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python benchmarks/policies.py --data DIR --out DIR    (an hour and more; what is there already is not run again)
 
-`--data DIR` holds `cifar10-lossless/` and `weights/`. For each of two networks one agent is trained on budgets drawn
+`--data DIR` holds `cifar10/` and `weights/`. For each of two networks one agent is trained on budgets drawn
 from the whole range; then it is asked for a plan for every budget, and so is the other network's. Neither evaluates a
 candidate for that. *Its loss model alone* is its own policy's plan without the policy's corrections: what its training
 taught the loss model. A search is an agent trained for the one budget alone, with as many candidates as the policy's
@@ -21,11 +21,9 @@ import torch
 from common import cifar_config, compared, header, mean, table, trained
 
 import secateur
-from secateur.agents.allocators.ranks import best_units
-from secateur.agents.policy import Policy
-from secateur.commands.session import make_session
-from secateur.pruners.loss_model import LossModel
-from secateur.pruners.plan import PLAN_NAME, RatioPlan
+from secateur.agents.policy import Policy, policy_path
+from secateur.pruners.loss_model import LossModel, best_steps
+from secateur.pruners.plan import PLAN_NAME
 
 RULES = ["uniform", "threshold", "knapsack"]
 
@@ -67,44 +65,35 @@ def line(
     args: argparse.Namespace, depth: int, budget: float, own: list[Path], other: list[Path]
 ) -> tuple[list[str], list[str]]:
     """The cells of one budget: test accuracies, and distances."""
-    session, folder = config(args, depth, budget), args.out / f"resnet{depth}-{budget:g}"
+    settings, folder = config(args, depth, budget), args.out / f"resnet{depth}-{budget:g}"
     asked = [
-        proposed(run, session, budget, folder / f"{name}-{seed}")
+        proposed(run, settings, budget, folder / f"{name}-{seed}")
         for name, runs in (("other", other), ("own", own))
         for seed, run in enumerate(runs)
     ]
-    asked += [modelled(run, session, folder / f"model-{seed}") for seed, run in enumerate(own)]
-    searched = [trained(session, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)]
-    rows = compared([*asked, *searched], folder / "compare", config=session, against=RULES)
+    asked += [modelled(run, settings, folder / f"model-{seed}") for seed, run in enumerate(own)]
+    searched = [trained(settings, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)]
+    rows = compared([*asked, *searched], settings, folder / "compare", against=RULES)
     learned, rules = rows[: 4 * args.seeds], {row["allocator"]: row for row in rows[4 * args.seeds :]}
     groups = [[rules[name]] for name in RULES] + [learned[i * args.seeds : (i + 1) * args.seeds] for i in range(4)]
     tests = [mean([row["test_accuracy"] for row in group], 2) for group in groups]
     return tests, [mean([row["reconstruction_loss"] for row in group], 4) for group in groups]
 
 
-def proposed(run: Path, session: secateur.Config, budget: float, folder: Path) -> Path:
+def proposed(run: Path, settings: secateur.Config, budget: float, folder: Path) -> Path:
     """The folder of a policy's plan; nothing is evaluated."""
     if not (folder / PLAN_NAME).is_file():
-        secateur.plan(run, flops=budget, config=session, out=folder)
+        secateur.plan(run, settings, flops=budget, out=folder)
     return folder
 
 
-def modelled(run: Path, config: secateur.Config, folder: Path) -> Path:
+def modelled(run: Path, settings: secateur.Config, folder: Path) -> Path:
     """The folder of the plan of a policy's loss model; nothing is evaluated."""
     if not (folder / PLAN_NAME).is_file():
-        session = make_session(config)
-        losses = replace(LossModel.of(session.pruner.context), factors=Policy.load(run).factors)
-        plan = RatioPlan.make(
-            session.priced,
-            best_units(session.budget, losses.gains(session.budget)),
-            architecture=session.architecture,
-            criterion=config.pruning.criterion,
-            budget=(session.budget.kind, session.budget.fraction),
-            figures={},
-            allocator="loss model",
-            seed=config.seed,
-            candidates=0,
-        )
+        session = secateur.Session(settings)
+        losses = replace(LossModel.of(session.context), factors=Policy.load(policy_path(run)).factors)
+        kept = best_steps(session.budget, losses.gains(session.budget))
+        plan = session.plan_of(kept, allocator="loss model", seed=settings.seed, candidates=0)
         folder.mkdir(parents=True, exist_ok=True)
         plan.save(folder / PLAN_NAME)
     return folder

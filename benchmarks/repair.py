@@ -1,6 +1,6 @@
 """One-shot accuracy after every repair: CIFAR-10 ResNets, uniform sparsity, no fine-tuning.
 
-python benchmarks/repair.py --data DIR    (DIR holds cifar10-lossless/ and weights/)
+python benchmarks/repair.py --data DIR    (DIR holds cifar10/ and weights/)
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 from common import cifar_session, header, table
 
+from secateur.configs import Repair
 from secateur.networks.inference import accuracy
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 
-REPAIRS = {
-    "pruned, nothing repaired": ("none", False, False),
-    "adaptive BN (2,000 images)": ("none", False, True),
-    "least squares on the dense Gram": ("gram", False, False),
-    "… then adaptive BN": ("gram", False, True),
-    "sequential least squares": ("sequential", False, False),
-    "… and producers re-fitted": ("sequential", True, False),
+REPAIRS = {  # and whether batch norms adapt to more images than were repaired on
+    "pruned, nothing repaired": (Repair(kind="none"), False),
+    "adaptive BN (2,000 images)": (Repair(kind="none"), True),
+    "least squares on the dense Gram": (Repair(kind="gram"), False),
+    "… then adaptive BN": (Repair(kind="gram"), True),
+    "sequential least squares": (Repair(kind="sequential", refit=False), False),
+    "… and producers re-fitted": (Repair(kind="sequential"), False),
 }
 
 
@@ -37,13 +38,13 @@ def main() -> None:
     for depth in args.depths:
         results: dict[str, list[float]] = {"dense": [], **{name: [] for name in REPAIRS}}
         for draw in range(args.draws):
-            session = cifar_session(depth, args.data, f"data.split_seed={draw}", f"pruning.criterion={args.criterion}")
+            session = cifar_session(depth, args.data, f"data.split_seed={draw}", f"criterion={args.criterion}")
             more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
             kept = np.round((1.0 - args.sparsity) * session.structure.units).astype(np.int64)
             assert session.test is not None
             results["dense"].append(accuracy(session.model, session.test))
-            for name, (repair, refit, adapt) in REPAIRS.items():
-                pruned = session.pruner.prune(kept, repair, refit=refit)
+            for name, (repair, adapt) in REPAIRS.items():
+                pruned = session.compressor(kept, repair)
                 if adapt:
                     adapt_batchnorm(pruned, more)
                 results[name].append(accuracy(pruned, session.test))

@@ -2,11 +2,11 @@
 
 python benchmarks/searches.py --data DIR --out DIR    (an hour and more; what is there already is not run again)
 
-`--data DIR` holds `cifar10-lossless/` and `weights/`. Every seed's training is a run folder below `--out`, every
-comparison, too; a benchmark that was interrupted goes on where it stopped. All plans are repaired in the end alike and
-evaluated on the same test images; a search's best few are measured again with the final repair, on the search images,
-before one is chosen. Mean ± standard error over the seeds; what a row is over the agent is paired: the same test
-images, the same seed. With `--set agent.algorithm=td3` that is another agent.
+`--data DIR` holds `cifar10/` and `weights/`. Every seed's training is a run folder below `--out`, every comparison,
+too; a benchmark that was interrupted goes on where it stopped. All plans are repaired in the end alike and evaluated
+on the same test images; a search's best few are evaluated again by the final repair on the search images before one is
+chosen. Mean ± standard error over the seeds; what a row is over the agent is paired: the same test images, the same
+seed. With `--set agent.algorithm=td3` that is another agent.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[st
     folder = args.out / f"resnet{depth}-{budget:g}"
     return compared(
         [trained(config, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)],
+        config,
         folder / "compare",
-        config=config,
         against=args.against,
         candidates=args.candidates,
         seeds=range(args.seeds),

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import torch
 from common import header, table
 
+from secateur.configs import Repair
 from secateur.networks import cifar_resnet
-from secateur.networks.inference import logits
+from secateur.networks.inference import Batches, logits
+from secateur.pruners import Compressor, Context
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.channels.criteria import Context, elimination
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.channels.criteria import elimination
+from secateur.pruners.context import consumers
 from secateur.pruners.repair.gram import collect_moments
 
 
@@ -34,25 +36,24 @@ def main() -> None:
     for depth in args.depths:
         model = cifar_resnet(depth).eval()
         structure = find_layers(model, (3, 32, 32))
-        pruner = ChannelPruner(
-            model, structure, "l1", [(batch, torch.zeros(len(batch))) for batch in images.split(100)]
-        )
-        kept = structure.units // 2
-        moments = pruner.moments
+        batches: Batches = [(batch, torch.zeros(len(batch))) for batch in images.split(100)]
+        compressor = Compressor(Context(model, structure, batches, "l1"))
+        kept, names = structure.units // 2, consumers(structure)
+        moments = compressor.context.moments
 
-        def eliminate(model=model, structure=structure, pruner=pruner, moments=moments) -> None:
-            context = Context(model, structure, pruner.calibration)
+        def eliminate(model=model, structure=structure, batches=batches, moments=moments) -> None:
+            context = Context(model, structure, batches)
             context.__dict__["moments"] = moments
             for layer in structure.layers:
                 elimination(context, layer)
 
         parts: dict[str, Callable[[], object]] = {
-            "dense pass": lambda m=model, p=pruner: logits(m, p.calibration),
-            "sequential": lambda p=pruner, w=kept: p.prune(w, "sequential"),
-            "… producers re-fitted": lambda p=pruner, w=kept: p.prune(w, "sequential", refit=True),
-            "Gram matrices": lambda m=model, s=structure, p=pruner: collect_moments(m, s, p.calibration),
+            "dense pass": lambda m=model, b=batches: logits(m, b),
+            "sequential": lambda c=compressor, k=kept: c(k, Repair(refit=False)),
+            "… producers re-fitted": lambda c=compressor, k=kept: c(k, Repair()),
+            "Gram matrices": lambda m=model, n=names, b=batches: collect_moments(m, n, b),
             "elimination orders": eliminate,
-            "one Gram repair": lambda p=pruner, w=kept: p.prune(w, "gram", guard=False),
+            "one Gram repair": lambda c=compressor, k=kept: c(k, Repair(kind="gram", guard=False)),
         }
         seconds = {name: min(measure(part) for _ in range(args.repeats)) for name, part in parts.items()}
         dense = seconds.pop("dense pass")
@@ -60,9 +61,9 @@ def main() -> None:
         ratios = [f"{value / dense:.2f}" for value in seconds.values()]
         layers = len(structure.layers)
         rows.append([f"ResNet-{depth}", str(layers), f"{dense:.2f}", *ratios, f"{1000 * once / layers:.0f}"])
-        names = list(seconds)
+        head = list(seconds)
     print(f"{args.images} images, half of every layer cut; CPU seconds, the least of {args.repeats}\n")
-    print(table(["network", "layers", "dense pass, s", *names, "once, ms a layer"], rows))
+    print(table(["network", "layers", "dense pass, s", *head, "once, ms a layer"], rows))
 
 
 def measure(part: Callable[[], object]) -> float:

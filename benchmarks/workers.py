@@ -2,7 +2,7 @@
 
 python benchmarks/workers.py [--data DIR] [--workers 2] [--ray 40]
 
-Without DIR on the embedded digits; with it on the CIFAR-10 ResNet-20 (DIR holds cifar10-lossless/ and weights/).
+Without DIR on the embedded digits; with it on the CIFAR-10 ResNet-20 (DIR holds cifar10/ and weights/).
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import numpy as np
 from common import cifar_session, header, table
 
 import secateur
+from secateur import Session
 from secateur.agents import SearchProblem
 from secateur.agents.allocators.searches import random_plans
-from secateur.commands.session import Session, make_session
-from secateur.configs import load_config
 from secateur.envs import Evaluation, Evaluator, ParallelEvaluator
 from secateur.envs.workers.processes import Processes
 from secateur.reports.progress import Advance, Reporter
@@ -44,15 +43,15 @@ def main() -> None:
         print(header())
         lose_a_node(args.ray)
         return
-    session = cifar_session(20, args.data, "threads=1") if args.data else make_session(load_config("digits"))
+    session = cifar_session(20, args.data, "threads=1") if args.data else Session("digits")
     print(header())
     take_turns(session, args.workers, args.rounds, args.plans)
 
 
 def take_turns(session: Session, workers: int, rounds: int, plans: int) -> None:
-    """One process and the workers judge the same plans, in alternation."""
+    """One process and the workers evaluate the same plans, in alternation."""
     evaluator = session.evaluator
-    drawing = SearchProblem(session.budget, session.pruner.context, rng=np.random.default_rng(0))
+    drawing = SearchProblem(session.budget, session.context, rng=np.random.default_rng(0))
     drawn = random_plans(drawing, (rounds + 5) * plans)
     processes = Processes(evaluator, threads=1)
     alone: list[Measured] = []
@@ -68,7 +67,7 @@ def take_turns(session: Session, workers: int, rounds: int, plans: int) -> None:
             alone.append(measure(evaluator, mine, []))
             evaluator.known.clear()
             together.append(measure(parallel, mine, mapping(processes.file)))
-            assert together[-1].found == alone[-1].found, "workers judge differently"
+            assert together[-1].found == alone[-1].found, "workers find something else"
     rows = []
     for name, turns in (("one process", alone), (f"{workers} workers", together)):
         minutes = [60 * plans / turn.seconds for turn in turns]
@@ -161,13 +160,14 @@ def lose_a_node(candidates: int) -> None:
 
             yield advance
 
-    settings: dict[str, Any] = {"config": "digits", "against": ["random"], "candidates": candidates}
+    settings: dict[str, Any] = {"against": ["random"], "candidates": candidates}
     with tempfile.TemporaryDirectory() as folder:
         for name, where, reporter in (
             ("ray", {"ray_address": cluster.address, "overrides": ["workers=2"]}, Killer()),
             ("alone", {}, Reporter()),
         ):
-            secateur.compare(**settings, **where, out=Path(folder) / name, reporter=reporter)
+            session = Session("digits", reporter=reporter, **where)
+            secateur.compare((), session, **settings, out=Path(folder) / name)
             say(f"search finished: {name}")
         logs = [(Path(folder) / name / "candidates.jsonl").read_text() for name in ("ray", "alone")]
     cluster.shutdown()

@@ -81,12 +81,12 @@ def apply(
     session.check_finetune(epochs)
     if schedule == "gradual" and not epochs:
         raise ValueError("schedule = 'gradual' compresses while fine-tuning: give finetune epochs")
-    folder = new_folder(out, (beside or Path("runs") / session.config.name) / "applied")
-
     reporter, compressor = session.reporter, session.compressor
     masked, compressed = compressor.masked(plan.kept), compressor.compress(plan.kept)
     if schedule == "gradual" and compressed.hold is None:
         raise ValueError(f"schedule = 'gradual' needs a method that keeps the network's shape, not {plan.method}")
+    folder = new_folder(out, (beside or Path("runs") / session.config.name) / "applied")
+
     difference = _largest_difference(session, masked, compressed.model)
     reporter.say(f"masked and compressed network agree: logits differ by at most {difference:.1e} of their spread")
     models = {"dense": session.model, "masked": masked, "pruned": session.compress(plan.kept)}

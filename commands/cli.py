@@ -31,7 +31,7 @@ Overrides = Annotated[
 ]
 RayAddress = Annotated[
     str | None,
-    typer.Option("--ray-address", help="Judge candidates on a Ray cluster: auto, HOST:PORT, or local to start one."),
+    typer.Option("--ray-address", help="Evaluate candidates on a Ray cluster: auto, HOST:PORT, or local to start one."),
 ]
 TrustCode = Annotated[
     bool,
@@ -275,7 +275,7 @@ def correlate_command(
     overrides: Overrides = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Judge random plans by what a search looks at and by what counts in the end, and correlate the two.
+    """Measure random plans by what a search looks at and by what counts in the end, and correlate the two.
 
     Example: secateur correlate cifar10-resnet20 --set data.root=DIR --plans 50 --finetune-plans 15 --finetune 1
 

@@ -92,6 +92,10 @@ def compare(
     method = loaded[0].method if loaded else session.config.method
     names = session.config.compare.against if against is None else against
     chosen = [get_allocator(name, method) for name in names]
+    if not loaded and not chosen:
+        raise ValueError("nothing to compare: give a plan, or an allocator (against)")
+    if any(allocator.searches for allocator in chosen) and not seeds:
+        raise ValueError("a search draws: give at least one seed (seeds)")
     session.check_workers()
     session.check_finetune(finetune)
     session = session_for(loaded, session, None)

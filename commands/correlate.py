@@ -70,7 +70,7 @@ def correlate(
     out: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> Correlation:
-    """Judge random plans on the budget by what a search looks at and by what counts in the end, and correlate.
+    """Measure random plans on the budget by what a search looks at and by what counts in the end, and correlate.
 
     EagleEye's question (Li et al., ECCV 2020, sec. 3): does the accuracy of an unfinished candidate rank plans as their
     accuracy after fine-tuning does? Its two answers, with stale batch-norm statistics (no) and with adaptive ones
@@ -101,7 +101,7 @@ def correlate(
     settings = session.config.correlate
     _check_budget(session.config)
     if session.test is None:
-        raise ValueError("there are no test images to judge finished plans on: pass images.test")
+        raise ValueError("there are no test images to measure finished plans on: pass images.test")
     session.check_finetune(settings.finetune)
     session.reporter.say(session.describe())
     drawn = random_plans(

@@ -75,17 +75,19 @@ def filters(
         raise ValueError(f"criterion = {criterion!r}: only {' or '.join(HARMS)}{did_you_mean(criterion, HARMS)}")
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold = {threshold:g} is outside [0, 1): colour selectivity runs from 0 to 1")
-    session = Session.of(session).beside()
+    session = Session.of(session).beside(spends=False)
     name = _choose(session, layer)
     weights = session.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
     count = len(weights)
     first = count // 2 if first is None else first
     if not 1 <= first <= count:
         raise ValueError(f"first = {first}: {name} has {count} filters")
+    std = session.config.data.std if session.config.data is not None else [1.0, 1.0, 1.0]
+    if len(std) != 3:
+        raise ValueError(f"data.std has {len(std)} channel, the images have 3: give one a colour")
     removed = _removed_first(session, name, criterion)
     accuracy = _accuracy_left(session, name, removed)
 
-    std = session.config.data.std if session.config.data is not None else [1.0, 1.0, 1.0]
     selectivity = colour_selectivity(weights, std)[removed]
     summary = {
         "config": session.config.name,

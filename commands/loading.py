@@ -146,9 +146,9 @@ def _device(name: str) -> torch.device:
 
 def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batches, Batches, LoaderOf, str]:
     data, network = config.data, config.network
-    if data is None or network is None:
-        raise ConfigError("the config has no data or network section: add it, or pass images=")
-    splits: Splits = load_splits(data, num_classes=network.num_classes)
+    if data is None:
+        raise ConfigError("the config has no data section: add one, or pass images=")
+    splits: Splits = load_splits(data, num_classes=None if network is None else network.num_classes)
     size = data.batch_size
     return (
         splits.calibration.batches(size, device),
@@ -194,8 +194,8 @@ def _network(
             raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
         return model, True
     assert network.pretrain is not None, "the schema asks for weights or training"
-    if train is None or config.data is None:
-        raise ConfigError("network.pretrain needs training images: give a data section, or network.weights")
+    if train is None:
+        raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
     run_fit(model.to(device), train(network.pretrain.batch_size), network.pretrain, config.seed, reporter, "pretrain")
     return model, True
 

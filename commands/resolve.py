@@ -21,6 +21,7 @@ def resolve_config(
     folder: Path | None = None,
     plan: RatioPlan | None = None,
     own_network: str | None = None,
+    spends: bool = True,
     seed: int | None = None,
 ) -> Config:
     """The config given, else the run folder's, else a minimal one for the caller's own network; overrides on top.
@@ -31,6 +32,7 @@ def resolve_config(
         folder: a run folder whose config is taken where none is given.
         plan: that will be applied: its method and criterion count, and its budget where nothing else says one.
         own_network: name of the class, where the caller brings a module.
+        spends: whether a budget counts; where it does not, a network of one's own needs no config.
         seed: instead of the config's.
 
     Raises:
@@ -38,8 +40,9 @@ def resolve_config(
     """
     if given is None and folder is not None and (folder / CONFIG_NAME).is_file():
         config = _of_run(folder)
-    elif given is None and own_network is not None and plan is not None:
-        config = Config.model_validate({"name": own_network, "budget": {plan.budget.kind: plan.budget.fraction}})
+    elif given is None and own_network is not None and (plan is not None or not spends):
+        budget = {plan.budget.kind: plan.budget.fraction} if plan is not None else {"flops": 1.0}
+        config = Config.model_validate({"name": own_network, "budget": budget})
     elif given is None and own_network is not None:
         raise ConfigError(
             'a config says what a network may cost: Session(Config.model_validate({"name": "mine", "budget": '

@@ -73,7 +73,7 @@ def sensitivity(
     """
     start = time.perf_counter()
     check_free(out)
-    session = Session.of(session).beside()
+    session = Session.of(session).beside(spends=False)
     reporter, method = session.reporter, METHODS[session.config.method]
     if criteria is None:
         criteria = CRITERIA if method.name == "channels" else (method.criterion,)
@@ -161,7 +161,8 @@ def _measure(
     """The points, layer by layer and criterion by criterion."""
     structure, context = session.structure, session.context
     unseen = collect_moments(session.model, [name for layer in layers for name in layer.consumers], session.search)
-    contexts = {criterion: replace(context, criterion=criterion) for criterion in criteria}
+    seed = session.config.seed
+    contexts = {criterion: replace(context, criterion=criterion, seed=seed) for criterion in criteria}
     with session.reporter.bar("measure", len(layers) * len(criteria) * len(sparsities)) as advance:
         for layer in layers:
             index = structure.index(layer.name)

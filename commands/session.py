@@ -36,7 +36,7 @@ class Session:
     Args:
         config: a built-in name, a YAML file or a `Config`; none is the embedded default, or the config of the run
             folder or plan that a command is given.
-        model: your own network instead of the config's.
+        model: your own network instead of the config's; it is put in eval mode, and not changed otherwise.
         images: your own images instead of the config's.
         overrides: `section.key=value` on top of the config.
         seed: instead of the config's.
@@ -69,6 +69,7 @@ class Session:
         self._trust_code = trust_code
         self._folder: Path | None = home_of(config, None)
         self._plan: RatioPlan | None = None
+        self._spends = True
         self._config: Config | None = None
         self._memory: dict[Any, Any] = {}
         self.reporter = reporter or Reporter()
@@ -81,7 +82,12 @@ class Session:
         return given if isinstance(given, Session) else cls(given)
 
     def beside(
-        self, folder: Path | None = None, plan: RatioPlan | None = None, overrides: Sequence[str] = ()
+        self,
+        folder: Path | None = None,
+        plan: RatioPlan | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        spends: bool = True,
     ) -> Session:
         """This session for a run folder or a plan: it takes the folder's config where it was given none.
 
@@ -91,12 +97,14 @@ class Session:
             folder: a run folder; a network that was trained there is loaded.
             plan: that will be applied; its method and criterion take the config's place.
             overrides: on top of the session's own.
+            spends: whether a budget counts; where it does not, a network of one's own needs no config.
         """
         other = Session.__new__(Session)
         other.__dict__.update(self.__dict__)
         other._overrides = (*self._overrides, *overrides)
         other._folder = self._folder or home_of(self._given, folder)
         other._plan = plan or self._plan
+        other._spends = spends
         other._config = None
         _ = other.config
         return other
@@ -107,8 +115,16 @@ class Session:
         if self._config is None:
             own = None if self._model is None else type(self._model).__name__
             config = resolve_config(
-                self._given, self._overrides, folder=self._folder, plan=self._plan, own_network=own, seed=self._seed
+                self._given,
+                self._overrides,
+                folder=self._folder,
+                plan=self._plan,
+                own_network=own,
+                spends=self._spends,
+                seed=self._seed,
             )
+            if self._model is not None:
+                config = config.model_copy(update={"network": None})  # the caller's takes its place
             method = METHODS[config.method]
             method.check_criterion(config.criterion or method.criterion)
             self._config = config
@@ -332,13 +348,13 @@ class Session:
         """The session in a line, for a person."""
         structure, budget = self.structure, self.budget
         flops = structure.cost("flops", structure.units)
-        test = f", {count_images(self.test)} test" if self.test is not None else ""
+        splits = {"calibration": self.calibration, "search": self.search, "test": self.test}
+        images = ", ".join(f"{count_images(batches)} {name}" for name, batches in splits.items() if batches is not None)
         told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)"
         latency = told.format(**self.dense_latency) if self.dense_latency else ""
         return (
             f"{self.config.name}: {structure.method}, {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, "
-            f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {count_images(self.calibration)} "
-            f"calibration, {count_images(self.search)} search{test}"
+            f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {images}"
         )
 
 

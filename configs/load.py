@@ -17,18 +17,19 @@ from .schema import BudgetConfig, Config
 DEFAULT = "digits"
 
 _MOVED = {  # keys of version 0.1, and where they are now
-    "pruning.criterion": "criterion",
-    "pruning.search_repair": "repair.search.kind",
-    "pruning.search_images": "repair.search.images",
-    "pruning.search_places": "repair.search.samples",
-    "pruning.search_adaptive_bn": "repair.search.adaptive_bn",
-    "pruning.final_repair": "repair.final.kind",
-    "pruning.final_adaptive_bn": "repair.final.adaptive_bn",
-    "layers.exclude": "layers.ignore",
-    "agent.effort": "agent.action_penalty",
-    "agent.finalists": "agent.rerank",
-    "magnitude.ramp": "gradual.ramp",
-    "magnitude.every": "gradual.every",
+    "pruning.criterion": ["criterion"],
+    "pruning.search_repair": ["repair.search.kind"],
+    "pruning.search_images": ["repair.search.images"],
+    "pruning.search_places": ["repair.search.samples"],
+    "pruning.search_adaptive_bn": ["repair.search.adaptive_bn"],
+    "pruning.refit_producers": ["repair.search.refit", "repair.final.refit"],
+    "pruning.final_repair": ["repair.final.kind"],
+    "pruning.final_adaptive_bn": ["repair.final.adaptive_bn"],
+    "layers.exclude": ["layers.ignore"],
+    "agent.effort": ["agent.action_penalty"],
+    "agent.finalists": ["agent.rerank"],
+    "magnitude.ramp": ["gradual.ramp"],
+    "magnitude.every": ["gradual.every"],
 }
 
 
@@ -63,6 +64,7 @@ def load_config(source: Config | str | Path | None = None, overrides: Iterable[s
     tree = _moved(tree)
     for override in overrides:
         _set(tree, override)
+    tree = _moved(tree)  # overrides may speak of them, too
     tree.update({key: value for key, value in values.items() if value is not None})
     return check_config(tree, where)
 
@@ -110,18 +112,21 @@ def _read(source: str | Path | None) -> tuple[str, str]:
 def _moved(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree with version 0.1's keys where they are now: its run folders can still be read."""
     tree = copy.deepcopy(tree)
-    if isinstance(old := tree.get("pruning"), dict) and "refit_producers" in old:
-        refit = old.pop("refit_producers")
-        for part in ("search", "final"):
-            tree.setdefault("repair", {}).setdefault(part, {})["refit"] = refit
     for before, after in _MOVED.items():
         section, key = before.split(".")
-        if isinstance(old := tree.get(section), dict) and key in old:
-            *path, last = after.split(".")
-            node = tree
+        if not isinstance(old := tree.get(section), dict) or key not in old:
+            continue
+        value = old.pop(key)
+        for *path, last in (name.split(".") for name in after):
+            node: Any = tree
             for step in path:
-                node = node.setdefault(step, {})
-            node[last] = old.pop(key)
+                if node.get(step) is None:
+                    node[step] = {}
+                node = node[step]
+                if not isinstance(node, dict):
+                    break  # for the check to name
+            else:
+                node[last] = value
     for section in ("pruning", "magnitude"):
         if tree.get(section) == {}:
             del tree[section]

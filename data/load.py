@@ -17,12 +17,12 @@ CACHE = Path("~/.cache/secateur")
 """Where CIFAR is downloaded to, unless `data.root` says otherwise."""
 
 
-def load_splits(config: DataConfig, *, num_classes: int) -> Splits:
+def load_splits(config: DataConfig, *, num_classes: int | None) -> Splits:
     """Open a data set and draw its splits; calibration and search images are decoded, the others when first used.
 
     Args:
         config: which data set, where it is, how it is split.
-        num_classes: what the network tells apart.
+        num_classes: what the network tells apart; none where nobody says.
 
     Raises:
         FileNotFoundError: no data there, and none could be downloaded.
@@ -32,7 +32,7 @@ def load_splits(config: DataConfig, *, num_classes: int) -> Splits:
     if len(config.mean) not in (1, 3):
         raise ValueError(f"data.mean has {len(config.mean)} channels: give 1 (grey) or 3 (RGB)")
     data = _open(config)
-    if len(data.classes) != num_classes:
+    if num_classes is not None and len(data.classes) != num_classes:
         raise ValueError(
             f"data has {len(data.classes)} classes, network.num_classes is {num_classes}: "
             f"set network.num_classes={len(data.classes)}"

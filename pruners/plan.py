@@ -204,6 +204,7 @@ class RatioPlan(_Model):
                 f"the plan ({self.architecture}) is for another network: its layers agree, but a tensor outside them "
                 "differs in shape (another number of classes?)"
             )
+        structure.check_kept(self.kept)
 
     @property
     def unit(self) -> str:

@@ -94,7 +94,7 @@ class Weights:
             if name in ignored:
                 continue
             choices = (units // 2, units) if config.pattern else _per_cents(units, config.round_to)
-            layers.append(Layer(name, units, choices, (name,), (name,), tuple(modules)))
+            layers.append(Layer(name, units, choices, parameters=(name,), consumers=tuple(modules)))
         if not layers:
             raise PlanError("no weight to prune: no convolution or linear layer is left")
         positions = {module: op.positions for op in operations for module in [op.module]}

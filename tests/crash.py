@@ -6,7 +6,7 @@ import fcntl
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def run_and_die(command: str, cache: str, at: int, **arguments: Any) -> None:
+def run_and_die(command: str, cache: str, at: int, session: Mapping[str, Any], **arguments: Any) -> None:
     """Call a command, and kill the process at its so-manieth write: before the disk has it, or just after.
 
-    A line that is being appended is torn. At 0, it lives.
+    A line that is being appended is torn. At 0, it lives. `session` holds what makes one.
     """
     os.environ["SECATEUR_CACHE"] = cache
     torch.set_num_threads(1)
@@ -55,4 +55,4 @@ def run_and_die(command: str, cache: str, at: int, **arguments: Any) -> None:
         return moved
 
     os.fsync, Path.replace = deadly_fsync, deadly_replace  # type: ignore[assignment, method-assign]
-    getattr(secateur, command)(**arguments)
+    getattr(secateur, command)(session=secateur.Session(**session), **arguments)

@@ -15,7 +15,7 @@ QUICK = (
     "data.test=100",
     "agent.episodes=6",
     "agent.warmup=2",
-    "agent.reranked=3",
+    "agent.rerank=3",
     "agent.updates=1",
     "agent.hidden=[16]",
     "finetune.epochs=0",
@@ -30,4 +30,4 @@ def quick() -> tuple[str, ...]:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> secateur.Training:
     folder: Path = tmp_path_factory.mktemp("run") / "digits"
-    return secateur.train("digits", overrides=QUICK, out=folder)
+    return secateur.train(secateur.Session("digits", overrides=QUICK), out=folder)

@@ -56,25 +56,24 @@ def test_the_plan_needs_no_config_that_made_it(run, tmp_path):
     shutil.copy(run.folder / "plan.json", tmp_path)
     with pytest.raises(ValueError, match="give the config"):
         secateur.apply(tmp_path / "plan.json")
-    done = secateur.apply(tmp_path / "plan.json", config=run.folder / "config.yaml", finetune=0, out=tmp_path / "small")
+    done = secateur.apply(tmp_path / "plan.json", run.folder / "config.yaml", finetune=0, out=tmp_path / "small")
     assert done.summary["pruned"]["flops"] == pytest.approx(run.plan.cost["flops"])
 
 
 def test_a_plan_for_another_network_is_refused(run, tmp_path):
+    overrides = ["network.name=cifar_resnet20", "network.kwargs.in_channels=1", "network.pretrain.epochs=1"]
+    other = secateur.Session("digits", overrides=overrides)
     with pytest.raises(PlanError, match=r"another network: layer layer1\.2\.conv1 is not in the plan"):
-        secateur.apply(
-            run.folder,
-            config="digits",
-            overrides=["network.name=cifar_resnet20", "network.kwargs.in_channels=1", "network.pretrain.epochs=1"],
-            out=tmp_path / "small",
-        )
+        secateur.apply(run.folder, other, out=tmp_path / "small")
     assert not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: plan["layers"][0].update(sparsity=1.0), "sparsity = 1.0"),
+        (lambda plan: plan["layers"][0].update(sparsity=1.5), "sparsity = 1.5"),
+        (lambda plan: plan["layers"][0].update(sparsity=1.0), "sparsity 1 of 16 units does not keep"),
+        (lambda plan: plan["layers"][0].update(sparsity=1.0, kept=0), "0 units kept is outside 1 … 16"),
         (lambda plan: plan["layers"][0].update(sparsity=-0.1), "sparsity = -0.1"),
         (lambda plan: plan["layers"][1].update(name="layer1.1.conv9"), "did you mean layer1.1.conv1"),
     ],
@@ -84,12 +83,13 @@ def test_a_bad_plan_is_refused(run, tmp_path, change, message):
     change(plan)
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(PlanError, match=message):
-        secateur.apply(tmp_path / "plan.json", config=run.folder / "config.yaml", out=tmp_path / "small")
+        secateur.apply(tmp_path / "plan.json", run.folder / "config.yaml", out=tmp_path / "small")
+    assert not (tmp_path / "small").exists()
 
 
 def test_one_class_too_many_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"10 classes.*11|11.*10 classes"):
-        secateur.apply(run.folder, overrides=["network.num_classes=11"], out=tmp_path / "small")
+        secateur.apply(run.folder, secateur.Session(overrides=["network.num_classes=11"]), out=tmp_path / "small")
 
 
 def test_a_shrunk_network_that_differs_is_not_saved(run, tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ def secateur(capsys, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("command", ["train", "apply", "compare", "correlate", "magnitude", "sensitivity", "filters"])
+@pytest.mark.parametrize("command", ["train", "apply", "compare", "plan", "correlate", "sensitivity", "filters"])
 def test_help_teaches(secateur, command):
     shown = secateur(command, "--help")
     assert shown.code == 0
@@ -59,7 +59,7 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["train", "cifar10-resnet20", "--set", "data.root=nowhere"], "nowhere"),
         (["train", "--resume", "nowhere"], "no run there"),
         (["train", "--set", "device=cuda:7"], "device = 'cuda:7'"),
-        (["train", "--set", "pruning.criterion=l11"], "did you mean l1?"),
+        (["train", "--set", "criterion=l11"], "did you mean l1?"),
         (["apply", "nowhere"], "no plan at nowhere"),
         (["compare"], "give a plan, or --config"),
         (["compare", "--resume", "nowhere"], "no run there"),
@@ -68,7 +68,10 @@ def test_a_command_from_start_to_end(run, tmp_path):
             ["compare", "--config", "digits", "--set", "network.pretrain.epochs=1", "--against", "shalow"],
             "did you mean shallow?",
         ),
-        (["magnitude", "digits"], "give a sparsity (--sparsity 0.8) or a plan (--plan FILE)"),
+        (["train", "--set", "pruning.criterion=l11"], "did you mean l1?"),  # as it was called in version 0.1
+        (["train", "--set", "method=weihgts"], "did you mean weights?"),
+        (["train", "--set", "method=weights", "--set", "criterion=magnitud"], "did you mean magnitude?"),
+        (["apply", "nowhere", "--schedule", "graduall"], "did you mean gradual?"),
         (["sensitivity", "--sparsities", "0.5,half"], "numbers separated by commas"),
         (["sensitivity", "--repair", "gramm"], "did you mean gram?"),
         (["filters", "--criterion", "l1"], "only car or rar"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 import secateur
@@ -29,12 +30,19 @@ def candidates(folder):
     return [json.loads(line) for line in (folder / "candidates.jsonl").read_text().splitlines()]
 
 
-def test_every_candidate_of_a_search_is_logged_and_counted(comparison):
+def test_every_candidate_of_a_search_is_logged_and_counted_and_the_best_measured_again(run, comparison):
+    session = secateur.Session(run.folder / "config.yaml")
+
+    def finished(line) -> float:
+        kept = np.array(line["kept"])
+        return session.weights.quality(session.evaluator.measure(session.compress(kept), kept))
+
     for plan, row in list(zip(comparison.plans, comparison.rows, strict=True))[4:]:
         logged = [line for line in candidates(comparison.folder) if line["seed"] == row["seed"]]
         assert len(logged) == row["candidates"] == plan.provenance.candidates == 5
         assert {line["allocator"] for line in logged} == {"random"}
-        assert max(logged, key=lambda line: line["reward"])["kept"] == plan.kept.tolist()
+        best = sorted(logged, key=lambda line: -line["quality"])[:3]  # agent.rerank of the run
+        assert max([*best, logged[0]], key=finished)["kept"] == plan.kept.tolist()
     assert [row["candidates"] for row in comparison.rows[1:4]] == [0, 0, 0]
 
 
@@ -67,10 +75,10 @@ def test_an_interrupted_comparison_goes_on_and_judges_nothing_again(run, compari
 def test_workers_find_what_one_process_does(run, comparison, tmp_path):
     done = secateur.compare(
         [run.folder],
+        secateur.Session(overrides=["workers=2"]),
         against=["random"],
         candidates=5,
         seeds=[0, 1],
-        overrides=["workers=2"],
         out=tmp_path / "compare",
     )
     assert candidates(done.folder) == candidates(comparison.folder)
@@ -104,17 +112,18 @@ def test_the_gain_is_over_uniform_on_the_same_images(comparison):
 
 
 def test_without_a_plan(run, tmp_path):
-    done = secateur.compare(
-        config=run.folder / "config.yaml", against=["uniform"], finetune=1, out=tmp_path / "compare"
-    )
+    session = secateur.Session(run.folder / "config.yaml")
+    done = secateur.compare((), session, against=["uniform"], finetune=1, out=tmp_path / "compare")
     assert [row["allocator"] for row in done.rows] == ["uniform"]
     assert done.rows[0]["finetuned_test_accuracy"] > 20
 
 
 def test_plans_of_different_budgets_are_refused(run):
     other = run.plan.model_copy(update={"budget": run.plan.budget.model_copy(update={"fraction": 0.4})})
-    with pytest.raises(PlanError, match="same budget"):
-        secateur.compare([run.plan, other], config=run.folder / "config.yaml")
+    with pytest.raises(
+        PlanError, match=r"same method, budget and criterion: channels, flops 0\.14, obs against channels, flops 0\.4"
+    ):
+        secateur.compare([run.plan, other], run.folder / "config.yaml")
 
 
 def test_an_unknown_allocator_names_the_near_miss(run):

@@ -13,10 +13,9 @@ import secateur
 import zoo
 from secateur.commands import correlate as module
 from secateur.commands.correlate import PROXIES, TARGETS, correlations
-from secateur.commands.session import Session, make_session, resolve_config
-from secateur.configs import load_config
+from secateur.commands.session import Session
+from secateur.configs import Repair, load_config
 from secateur.networks.inference import accuracy, logits
-from secateur.reports.progress import Reporter
 
 COUNTS = {"plans": 4, "finetune_plans": 3, "finetune": 1}
 
@@ -37,8 +36,7 @@ def measured(run, tmp_path_factory) -> secateur.Correlation:
 
 @pytest.fixture(scope="module")
 def session(run) -> Session:
-    config = run.folder / "config.yaml"
-    return make_session(resolve_config(config), folder=run.folder)
+    return Session(run.folder / "config.yaml")
 
 
 def made_up(count, tuned):
@@ -60,8 +58,8 @@ def test_every_proxy_meets_every_target_and_distances_count_backwards():
     # one distance is the other's negative: what one prefers, the other does not
     assert found["reconstruction_loss", "test_reconstruction_loss"]["spearman"] == pytest.approx(-1.0)
     for proxy, target, sign, n in (
-        ("reward", "test_accuracy", 1, 7),
-        ("reward", "test_reconstruction_loss", -1, 7),
+        ("quality", "test_accuracy", 1, 7),
+        ("quality", "test_reconstruction_loss", -1, 7),
         ("reconstruction_loss", "finetuned_test_accuracy", -1, 4),
     ):
         x, y = (np.array([row[key] for row in rows[:n]]) for key in (proxy, target))
@@ -76,17 +74,18 @@ def test_a_target_that_fewer_than_three_plans_have_is_left_out():
     assert {entry["target"] for entry in correlations(made_up(5, tuned=2))} == set(list(TARGETS)[:2])
 
 
-def test_a_row_is_what_pruner_and_evaluator_give_when_asked_directly(measured, session):
+def test_a_row_is_what_compressor_and_evaluator_give_when_asked_directly(measured, session):
     assert [row["finetuned_test_accuracy"] is None for row in measured.rows] == [False] * 3 + [True]
     for row in measured.rows[:: len(measured.rows) - 1]:
         kept = np.array(row["kept"])
-        assert row["none_accuracy"] == accuracy(session.pruner.prune(kept), session.search)
-        assert row["adaptive_bn_accuracy"] == accuracy(session.pruner.prune(kept, adaptive_bn=100), session.search)
+        assert row["none_accuracy"] == accuracy(session.compressor.compress(kept).model, session.search)
+        adapted = session.compressor(kept, Repair(kind="none", adaptive_bn=100, guard=False))
+        assert row["adaptive_bn_accuracy"] == accuracy(adapted, session.search)
         evaluated = session.evaluator.evaluate(kept)
         assert row["accuracy"] == evaluated.accuracy
         assert row["reconstruction_loss"] == pytest.approx(evaluated.reconstruction_loss)
-        assert row["reward"] == pytest.approx(evaluated.accuracy / 100 - evaluated.reconstruction_loss)
-        final = session.pruner.prune(kept, "sequential", refit=True)
+        assert row["quality"] == pytest.approx(evaluated.accuracy / 100 - evaluated.reconstruction_loss)
+        final = session.compressor(kept, Repair(kind="sequential", refit=True))
         dense, got = logits(session.model, session.test), logits(final, session.test)
         distance = (got - dense).square().sum(1).mean() / dense.var(0).sum()
         assert row["test_reconstruction_loss"] == pytest.approx(float(distance), rel=1e-3)
@@ -97,9 +96,9 @@ def test_a_row_is_what_pruner_and_evaluator_give_when_asked_directly(measured, s
 
 
 def test_the_fine_tuned_target_is_the_fine_tuned_network(measured, session):
-    pruned = session.prune(np.array(measured.rows[0]["kept"]))
+    pruned = session.compress(np.array(measured.rows[0]["kept"]))
     before = torch.cat([p.detach().flatten() for p in session.model.parameters()])
-    session.finetune(pruned, 1, Reporter())
+    session.finetune(pruned, 1)
     assert measured.rows[0]["finetuned_test_accuracy"] == pytest.approx(accuracy(pruned, session.test), abs=1.1)
     assert torch.equal(before, torch.cat([p.detach().flatten() for p in session.model.parameters()]))
 
@@ -126,24 +125,24 @@ def test_the_table_fits_a_narrow_terminal_and_marks_what_is_undefined():
     lines = [line.split() for line in console.file.getvalue().splitlines()]
     assert "…" not in [part[-1] for line in lines for part in line if len(part) > 1]  # nothing was cut short
     found = {(entry["proxy"], entry["target"]): entry for entry in tree["coefficients"]}
-    shown = [line for line in lines if line[1:2] == ["reward"]]
+    shown = [line for line in lines if line[1:2] == ["quality"]]
     assert [line[-1] for line in shown] == ["7", "7", "4"]
-    assert shown[0][2] == f"{found['reward', 'test_accuracy']['spearman']:+.2f}"
+    assert shown[0][2] == f"{found['quality', 'test_accuracy']['spearman']:+.2f}"
     assert [line[3:] for line in lines if line[:2] == ["nothing", "repaired:"]] == [
         ["–", "–", "–", "–", n] for n in ("7", "7", "4")
     ]
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(run, measured, tmp_path, monkeypatch):
-    judge, evaluated = module.judge, []
+    measure, evaluated = module.measure_plan, []
 
     def interrupted(*arguments):
         evaluated.append(arguments)
         if len(evaluated) == 3:
             raise KeyboardInterrupt
-        return judge(*arguments)
+        return measure(*arguments)
 
-    monkeypatch.setattr(module, "judge", interrupted)
+    monkeypatch.setattr(module, "measure_plan", interrupted)
     folder = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         secateur.correlate(run.folder / "config.yaml", **COUNTS, out=folder)
@@ -175,13 +174,12 @@ def images(**changes) -> secateur.Images:
 
 def test_your_own_network_and_images(tmp_path):
     config = secateur.Config.model_validate({"name": "mine", "budget": {"params": 0.6}})
-    done = secateur.correlate(
-        config, plans=5, model=zoo.make("residual"), images=images(train=None), out=tmp_path / "out"
-    )
+    session = Session(config, model=zoo.make("residual"), images=images(train=None))
+    done = secateur.correlate(session, plans=5, out=tmp_path / "out")
     assert len(done.rows) == 5
     assert all(row["params"] <= 0.6 for row in done.rows)
     assert {entry["target"] for entry in done.coefficients} == set(list(TARGETS)[:2])  # nothing was fine-tuned
-    assert json.loads((done.folder / "correlate.json").read_text())["proxies"]["reward"] == "sequential: reward"
+    assert json.loads((done.folder / "correlate.json").read_text())["proxies"]["quality"] == "sequential: quality"
 
 
 @pytest.mark.parametrize(
@@ -198,8 +196,7 @@ def test_your_own_network_and_images(tmp_path):
 )
 def test_a_users_mistake_is_named_before_any_work(budget, changes, arguments, message, tmp_path):
     config = secateur.Config.model_validate({"name": "mine", "budget": {"flops": budget}})
+    session = Session(config, model=zoo.make("residual"), images=images(**changes))
     with pytest.raises(ValueError, match=message):
-        secateur.correlate(
-            config, model=zoo.make("residual"), images=images(**changes), out=tmp_path / "out", **arguments
-        )
+        secateur.correlate(session, out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()

@@ -19,10 +19,15 @@ def images(name: str = "residual") -> secateur.Images:
     return secateur.Images(calibration=zoo.batches(name), search=zoo.batches(name, (30, 10), seed=9))
 
 
+def mine(model: nn.Module | None = None) -> secateur.Session:
+    """No config: nothing here costs anything."""
+    return secateur.Session(model=model or zoo.make("residual"), images=images())
+
+
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> secateur.Filters:
     folder = tmp_path_factory.mktemp("f") / "out"
-    return secateur.filters(model=zoo.make("residual"), images=images(), criterion="rar", out=folder)
+    return secateur.filters(mine(), criterion="rar", out=folder)
 
 
 def silenced(gone: list[int]) -> nn.Module:
@@ -102,7 +107,7 @@ def test_colours_are_those_of_the_pixels_before_normalisation(tmp_path):
     config = secateur.Config.model_validate(
         {"name": "mine", "budget": {"flops": 1.0}, "data": {"name": "folder", "mean": [0.5] * 3, "std": std}}
     )
-    done = secateur.filters(config, model=model, images=images(), out=tmp_path / "out")
+    done = secateur.filters(secateur.Session(config, model=model, images=images()), out=tmp_path / "out")
     entry = next(entry for entry in done.summary["filters"] if entry["filter"] == 1)
     assert entry["colour_selectivity"] == pytest.approx(0.0, abs=1e-6)
     assert done.summary["std"] == std
@@ -122,7 +127,7 @@ class Two(nn.Module):
 
 
 def test_a_layer_is_taken_by_name(tmp_path):
-    done = secateur.filters(model=Two().eval(), images=images(), layer="colour", first=1, out=tmp_path / "out")
+    done = secateur.filters(mine(Two().eval()), layer="colour", first=1, out=tmp_path / "out")
     assert done.summary["layer"] == "colour"
     assert len(done.summary["filters"]) == 3
     assert done.summary["share_first"] in (0.0, 1.0)
@@ -141,7 +146,7 @@ def test_a_layer_is_taken_by_name(tmp_path):
 )
 def test_a_users_mistake_is_named(arguments, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        secateur.filters(model=Two().eval(), images=images(), out=tmp_path / "out", **arguments)
+        secateur.filters(mine(Two().eval()), out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
 
 
@@ -156,4 +161,4 @@ def test_a_network_that_convolves_no_image_is_refused(tmp_path):
             super().__init__(nn.Flatten(), nn.Linear(3 * 64, 6), nn.ReLU(), nn.Linear(6, 5))
 
     with pytest.raises(ValueError, match="no two-dimensional convolution of this network takes the image itself"):
-        secateur.filters(model=Flat().eval(), images=images(), out=tmp_path / "out")
+        secateur.filters(mine(Flat().eval()), out=tmp_path / "out")

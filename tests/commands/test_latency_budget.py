@@ -26,7 +26,9 @@ def clock(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(quick, tmp_path_factory):
     overrides = [*quick, "agent.episodes=3", "budget.latency=0.4", "latency.repeats=1", "latency.batch=4"]
-    return secateur.train("digits", overrides=overrides, out=tmp_path_factory.mktemp("latency") / "run")
+    return secateur.train(
+        secateur.Session("digits", overrides=overrides), out=tmp_path_factory.mktemp("latency") / "run"
+    )
 
 
 def test_the_plan_keeps_the_budget_and_says_so(trained):
@@ -55,14 +57,14 @@ def test_applied_where_flops_count_no_table_is_made(trained, tmp_path, monkeypat
         raise AssertionError("no table is needed")
 
     monkeypatch.setattr("secateur.commands.session.take_table", never)
-    done = secateur.apply(trained.folder, overrides=["budget.flops=1"], out=tmp_path / "small")
+    done = secateur.apply(trained.folder, secateur.Session(overrides=["budget.flops=1"]), out=tmp_path / "small")
     assert "latency" not in done.summary
     assert RatioPlan.load(done.folder) == trained.plan
 
 
 def test_compared_at_the_same_latency(trained, tmp_path):
     done = secateur.compare(
-        [trained.plan], config=trained.folder / "config.yaml", against=["uniform", "knapsack"], out=tmp_path / "c"
+        [trained.plan], trained.folder / "config.yaml", against=["uniform", "knapsack"], out=tmp_path / "c"
     )
     assert [row["allocator"] for row in done.rows] == ["ddpg", "uniform", "knapsack"]
     assert all(0.3 < row["latency"] <= 0.4 for row in done.rows)

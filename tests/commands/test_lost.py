@@ -20,7 +20,7 @@ import crash
 import secateur
 from secateur.agents.log import EpisodeLog
 from secateur.commands import cli
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.compressor import Compressor
 from secateur.storage.files import is_temporary, read_tensors
 from secateur.storage.folders import claimed
 
@@ -28,8 +28,13 @@ SERVER = multiprocessing.get_context("forkserver")  # real processes, that need 
 SERVER.set_forkserver_preload(["crash", "secateur.commands.train", "secateur.commands.compare"])
 
 
-def start(command: str, at: int = 0, **arguments) -> multiprocessing.Process:
-    given = (command, os.environ["SECATEUR_CACHE"], at)  # a server's children have its environment, not the test's
+def start(command: str, at: int = 0, session=None, **arguments) -> multiprocessing.Process:
+    given = (
+        command,
+        os.environ["SECATEUR_CACHE"],
+        at,
+        session or {},
+    )  # a server's children have its environment, not the test's
     process = SERVER.Process(target=crash.run_and_die, args=given, kwargs=arguments, daemon=True)
     process.start()
     return process
@@ -63,7 +68,7 @@ def copy(run: secateur.Training, folder: Path, episodes: int) -> Path:
     shutil.copytree(run.folder, folder)
     log = folder / "episodes.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:episodes]))
-    for name in ("summary.json", "policy.safetensors", "plan.png", "reward.png"):
+    for name in ("summary.json", "policy.safetensors", "plan.png", "quality.png"):
         (folder / name).unlink()
     return folder
 
@@ -71,7 +76,7 @@ def copy(run: secateur.Training, folder: Path, episodes: int) -> Path:
 def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))  # written in these processes, and so killed there too
     folder = tmp_path / "run"
-    fresh = {"config": "digits", "overrides": quick, "out": folder}
+    fresh = {"session": {"config": "digits", "overrides": quick}, "out": folder}
     for at in (1, 4, 9, 16, 20):  # the config, the dense network, the cache, the log, a plan or checkpoint
         there = (folder / "config.yaml").exists()
         assert there == (at > 4)
@@ -83,7 +88,7 @@ def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run,
 
 def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(run, quick, tmp_path):
     folder = tmp_path / "run"
-    fresh = {"config": "digits", "overrides": quick, "out": folder}
+    fresh = {"session": {"config": "digits", "overrides": quick}, "out": folder}
     moments = random.Random(0)
 
     def go_on() -> multiprocessing.Process:
@@ -120,7 +125,7 @@ def test_a_run_that_was_killed_before_it_had_a_config_starts_again(run, tmp_path
     (folder / ".config.yaml.0123abcd.tmp").write_text("name: dig")
     with pytest.raises(ValueError, match=r"no run there \(no config\.yaml\); start one with secateur train --out"):
         secateur.train(resume=folder)
-    done = secateur.compare(config=run.folder / "config.yaml", against=["uniform"], out=folder)
+    done = secateur.compare((), run.folder / "config.yaml", against=["uniform"], out=folder)
     assert not any(is_temporary(path) for path in done.folder.iterdir())
 
 
@@ -208,8 +213,8 @@ def test_a_log_that_does_not_replay_is_refused(run, tmp_path):
     folder = copy(run, tmp_path / "run", 3)
     for checkpoint in folder.glob("learner-*"):
         checkpoint.unlink()
-    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: its actions give other kept now"):
-        secateur.train(resume=folder, overrides=["budget.flops=0.2"])
+    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: its actions give another plan now"):
+        secateur.train(secateur.Session(overrides=["budget.flops=0.2"]), resume=folder)
 
 
 def test_two_processes_do_not_write_one_run(run, tmp_path):
@@ -227,24 +232,25 @@ def test_two_processes_do_not_write_one_run(run, tmp_path):
 
 
 def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(run, tmp_path, monkeypatch):
-    prune, calls = ChannelPruner.prune, []
+    compress, calls = Compressor.__call__, []
 
-    def broken(self, kept, *arguments, guard=True, **values):
-        pruned = prune(self, kept, *arguments, guard=guard, **values)
+    def broken(self, kept, repair):
+        pruned = compress(self, kept, repair)
         calls.append(kept.tolist())
-        if not guard and len(calls) == 2:
+        if not repair.guard and len(calls) == 2:
             first = next(pruned.parameters())
             first.data = torch.full_like(first, float("nan"))  # the dense network's own stays as it is
         return pruned
 
-    monkeypatch.setattr(ChannelPruner, "prune", broken)
+    monkeypatch.setattr(Compressor, "__call__", broken)
     folder = copy(run, tmp_path / "run", 2)
-    done = secateur.train(resume=folder, overrides=["agent.reranked=1"])
+    done = secateur.train(secateur.Session(overrides=["agent.rerank=1"]), resume=folder)
     records = untimed(folder / "episodes.jsonl")
     worst = next(record for record in records if record["kept"] == calls[1])
     assert done.finished
     assert worst["accuracy"] == 0.0
-    assert worst["reward"] == -10.0 == min(record["reward"] for record in records)
+    assert worst["reward"] < -1.4  # the worst gain there is, less the actions
+    assert worst["quality"] == -10.0 == min(record["quality"] for record in records)
     assert np.isfinite(worst["reconstruction_loss"])
     assert done.plan.kept.tolist() != calls[1]
 
@@ -254,12 +260,13 @@ def test_an_agent_that_diverges_stops_the_run_and_it_goes_on_with_a_lower_rate(r
     with pytest.raises(
         RuntimeError, match=r"the agent diverged after \d episodes .* below agent\.learning_rate=1e\+30"
     ):
-        secateur.train(resume=folder, overrides=["agent.learning_rate=1e30"])
+        secateur.train(secateur.Session(overrides=["agent.learning_rate=1e30"]), resume=folder)
     logged = untimed(folder / "episodes.jsonl")
     assert len(logged) >= 2
     assert secateur.RatioPlan.load(folder).provenance.candidates >= 2
     assert not (folder / "policy.safetensors").exists()
-    done = secateur.train(resume=folder, overrides=["agent.learning_rate=1e-3", "agent.reranked=1"])
+    again = secateur.Session(overrides=["agent.learning_rate=1e-3", "agent.rerank=1"])
+    done = secateur.train(again, resume=folder)
     assert done.finished
     assert untimed(folder / "episodes.jsonl")[: len(logged)] == logged
     policy, _ = read_tensors(folder / "policy.safetensors")

@@ -29,44 +29,49 @@ def untimed(folder: Path) -> list[dict]:
 def test_the_run_folder_holds_everything(run):
     names = {path.name for path in run.folder.iterdir()}
     assert {"plan.json", "policy.safetensors", "episodes.jsonl", "summary.json", "config.yaml"} <= names
-    assert {"plan.png", "reward.png", "dense.safetensors", "tensorboard"} <= names
+    assert {"plan.png", "quality.png", "dense.safetensors", "tensorboard"} <= names
     assert json.loads((run.folder / "summary.json").read_text()) == run.summary
     assert {"dense", "best", "episodes", "seconds", "seconds_per_part"} <= run.summary.keys()
     assert {"prune", "repair", "evaluate", "agent"} <= run.summary["seconds_per_part"].keys()
     assert run.summary["episodes"] == 6
 
 
-def test_every_episode_is_logged_with_the_terms_of_its_reward(run):
+def test_every_episode_is_logged_with_what_its_reward_and_its_quality_come_from(run):
     records = episodes(run.folder)
     assert [record["episode"] for record in records] == list(range(6))
-    for record in records:
-        assert record["reward"] == pytest.approx(sum(record["terms"].values()))
+    dense = run.summary["dense"]["search_accuracy"] / 100.0
+    lost = [max(1e-3, dense - record["quality"]) for record in records]
+    for record, loss in zip(records, lost, strict=True):
+        assert record["quality"] == pytest.approx(sum(record["terms"].values()))
+        assert record["quality"] == pytest.approx(record["accuracy"] / 100 - min(10, record["reconstruction_loss"]))
+        penalty = 2.0 * sum(action**2 for action in record["actions"])
+        assert record["reward"] == pytest.approx(max(-1.5, (lost[0] - loss) / lost[0]) - penalty, abs=1e-6)
         assert record["flops"] <= 0.14
-        assert len(record["ratios"]) == len(record["actions"]) == 6
+        assert len(record["sparsity"]) == len(record["actions"]) == 6
 
 
-def test_the_plan_is_the_finalist_that_was_best_when_repaired_as_in_the_end(run):
+def test_the_plan_is_the_best_of_those_measured_again_repaired_as_in_the_end(run):
     reranked = run.summary["reranked"]
-    assert reranked[0]["reward"] == max(finalist["reward"] for finalist in reranked)
+    assert reranked[0]["quality"] == max(plan["quality"] for plan in reranked)
     best = episodes(run.folder)[reranked[0]["episode"]]
     plan = secateur.RatioPlan.load(run.folder)
     assert plan == run.plan
     assert plan.kept.tolist() == best["kept"]
-    assert list(plan.sparsities.values()) == pytest.approx(best["ratios"])
+    assert list(plan.sparsities.values()) == pytest.approx(best["sparsity"])
     assert plan.figures["search_accuracy"] == reranked[0]["search_accuracy"]
-    assert run.summary["best"]["reward"] == reranked[0]["reward"]
+    assert run.summary["best"]["quality"] == plan.figures["quality"] == reranked[0]["quality"]
 
 
-def test_finalists_are_the_best_of_the_search_and_all_different(run):
+def test_measured_again_are_the_best_of_the_search_and_all_different(run):
     records = episodes(run.folder)
     reranked = run.summary["reranked"]
-    first = next(finalist for finalist in reranked if finalist["episode"] == 0)  # tells what the search gained
-    assert run.summary["base"] == {key: first[key] for key in ("reward", "search_accuracy")}
-    assert run.summary["best"]["reward"] == max(finalist["reward"] for finalist in reranked) >= first["reward"]
-    chosen = sorted((records[f["episode"]] for f in reranked), key=lambda record: -record["reward"])[:3]
+    first = next(plan for plan in reranked if plan["episode"] == 0)  # tells what the search gained
+    assert run.summary["base"] == {key: first[key] for key in ("quality", "search_accuracy")}
+    assert run.summary["best"]["quality"] == max(plan["quality"] for plan in reranked) >= first["quality"]
+    chosen = sorted((records[plan["episode"]] for plan in reranked), key=lambda record: -record["quality"])[:3]
     assert len({tuple(record["kept"]) for record in chosen}) == 3
-    others = [record["reward"] for record in records if record["kept"] not in [c["kept"] for c in chosen]]
-    assert min(record["reward"] for record in chosen) >= max(others)
+    others = [record["quality"] for record in records if record["kept"] not in [c["kept"] for c in chosen]]
+    assert min(record["quality"] for record in chosen) >= max(others)
 
 
 def test_the_search_begins_with_the_base_plan(run):
@@ -84,7 +89,7 @@ def trained(run, quick) -> list[str]:
 
 def test_a_budget_for_every_episode_and_a_plan_for_the_one_asked(trained, tmp_path):
     overrides = [*trained, "agent.budgets=[0.12,0.4]", "agent.episodes=6"]
-    done = secateur.train("digits", overrides=overrides, out=tmp_path / "run")
+    done = secateur.train(secateur.Session("digits", overrides=overrides), out=tmp_path / "run")
     records = episodes(done.folder)
     asked = [record for record in records if record["budget"] == 0.14]
     assert [record["episode"] for record in asked] == [0, 5]
@@ -95,8 +100,9 @@ def test_a_budget_for_every_episode_and_a_plan_for_the_one_asked(trained, tmp_pa
 
 def test_tensorboard_shows_what_was_logged(run):
     events = EventAccumulator(str(run.folder / "tensorboard")).Reload()
-    rewards = [event.value for event in events.Scalars("reward/total")]
-    assert rewards == pytest.approx([record["reward"] for record in episodes(run.folder)])
+    for shown, logged in (("reward", "reward"), ("quality/total", "quality"), ("candidate/flops", "flops")):
+        values = [event.value for event in events.Scalars(shown)]
+        assert values == pytest.approx([record[logged] for record in episodes(run.folder)], abs=1e-6)
 
 
 def test_the_policy_holds_an_actor(run):
@@ -112,7 +118,8 @@ def test_the_resolved_config_is_the_one_that_ran(run):
 
 
 def test_another_seed_explores_elsewhere(run, trained, tmp_path):
-    other = secateur.train("digits", overrides=[*trained, "agent.episodes=4"], out=tmp_path / "other", seed=1)
+    session = secateur.Session("digits", overrides=[*trained, "agent.episodes=4"], seed=1)
+    other = secateur.train(session, out=tmp_path / "other")
     actions, others = ([record["actions"] for record in episodes(folder)] for folder in (run.folder, other.folder))
     assert others[0] == actions[0]  # the base plan
     assert others[3] != actions[3]
@@ -152,7 +159,7 @@ def test_a_killed_process_loses_at_most_the_running_episode(run, quick, tmp_path
 
 def test_a_group_of_two_workers_cut_off_in_its_middle_resumes_to_the_same_end(quick, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
-    done = secateur.train("digits", overrides=[*quick, "workers=2"], out=whole)
+    done = secateur.train(secateur.Session("digits", overrides=[*quick, "workers=2"]), out=whole)
     assert {"prune", "repair", "evaluate"} <= done.summary["seconds_per_part"].keys()
     assert done.summary["seconds_per_part"]["evaluate"] > 0.0
     shutil.copytree(whole, folder)
@@ -169,7 +176,7 @@ def test_an_interrupt_keeps_the_best_so_far_and_the_same_seed_ends_the_same(run,
         if episode.number == 3:
             raise KeyboardInterrupt
 
-    stopped = secateur.train("digits", overrides=quick, out=tmp_path / "run", on_episode=stop)
+    stopped = secateur.train(secateur.Session("digits", overrides=quick), out=tmp_path / "run", on_episode=stop)
     assert not stopped.finished
     assert stopped.summary["episodes"] == 4
     assert secateur.RatioPlan.load(tmp_path / "run") == stopped.plan
@@ -196,12 +203,12 @@ def test_resuming_needs_a_run(tmp_path):
 
 def test_nothing_is_overwritten(run, quick):
     with pytest.raises(ValueError, match="is not empty, and nothing is overwritten"):
-        secateur.train("digits", overrides=quick, out=run.folder)
+        secateur.train(secateur.Session("digits", overrides=quick), out=run.folder)
 
 
 def test_a_budget_that_cannot_be_met_says_what_can(trained, tmp_path):
     with pytest.raises(ValueError, match=r"budget\.flops = 0\.01 cannot be met: .* still keeps 0\.\d+"):
-        secateur.train("digits", overrides=[*trained, "budget.flops=0.01"], out=tmp_path / "run")
+        secateur.train(secateur.Session("digits", overrides=[*trained, "budget.flops=0.01"]), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -239,15 +246,15 @@ def test_the_callers_own_network_and_images(tmp_path):
     model = Mine()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     images = secateur.Images(batches(3, 0), batches(3, 1), batches(2, 2), batches(2, 3))
-    done = secateur.train(settings(), model=model, images=images, out=tmp_path / "run")
+    session = secateur.Session(settings(), model=model, images=images)
+    done = secateur.train(session, out=tmp_path / "run")
     assert done.plan.cost["flops"] <= 0.5
-    applied = secateur.apply(done.plan, model=model, images=images, finetune=1, out=tmp_path / "small")
+    alone = secateur.Session(model=model, images=images)  # the plan says the rest
+    applied = secateur.apply(done.plan, alone, finetune=1, out=tmp_path / "small")
     with torch.inference_mode():
         again = secateur.load(tmp_path / "small", model=Mine())(batches(1, 4)[0][0])
         assert torch.allclose(again, applied.model(batches(1, 4)[0][0]), atol=1e-6)
-    compared = secateur.compare(
-        [done.plan], model=model, images=images, against=["uniform", "deep"], out=tmp_path / "compare"
-    )
+    compared = secateur.compare([done.plan], session, against=["uniform", "deep"], out=tmp_path / "compare")
     assert [row["allocator"] for row in compared.rows] == ["ddpg", "uniform", "deep"]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -270,18 +277,19 @@ def test_the_callers_own_network_and_images(tmp_path):
 def test_images_that_do_not_fit_are_refused(spoil, message, tmp_path):
     images = secateur.Images(batches(1, 0), batches(1, 1))
     with pytest.raises((ValueError, TypeError), match=message):
-        secateur.train(settings(), model=Mine(), images=spoil(images), out=tmp_path / "run")
+        secateur.train(secateur.Session(settings(), model=Mine(), images=spoil(images)), out=tmp_path / "run")
 
 
 def test_a_network_with_a_nan_is_refused(tmp_path):
     model = Mine()
     model.two.weight.data[0] = float("nan")
+    images = secateur.Images(batches(1, 0), batches(1, 1))
     with pytest.raises(ValueError, match=r"two\.weight holds a NaN"):
-        secateur.train(settings(), model=model, images=secateur.Images(batches(1, 0), batches(1, 1)))
+        secateur.train(secateur.Session(settings(), model=model, images=images))
 
 
 def test_a_missing_ray_is_told_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr("secateur.envs.workers.ray.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"need ray: pip install 'secateur\[ray\]'"):
-        secateur.train("digits", out=tmp_path / "run", ray_address="local")
+        secateur.train(secateur.Session("digits", ray_address="local"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import yaml
 
 from secateur.configs import Config, ConfigError, builtin_configs, check_config, did_you_mean, dump_config, load_config
 from secateur.networks import registered_networks
-from secateur.pruners.channels.criteria import criteria
+from secateur.pruners import METHODS
 
 
 @pytest.mark.parametrize("name", builtin_configs())
@@ -23,7 +23,7 @@ def test_builtin_configs_load_and_round_trip(name: str, tmp_path: Path) -> None:
     assert load_config(str(path)) == config
     assert config.network is not None
     assert config.network.name in registered_networks()
-    assert config.pruning.criterion in criteria()
+    METHODS[config.method].check_criterion(config.criterion or METHODS[config.method].criterion)
 
 
 def test_there_are_builtin_configs_and_a_default() -> None:
@@ -32,7 +32,7 @@ def test_there_are_builtin_configs_and_a_default() -> None:
 
 
 def test_overrides_round_trip_too(tmp_path: Path) -> None:
-    config = load_config("cifar10-resnet20", ["data.test=100", "layers.exclude=[conv1, layer1.0.conv1]", "seed=4"])
+    config = load_config("cifar10-resnet20", ["data.test=100", "layers.ignore=[conv1, layer1.0.conv1]", "seed=4"])
     path = tmp_path / "c.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
@@ -51,7 +51,11 @@ def test_overrides_round_trip_too(tmp_path: Path) -> None:
         ("data.root=a=b", ("data", "root"), Path("a=b")),
         ("finetune.learning_rate=1e-2", ("finetune", "learning_rate"), 0.01),
         ("reward.flops=.5", ("reward", "flops"), 0.5),
-        ("layers.exclude=[]", ("layers", "exclude"), []),
+        ("layers.ignore=[]", ("layers", "ignore"), []),
+        ("layers.bounds={layer1.*: [0.1, 0.5]}", ("layers", "bounds"), {"layer1.*": (0.1, 0.5)}),
+        ("layers.round_to=8", ("layers", "round_to"), 8),
+        ("method=weights", ("method",), "weights"),
+        ("repair.final.adaptive_bn=100", ("repair", "final", "adaptive_bn"), 100),
     ],
 )
 def test_overrides(override: str, path: tuple[str, ...], value: object) -> None:
@@ -98,7 +102,10 @@ def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: flo
         ("agnet.episodes=3", r"unknown key agnet – did you mean agent\?"),
         ("agent.epsiodes=3", r"unknown key agent.epsiodes – did you mean episodes\?"),
         ("network.pretrain.epoch=3", r"unknown key network.pretrain.epoch – did you mean epochs\?"),
-        ("layers.zzz=3", r"unknown key layers.zzz \(known here: cut, exclude, max_sparsity\)"),
+        (
+            "layers.zzz=3",
+            r"unknown key layers.zzz \(known here: cut, ignore, tie, round_to, max_sparsity, bounds, pattern\)",
+        ),
         ("budget.latencies=0.5", r"unknown key budget.latencies – did you mean latency\?"),
         ("budget.latency=1.5", r"budget.latency = 1.5: input should be less than or equal to 1"),
         ("latency.batch=0", r"latency.batch = 0: input should be greater than or equal to 1"),
@@ -120,6 +127,11 @@ def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: flo
         ("data.std=[0]", r"data.std.0 = 0: input should be greater than 0"),
         ("data.name=imagenet", r"data.name = 'imagenet': input should be 'digits', 'cifar10'"),
         ("finetune.momentum=1", r"finetune.momentum = 1: input should be less than 1"),
+        ("repair.final.kind=gramm", r"repair.final.kind = 'gramm': input should be 'none', 'gram' or 'sequential'"),
+        ("repair.final.sample=3", r"unknown key repair.final.sample – did you mean samples\?"),
+        ("layers.bounds={conv1: [0.5, 0.1]}", r"layers: bounds of conv1: \[0.5, 0.1\]: the least sparsity first"),
+        ("gradual.ramp=0", r"gradual.ramp = 0: input should be greater than 0"),
+        ("gradual.evry=1", r"unknown key gradual.evry – did you mean every\?"),
     ],
 )
 def test_faults_name_key_value_and_remedy(override: str, message: str) -> None:

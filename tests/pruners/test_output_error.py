@@ -20,7 +20,9 @@ INNER = [name for name, cut in zoo.small_cases() if cut == "inner"]
 DRIFTS = ["densenet", "unet", "shared", "shared_two_norms"]  # one consumer sits behind another, or behind itself
 
 
-def cut(model: nn.Module, structure: ChannelStructure, selection: Selection, fitted_on: zoo.Batches | None) -> nn.Module:
+def cut(
+    model: nn.Module, structure: ChannelStructure, selection: Selection, fitted_on: zoo.Batches | None
+) -> nn.Module:
     pruned = shrink(model, structure, selection).eval()
     if fitted_on is not None:
         repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, fitted_on))
@@ -54,7 +56,12 @@ def brute_force(
 
 
 def fed_with_dense_inputs(
-    pruned: nn.Module, dense: nn.Module, structure: ChannelStructure, selection: Selection, index: int, batches: zoo.Batches
+    pruned: nn.Module,
+    dense: nn.Module,
+    structure: ChannelStructure,
+    selection: Selection,
+    index: int,
+    batches: zoo.Batches,
 ) -> float:
     """Every pruned consumer on what it would get if nothing in front of it had changed but the units that went."""
     norms = following_norms(dense, batches[0][0][:1])

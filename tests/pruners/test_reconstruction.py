@@ -278,7 +278,9 @@ def test_repair_is_least_squares(
         assert torch.equal(before.get_submodule(norm_name).running_mean, pruned.get_submodule(norm_name).running_mean)
 
 
-def consumers_behind(model: nn.Module, structure: ChannelStructure, index: int, norms: dict[str, str]) -> dict[str, str]:
+def consumers_behind(
+    model: nn.Module, structure: ChannelStructure, index: int, norms: dict[str, str]
+) -> dict[str, str]:
     """Consumers of a layer → where a shift shows: behind the batch norm, if there is one."""
     names = [part.module for part in structure.layers[index].weights("in")]
     return {name: norms.get(name, name) for name in names if repairable(model.get_submodule(name))}
@@ -451,9 +453,7 @@ def test_doubled_channels_that_stay_keep_the_system_solvable() -> None:
     selection = zoo.whole(structure)
     selection[0] = np.array([0, 1, 2, 4, 5, 6])
     pruned = shrink(model, structure, selection)
-    repair_from_moments(
-        pruned, model, structure, selection, zoo.moments(model, structure, zoo.batches("vgg", (3,)))
-    )
+    repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, zoo.batches("vgg", (3,))))
     assert all(bool(torch.isfinite(p).all()) for p in pruned.parameters())
     assert max(float(p.detach().abs().max()) for p in pruned.parameters()) < 100.0
 

@@ -8,27 +8,30 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
-from secateur.commands.session import Session, make_session
-from secateur.configs import load_config
+from secateur import Session
+from secateur.configs import Repair
 from secateur.networks.inference import accuracy
 
 pytestmark = pytest.mark.real
 
 
-def task_of(depth: int, real_data, *overrides: str) -> Session:
+def session_of(depth: int, real_data, *overrides: str) -> Session:
     root = f"data.root={real_data / 'cifar10-lossless'}"
-    return make_session(load_config(f"cifar10-resnet{depth}", [root, *overrides]))
+    return Session(f"cifar10-resnet{depth}", overrides=[root, *overrides])
 
 
-WAYS = (("none", False), ("gram", False), ("sequential", False), ("sequential", True))
+WAYS = tuple(
+    Repair(kind=kind, refit=refit)
+    for kind, refit in (("none", False), ("gram", False), ("sequential", False), ("sequential", True))
+)
 
 
 @pytest.mark.parametrize(("depth", "ways", "kept"), [(20, WAYS, 81.0), (56, WAYS[::3], 89.0)])
 def test_every_repair_brings_the_logits_nearer_and_the_last_keeps_the_accuracy(depth, ways, kept, real_data):
     """Of half the channels: dense 91.6 and 92.7 % on the test images, unrepaired 34 and 42 %."""
-    session = task_of(depth, real_data, "data.search=500")
+    session = session_of(depth, real_data, "data.search=500")
     half = session.structure.units // 2
-    networks = [session.pruner.prune(half, repair, refit=refit) for repair, refit in ways]
+    networks = [session.compressor(half, repair) for repair in ways]
     evaluated = [session.evaluator.measure(network, half) for network in networks]
     distances = [evaluation.reconstruction_loss for evaluation in evaluated]
     assert distances == sorted(distances, reverse=True)
@@ -38,11 +41,11 @@ def test_every_repair_brings_the_logits_nearer_and_the_last_keeps_the_accuracy(d
 
 @pytest.mark.parametrize("cut", ["inner", "all"])
 def test_masked_and_shrunk_agree_and_cost_what_is_counted(real_data, cut):
-    session = task_of(20, real_data, f"layers.cut={cut}", "pruning.criterion=l1", "data.search=100")
+    session = session_of(20, real_data, f"layers.cut={cut}", "criterion=l1", "data.search=100")
     rng = np.random.default_rng(0)
-    kept = np.array([rng.integers(1, width + 1) for width in session.structure.units])
+    kept = np.array([rng.integers(1, units + 1) for units in session.structure.units])
     images = session.search[0][0]
-    shrunk, masked = session.pruner.prune(kept), session.pruner.masked(kept)
+    shrunk, masked = session.compressor.compress(kept).model, session.compressor.masked(kept)
     with torch.inference_mode():
         assert torch.allclose(shrunk(images), masked(images), atol=1e-4, rtol=1e-4)
         with FlopCounterMode(display=False) as counter:
@@ -52,13 +55,13 @@ def test_masked_and_shrunk_agree_and_cost_what_is_counted(real_data, cut):
 
 
 def test_the_trunk_is_cut_and_repaired(real_data):
-    session = task_of(20, real_data, "layers.cut=all", "data.calibration=200", "data.search=100")
+    session = session_of(20, real_data, "layers.cut=all", "data.calibration=200", "data.search=100")
     assert sum(layer.trunk for layer in session.structure.layers) == 3
     kept = np.where(
         [layer.trunk for layer in session.structure.layers], session.structure.units * 3 // 4, session.structure.units
     )
-    unrepaired = accuracy(session.pruner.prune(kept), session.test)
-    repaired = accuracy(session.pruner.prune(kept, "sequential", refit=True), session.test)
+    unrepaired = accuracy(session.compressor.compress(kept).model, session.test)
+    repaired = accuracy(session.compressor(kept, Repair()), session.test)
     assert repaired > unrepaired + 20
 
 
@@ -70,9 +73,9 @@ def test_a_short_search_and_everything_after_it(real_data, tmp_path):
         "data.test=200",
         "agent.episodes=4",
         "agent.warmup=2",
-        "agent.reranked=2",
+        "agent.rerank=2",
     ]
-    done = secateur.train("cifar10-resnet20", overrides=quick, out=tmp_path / "run")
+    done = secateur.train(Session("cifar10-resnet20", overrides=quick), out=tmp_path / "run")
     assert 0.495 <= done.plan.cost["flops"] <= 0.5
     applied = secateur.apply(tmp_path / "run", finetune=0, out=tmp_path / "small")
     assert applied.summary["pruned"]["test_accuracy"] > applied.summary["masked"]["test_accuracy"] + 20

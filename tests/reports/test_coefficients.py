@@ -36,16 +36,16 @@ def test_the_coefficients_are_what_their_formula_says(pairs):
 
 def test_the_interval_covers_the_truth_and_narrows_with_more_plans():
     rng = np.random.default_rng(0)
-    kept = {}
+    widths = {}
     for n in (15, 135):
         intervals = []
         for _ in range(20):
             x = rng.normal(size=n)
             intervals.append(coefficients(x, 0.8 * x + 0.6 * rng.normal(size=n))["spearman_interval"])
-        kept[n] = np.mean([high - low for low, high in intervals])
+        widths[n] = np.mean([high - low for low, high in intervals])
     truth = 6 / np.pi * np.arcsin(0.8 / 2)  # Spearman of a normal pair with Pearson 0.8
     assert sum(low <= truth <= high for low, high in intervals) >= 16
-    assert kept[135] == pytest.approx(kept[15] / 3, rel=0.4)
+    assert widths[135] == pytest.approx(widths[15] / 3, rel=0.4)
 
 
 def test_the_p_values_tell_chance_from_agreement():

@@ -75,7 +75,11 @@ def rank(context: Context, criterion: str) -> list[Order]:
         return {layer.name: torch.from_numpy(order(context, layer)) for layer in layers}
 
     ours = getattr(order, "score", order).__module__.startswith(f"{__package__}.")  # a key says nothing of other code
-    found = context.store.get(f"rank-{criterion}", orders) if ours else _remembered(context, criterion, orders)
+    found = (
+        context.store.get(f"rank-{criterion}-{context.seed}", orders)
+        if ours
+        else _remembered(context, criterion, orders)
+    )
     return [found[layer.name].numpy() for layer in layers]
 
 
