@@ -222,7 +222,7 @@ def _correct(model: nn.Module, test: Batches) -> Tensor:
 def _add_gains(rows: list[dict[str, Any]], correct: Sequence[Tensor | None]) -> None:
     """Paired differences of test accuracy, with their standard errors on the same images.
 
-    `test_gain_over_uniform` of every row, and `test_lead` of the first row (a plan's, where there is one) over the others.
+    `test_gain_over_uniform` of every row, and `test_lead` of the first row (a plan's, if there is one) over the others.
     """
     base = next((hits for row, hits in zip(rows, correct, strict=True) if row["allocator"] == "uniform"), None)
     for row, hits in zip(rows, correct, strict=True):

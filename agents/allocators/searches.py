@@ -105,9 +105,9 @@ def random_plans(problem: SearchProblem, count: int) -> list[Kept]:
 
 @register_allocator("hill_climb", searches=True)
 def hill_climb(problem: SearchProblem) -> Kept:
-    """From the `knapsack` plan: move channels between two layers on the budget, keep what raises the quality.
+    """From the `knapsack` plan: move units between two layers on the budget, keep what raises the quality.
 
-    A move takes a random number of channels from one layer; the most it may take shrinks, over the search, from half
+    A move takes a random number of units from one layer; the most it may take shrinks, over the search, from half
     of the layer to a twentieth.
     """
     budget, rng = problem.budget, problem.rng
@@ -126,9 +126,13 @@ def hill_climb(problem: SearchProblem) -> Kept:
 
 
 def move(budget: Budget, kept: Kept, giver: int, taker: int, count: int) -> Kept:
-    """Take channels from one layer, give another what they paid for; what is left over goes back where it fits."""
+    """Take units from one layer, give another what they paid for; what is left over goes back where it fits.
+
+    The giver falls to its largest choice that is at least `count` units lower, or to the least that it may keep.
+    """
     moved = kept.copy()
-    moved[giver] = max(moved[giver] - count, budget.least[giver])
+    lower = [choice for choice in budget.structure.layers[giver].choices if choice <= kept[giver] - count]
+    moved[giver] = max(lower[-1] if lower else 0, budget.least[giver])
     wish = kept.astype(np.float64)
     wish[taker] = np.inf
     return budget.spend(moved, wish)
