@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a forward, where shapes do not fit
+
 
 def channels_last(tensor: Tensor) -> Tensor:
     """The memory format that convolutions on a CPU like best: up to half as fast again, the same numbers."""
@@ -40,3 +42,25 @@ def accuracy(model: nn.Module, batches: Batches) -> float:
     """Top-1 in per cent."""
     labels = torch.cat([labels for _, labels in batches])
     return 100.0 * float((logits(model, batches).argmax(1) == labels).double().mean())
+
+
+def example_images(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
+    """Two random images (2, C, H, W) on the network's device, that it has been seen to run on.
+
+    Raises:
+        ValueError: the network does not run on such an image, or returns no single tensor.
+    """
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(2, *input_shape, generator=generator).to(device)
+    try:
+        with torch.inference_mode():
+            output = model(example)
+    except FAILURES as error:
+        shape = "×".join(map(str, input_shape))
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the network does not run on images of {shape}: {reason}") from error
+    if not isinstance(output, Tensor):
+        raise ValueError(f"the network returns {type(output).__name__}, not one tensor of logits: wrap it in a module")
+    return example

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from ..configs import Registry
 from ..configs.schema import LayersConfig
 from ..networks.copying import rebuilt
+from ..networks.inference import example_images
 from ..networks.norms import CONVOLUTIONS
-from .channels.coupling import example_images
 from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
 from .method import METHODS, Compressed
