@@ -33,7 +33,7 @@ class Registry(Mapping[str, T], Generic[T]):
             ValueError: the name is another one's already, or holds a colon (those name code to import).
         """
         if ":" in name or not name:
-            raise ValueError(f"{self.kind} {name!r}: a registered name is not empty and holds no colon")
+            raise ValueError(f"{self.kind} {name!r}: a registered name holds no colon, and is not empty")
 
         def add(plugin: T) -> T:
             known = self._known.get(name)

@@ -7,10 +7,12 @@ from typing import TypeVar
 
 from torch import nn
 
+from ..configs import Registry
+
 Builder = Callable[..., nn.Module]
 B = TypeVar("B", bound=Builder)
 
-_BUILDERS: dict[str, Builder] = {}
+NETWORKS: Registry[Builder] = Registry("network")
 
 
 def register_network(name: str) -> Callable[[B], B]:
@@ -21,18 +23,17 @@ def register_network(name: str) -> Callable[[B], B]:
     Raises:
         ValueError: the name is taken, or holds a colon (those name modules to import).
     """
-    if name in _BUILDERS:
+    if name in NETWORKS:
         raise ValueError(f"network {name!r} is registered already: choose another name")
-    if ":" in name:
-        raise ValueError(f"network {name!r}: a registered name holds no colon")
+    add = NETWORKS.register(name)
 
     def register(builder: B) -> B:
-        _BUILDERS[name] = builder
+        add(builder)
         return builder
 
     return register
 
 
 def registered_networks() -> dict[str, Builder]:
-    """Name to builder, in order of registration."""
-    return dict(_BUILDERS)
+    """Name to builder, in the order of the names."""
+    return dict(NETWORKS)
