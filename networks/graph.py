@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from .channel_pad import ChannelPad
 
 _UNTRACEABLE = "sequential repair cannot follow this network's forward"
-_REMEDY = "use pruning.final_repair=gram"
+_REMEDY = "use repair.final.kind=gram"
 _IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
