@@ -79,7 +79,8 @@ class Sampler:
     def unweight(self, matrix: Tensor, like: Tensor) -> Tensor:
         """The inverse of `weight`: back to the shape and type of `like`."""
         kernel = matrix.reshape(like.shape[0], -1, like.shape[1]).transpose(1, 2)
-        return kernel.reshape(like.shape).to(like.dtype)
+        # plain strides: with those that a 1×1 kernel comes out with, oneDNN's backward pass writes beyond its memory
+        return kernel.reshape(like.shape).to(like.dtype).clone(memory_format=torch.contiguous_format)
 
     def _index(self, height: int, width: int) -> Tensor:
         """(samples an image, kernel positions) into a padded image's pixels."""

@@ -23,17 +23,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
 import zoo
-from secateur.commands.apply import save_network
-from secateur.commands.session import Session
-from secateur.configs import Config
+from secateur.configs.schema import FitConfig, NetworkConfig
 from secateur.networks import build_network
 from secateur.networks.norms import following_norms
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import mask, shrink
 from secateur.pruners.channels.slices import ChannelStructure, Selection
-from secateur.pruners.compressor import Repair
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import DenseMoments, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
+from secateur.pruners.saved import save_network
 
 CLASSES = 10
 HELD_OUT = 64
@@ -139,27 +139,14 @@ class Case:
         x = pictures(self.known.images + HELD_OUT, self.known.size)
         calibration = [(part, torch.zeros(len(part))) for part in x[: self.known.images].split(64)]
         self.held_out = x[self.known.images :]
-        config = Config.model_validate(
-            {
-                "name": "case",
-                "network": {"name": network, "num_classes": CLASSES, "pretrain": {"epochs": 1}},
-                "budget": {"flops": 1.0},
-                "layers": {"cut": self.known.cut},
-                "pruning": {"criterion": "random"},
-            }
-        )
-        assert config.network is not None
+        self.config = NetworkConfig(name=network, num_classes=CLASSES, pretrain=FitConfig(epochs=1))
         self.classes = zoo.CLASSES if network.startswith("zoo:") else CLASSES
-        self.model = build_network(config.network, seed=0)
+        self.model = build_network(self.config, seed=0)
         with torch.random.fork_rng():
             torch.manual_seed(0)
             enliven(self.model, calibration)
-        search = [(self.held_out, torch.zeros(HELD_OUT))]
-        self.session = Session(config, self.model, calibration, search, None, None, source="digits")
-
-    @property
-    def structure(self) -> ChannelStructure:
-        return self.session.structure
+        self.calibration = calibration
+        self.structure = find_layers(self.model, tuple(x.shape[1:]), cut=self.known.cut)
 
     @cached_property
     def cut(self) -> tuple[Selection, nn.Module]:
@@ -184,11 +171,11 @@ class Case:
     def few(self) -> Selection:
         """Half of the units of every eighth layer, from the second on, at random."""
         layers = self.part.layers
-        return draw(self.part, [x.width // 2 if i % 8 == 1 else x.width for i, x in enumerate(layers)])
+        return draw(self.part, [x.units // 2 if i % 8 == 1 else x.units for i, x in enumerate(layers)])
 
     @cached_property
     def moments(self) -> DenseMoments:
-        return zoo.moments(self.model, self.part, self.session.calibration)
+        return zoo.moments(self.model, self.part, self.calibration)
 
     @cached_property
     def features(self) -> dict[str, str]:
@@ -204,15 +191,15 @@ class Case:
     def unrepaired(self) -> dict[str, float]:
         return self.losses("none", self.half)
 
-    def losses(self, repair: Repair, selection: Selection) -> dict[str, float]:
+    def losses(self, repair: str, selection: Selection) -> dict[str, float]:
         """Of part of the network: consumer → squared error over variance, on the held-out images; "" for the logits."""
         kept = self.part.positions(selection)
-        pruned = shrink(self.model, self.part, selection).eval()
+        compressed = cut(self.model, self.part, selection)
         if repair == "gram":
-            repair_from_moments(pruned, self.model, self.part, selection, self.moments)
+            repair_from_moments(compressed, self.model, self.moments)
         elif repair == "sequential":
-            repair_sequentially(pruned, self.model, self.part, selection, self.session.calibration)
-        found = watch(pruned, self.held_out, list(self.features.values()))
+            repair_sequentially(compressed, self.model, self.calibration)
+        found = watch(compressed.model, self.held_out, list(self.features.values()))
         losses = {}
         for name, place in {**self.features, "": ""}.items():
             truth, rows = self.dense[place], kept.get((f"{name}.weight", 0))
@@ -227,8 +214,8 @@ def draw(structure: ChannelStructure, kept: Sequence[int]) -> Selection:
     """So many units of every layer, at random."""
     rng = np.random.default_rng(0)
     return [
-        np.sort(rng.choice(layer.units, width, replace=False))
-        for layer, width in zip(structure.layers, kept, strict=True)
+        np.sort(rng.choice(layer.units, count, replace=False))
+        for layer, count in zip(structure.layers, kept, strict=True)
     ]
 
 
@@ -278,9 +265,8 @@ def test_every_convolution_is_in_a_layer_or_named_as_left_whole(case: Case) -> N
 
 def test_cost_is_what_torch_counts(case: Case) -> None:
     selection, small = case.cut
-    kept = zoo.kept_of(selection)
     x = case.held_out[:2]
-    for model, kept in ((case.model, case.structure.units), (small, kept)):
+    for model, kept in ((case.model, case.structure.units), (small, zoo.kept_of(selection))):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             assert model(x).shape == (len(x), case.classes)
         assert case.structure.cost("flops", kept) * 2 * len(x) == counter.get_total_flops()
@@ -302,13 +288,21 @@ def test_saved_and_loaded_it_is_the_same_network(case: Case, tmp_path: Path) -> 
     rng = np.random.default_rng(1)
     structure = case.structure
     kept = np.array([rng.integers((layer.units + 3) // 4, layer.units // 2 + 1) for layer in structure.layers])
-    small = case.session.pruner.prune(kept)
-    save_network(small, tmp_path, case.session, structure.positions(case.session.pruner.selection(kept)))
-    zoo.assert_same_network(secateur.load(tmp_path), small, case.held_out[:2])
+    compressed = cut(case.model, structure, draw(structure, kept.tolist()))
+    small = compressed.model
+    save_network(
+        small,
+        tmp_path,
+        method="channels",
+        recipe=compressed.recipe,
+        network=case.config,
+        input_shape=structure.input_shape,
+    )
+    zoo.assert_same_network(secateur.load(tmp_path, trust_code=True), small, case.held_out[:2])
 
 
 @pytest.mark.parametrize("repair", ["gram", "sequential"])
-def test_repair_brings_features_nearer_on_other_images(case: Case, repair: Repair) -> None:
+def test_repair_brings_features_nearer_on_other_images(case: Case, repair: str) -> None:
     before, after = case.unrepaired, case.losses(repair, case.half)
     assert before[""] > 0.1  # half of the network is gone
     # A Gram repair fits each consumer to the dense network's inputs and knows nothing of the drift from other cuts:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.budget import Budget
-from secateur.pruners.structure import PlanError
+from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.structure import Layer, PlanError, Structure
 
 NAMES = st.sampled_from(zoo.cases())
 KINDS = st.sampled_from(["flops", "params"])
@@ -30,7 +33,7 @@ def walk(b: Budget, choices: list[float]) -> list[int]:
     """Kept between each step's bounds, by a choice in [0, 1] for each layer."""
     kept: list[int] = []
     for choice in choices[: len(b.structure.layers)]:
-        low, high = b.bounds(kept)
+        low, high = b.bounds_at(kept)
         kept.append(round(low + choice * (high - low)))
     return kept
 
@@ -50,7 +53,7 @@ def test_every_walk_ends_at_the_budget(case, kind, fraction, most, choices):
     assert b.cost(kept) <= b.limit
     assert np.all(kept >= b.least)
     assert np.all(kept <= dense)
-    cut = [i for i, width in enumerate(kept) if width < dense[i]]
+    cut = [i for i, count in enumerate(kept) if count < dense[i]]
     if cut:  # one more channel of the last layer that is not whole would be too much
         more = list(kept)
         more[cut[-1]] += 1
@@ -70,7 +73,7 @@ def test_bounds_are_what_they_say(case, kind, fraction, most, choices):
     kept = walk(b, choices)
     dense, least = b.structure.units, b.least
     for t in range(len(kept)):
-        low, high = b.bounds(kept[:t])
+        low, high = b.bounds_at(kept[:t])
         assert least[t] <= low <= high <= dense[t]
         cheapest = np.concatenate([kept[:t], [high], least[t + 1 :]])
         assert b.cost(cheapest) <= b.limit
@@ -157,7 +160,7 @@ def test_a_whole_budget_keeps_the_network_whole() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(case=NAMES, kind=KINDS, choices=st.lists(st.floats(0, 1), min_size=12, max_size=12), layer=st.integers(0, 11))
-def test_cost_grows_with_every_width(case, kind, choices, layer):
+def test_cost_grows_with_every_unit(case, kind, choices, layer):
     structure = zoo.structure(*case)
     kept = [round(1 + c * (w - 1)) for c, w in zip(choices, structure.units, strict=False)]
     layer %= len(kept)
@@ -173,13 +176,102 @@ def test_widening_costs_nothing_and_leaves_nothing(case, kind, fraction, choices
     b = budget(case, kind, fraction)
     dense = b.structure.units
     kept = walk(b, choices)
-    for t, width in enumerate(kept):
-        wider = b.widen(kept[:t], width)
-        costs = [b.cost([*kept[:t], w, *dense[t + 1 :]]) for w in range(width, int(dense[t]) + 1)]
-        assert wider == width + max(i for i, cost in enumerate(costs) if cost == costs[0])
-        assert kind == "latency" or wider == width
+    for t, count in enumerate(kept):
+        wider = b.widen(kept[:t], count)
+        costs = [b.cost([*kept[:t], n, *dense[t + 1 :]]) for n in range(count, int(dense[t]) + 1)]
+        assert wider == count + max(i for i, cost in enumerate(costs) if cost == costs[0])
+        assert kind == "latency" or wider == count
 
 
 def test_latency_without_a_table() -> None:
-    with pytest.raises(PlanError, match=r"budget.latency needs the network's table"):
+    with pytest.raises(PlanError, match=r"budget.latency: this network's latency is not counted, only flops, params"):
         Budget(zoo.structure("vgg"), "latency", 0.5)
+
+
+def coarse(structure: Structure, seed: int) -> Structure:
+    """The same layers with some of their choices."""
+    rng = np.random.default_rng(seed)
+
+    def some(layer: Layer) -> tuple[int, ...]:
+        inner = rng.choice(np.arange(1, layer.units), rng.integers(0, layer.units), replace=False)
+        return (*sorted(inner.tolist()), layer.units)
+
+    layers = tuple(replace(layer, choices=some(layer)) for layer in structure.layers)
+    return replace(structure, layers=layers)
+
+
+COARSE = {
+    "case": NAMES,
+    "kind": ALL_KINDS,
+    "fraction": FRACTIONS,
+    "seed": st.integers(0, 1000),
+    "wish": st.lists(st.floats(0, 1), min_size=12, max_size=12),
+}
+
+
+def coarse_budget(case, kind, fraction, seed) -> Budget:
+    try:
+        return Budget(coarse(zoo.priced(kind, *case), seed), kind, fraction, 0.95)
+    except PlanError:
+        assume(False)
+        raise
+
+
+@settings(max_examples=100, deadline=None)
+@given(**COARSE)
+def test_of_coarse_choices_the_budget_is_filled_with_choices_and_no_step_more_fits(case, kind, fraction, seed, wish):
+    b = coarse_budget(case, kind, fraction, seed)
+    layers = b.structure.layers
+    kept = b.fill(np.array([w * layer.units + 1e-3 for w, layer in zip(wish, layers, strict=False)]))
+    assert b.cost(kept) <= b.limit
+    for i, layer in enumerate(layers):
+        assert kept[i] in layer.choices
+        assert b.least[i] <= kept[i] <= b.most[i]
+        if kept[i] < b.most[i]:
+            more = kept.copy()
+            more[i] = next(n for n in layer.choices if n > kept[i])
+            assert b.cost(more) > b.limit
+
+
+@settings(max_examples=100, deadline=None)
+@given(**COARSE)
+def test_every_walk_over_coarse_choices_ends_at_the_budget(case, kind, fraction, seed, wish):
+    b = coarse_budget(case, kind, fraction, seed)
+    kept: list[int] = []
+    for w, layer in zip(wish, b.structure.layers, strict=False):
+        low, high = b.bounds_at(kept)
+        assert low in layer.choices
+        assert high in layer.choices
+        kept.append(b.structure.snap(len(kept), low + w * (high - low)))
+        assert low <= kept[-1] <= high
+    assert b.cost(kept) <= b.limit
+    not_whole = [i for i, n in enumerate(kept) if n < b.most[i]]
+    if not_whole:
+        more, last = list(kept), not_whole[-1]
+        more[last] = next(n for n in b.structure.layers[last].choices if n > kept[last])
+        assert b.cost(more) > b.limit
+
+
+def test_bounds_of_layers_hold_and_the_last_pattern_counts() -> None:
+    structure = zoo.structure("resnet20")
+    b = Budget(structure, "flops", 0.5, 0.9, {"layer1.*": (0.25, 0.5), "layer1.2.*": (0.0, 0.125)})
+    assert b.least.tolist() == [8, 8, 14, 4, 4, 4, 7, 7, 7]
+    assert b.most.tolist() == [12, 12, 16, 32, 32, 32, 64, 64, 64]
+    for target in (np.ones(9), structure.units.astype(float), 1.0 * (np.arange(9) < 3) + 1e-6):
+        kept = b.fill(target)
+        assert np.all((b.least <= kept) & (kept <= b.most))
+        assert b.cost(kept) <= b.limit
+    kept = walk(b, [0.0, 1.0, 0.5] * 3)
+    assert np.all((b.least <= kept) & (np.array(kept) <= b.most))
+
+
+def test_a_bound_that_no_choice_lies_within_is_refused() -> None:
+    structure = find_layers(zoo.make("vgg"), zoo.RGB, round_to=4)  # 4, 8 / 4, 6 / 4, 8, 10
+    message = r"layer 2.0: none of its choices \(4 … 6 of 6 units\) has a sparsity in \[0.4, 0.9\]: widen layers.bounds"
+    with pytest.raises(PlanError, match=message):
+        Budget(structure, "flops", 0.9, 0.9, {"2.0": (0.4, 0.9)})
+
+
+def test_a_bound_that_fits_no_layer_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"layers.bounds names '3\.\*', which fits no layer: they are 0.0, 2.0, 5"):
+        Budget(zoo.structure("vgg"), "flops", 0.5, 0.9, {"2.*": (0.0, 0.5), "3.*": (0.0, 0.5)})

@@ -1,9 +1,10 @@
-"""One dense network pruned in many ways, and adaptive batch norm."""
+"""One dense network compressed in many ways, and adaptive batch norm."""
 
 from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +14,26 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
+from secateur.configs.schema import Repair
 from secateur.networks.inference import count_images, first_images
+from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import shrink
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.compressor import Compressor
+from secateur.pruners.context import Context
+from secateur.pruners.method import METHODS, Compressed
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import repair_from_moments
 from secateur.pruners.repair.sequential import SequentialRepair, repair_sequentially
 from secateur.pruners.structure import PlanError
 
 
-def pruner(name: str, cut: str = "inner") -> ChannelPruner:
-    return ChannelPruner(zoo.make(name), zoo.structure(name, cut), "l1", zoo.batches(name))
+def compressor(name: str, cut: str = "inner") -> Compressor:
+    return Compressor(Context(zoo.make(name), zoo.structure(name, cut), zoo.batches(name), "l1"))
+
+
+def repaired(p: Compressor, kept: np.ndarray, kind: str = "none", **given: Any) -> nn.Module:
+    """Without a guard and without a re-fit of what was not cut, unless told otherwise."""
+    return p(kept, Repair(**{"kind": kind, "guard": False, "refit": False, **given}))
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -32,117 +42,124 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("name", ["residual", "vgg"])
-def test_prune_is_shrink_and_repair(name: str) -> None:
-    p = pruner(name)
+def test_it_is_shrink_and_repair(name: str) -> None:
+    p = compressor(name)
     kept = np.maximum(1, p.structure.units // 2)
-    selection = p.selection(kept)
+    selection = METHODS["channels"].selection(p.context, kept)  # type: ignore[attr-defined]
     assert zoo.kept_of(selection) == kept.tolist()
+    calibration = p.context.calibration
 
-    expected = shrink(p.dense, p.structure, selection)
-    assert same(p.prune(kept), expected)
-    repair_from_moments(expected, p.dense, p.structure, selection, zoo.moments(p.dense, p.structure, p.calibration))
-    assert same(p.prune(kept, "gram", guard=False), expected)
+    def fresh() -> Compressed:
+        return cut(p.dense, zoo.structure(name), selection)
+
+    assert same(p.compress(kept).model, shrink(p.dense, zoo.structure(name), selection))
+    assert same(repaired(p, kept), p.compress(kept).model)
+    expected = fresh()
+    repair_from_moments(expected, p.dense, zoo.moments(p.dense, p.structure, calibration))
+    assert same(repaired(p, kept, "gram"), expected.model)
     for refit in (False, True):
-        for images, batches in ((None, p.calibration), (20, p.calibration[:1]), (30, p.calibration[:2])):
-            expected = shrink(p.dense, p.structure, selection)
-            repair_sequentially(expected, p.dense, p.structure, selection, batches, refit=refit)
-            assert same(p.prune(kept, "sequential", refit=refit, images=images, guard=False), expected)
+        for images, batches in ((None, calibration), (20, calibration[:1]), (30, calibration[:2])):
+            expected = fresh()
+            repair_sequentially(expected, p.dense, batches, refit=refit)
+            assert same(repaired(p, kept, "sequential", refit=refit, images=images), expected.model)
     for samples in (1, 4):
-        expected = shrink(p.dense, p.structure, selection)
-        SequentialRepair(p.dense, p.structure, p.calibration, samples=samples)(expected, selection)
-        assert same(p.prune(kept, "sequential", samples=samples, guard=False), expected)
-    expected = shrink(p.dense, p.structure, selection)
-    adapt_batchnorm(expected, p.calibration[:2])
-    assert same(p.prune(kept, adaptive_bn=25, guard=False), expected)
+        expected = fresh()
+        SequentialRepair(p.dense, calibration, samples=samples)(expected)
+        assert same(repaired(p, kept, "sequential", samples=samples), expected.model)
+    expected = fresh()
+    adapt_batchnorm(expected.model, calibration[:2])
+    assert same(repaired(p, kept, adaptive_bn=25), expected.model)
 
 
-def test_pruning_does_not_change_the_dense_network_nor_depend_on_the_past() -> None:
-    p = pruner("residual", "all")
+def test_compressing_does_not_change_the_dense_network_nor_depend_on_the_past() -> None:
+    p = compressor("residual", "all")
     before = copy.deepcopy(p.dense)
     half, quarter = np.maximum(1, p.structure.units // 2), np.maximum(1, p.structure.units // 4)
-    first = copy.deepcopy(p.prune(half, "sequential", refit=True, adaptive_bn=24, guard=False))
-    for repair in ("none", "gram", "sequential"):
-        p.prune(quarter, repair, adaptive_bn=24, guard=False)  # type: ignore[arg-type]
+    first = copy.deepcopy(repaired(p, half, "sequential", refit=True, adaptive_bn=24))
+    for kind in ("none", "gram", "sequential"):
+        repaired(p, quarter, kind, adaptive_bn=24)
     assert same(p.dense, before)
-    assert same(p.prune(half, "sequential", refit=True, adaptive_bn=24, guard=False), first)
+    assert same(repaired(p, half, "sequential", refit=True, adaptive_bn=24), first)
 
 
-def distance(p: ChannelPruner, pruned: nn.Module) -> float:
+def distance(p: Compressor, pruned: nn.Module) -> float:
     """Squared, of the logits from the dense network's, on the first 100 calibration images."""
-    x = torch.cat([images for images, _ in p.calibration])[:100]
+    x = torch.cat([images for images, _ in p.context.calibration])[:100]
     with torch.no_grad():
         return float((pruned(x) - p.dense(x)).square().sum(1).mean())
 
 
 def test_a_repair_that_harms_is_not_taken() -> None:
-    p = pruner("residual", "sampled")
+    p = compressor("residual", "sampled")
     kept = np.maximum(1, p.structure.units // 4)
-    unrepaired, repaired = p.prune(kept), p.prune(kept, "gram", guard=False)
-    figures = [f"{distance(p, model):.4g}" for model in (repaired, unrepaired)]
+    unrepaired, fitted = repaired(p, kept), repaired(p, kept, "gram")
+    figures = [f"{distance(p, model):.4g}" for model in (fitted, unrepaired)]
     with pytest.warns(RuntimeWarning, match=f"the gram repair was not taken: .* {figures[0]} with .* {figures[1]} wit"):
-        assert same(p.prune(kept, "gram"), unrepaired)
+        assert same(repaired(p, kept, "gram", guard=True), unrepaired)
 
 
 @pytest.mark.parametrize("harm", [1e6, float("nan")])
 def test_what_takes_the_place_of_a_sequential_repair_is_a_gram_repair(
     harm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def break_it(_self: object, pruned: nn.Module, *_args: object, **_kwargs: object) -> None:
-        pruned.get_submodule("linear").bias = nn.Parameter(torch.full((zoo.CLASSES,), harm))
+    def break_it(_self: object, compressed: Compressed, **_kwargs: object) -> None:
+        compressed.model.get_submodule("linear").bias = nn.Parameter(torch.full((zoo.CLASSES,), harm))
 
     monkeypatch.setattr("secateur.pruners.repair.sequential.SequentialRepair.__call__", break_it)
-    p = pruner("residual")
+    p = compressor("residual")
     kept = p.structure.units // 2
     with pytest.warns(RuntimeWarning, match="the sequential repair was not taken"):
-        assert same(p.prune(kept, "sequential"), p.prune(kept, "gram"))
+        fallen_back = repaired(p, kept, "sequential", guard=True)
+    assert same(fallen_back, repaired(p, kept, "gram", guard=True))
 
 
 @functools.cache
-def cached_pruner(name: str, cut: str) -> ChannelPruner:
-    return pruner(name, cut)
+def cached_compressor(name: str, cut: str) -> Compressor:
+    return compressor(name, cut)
 
 
 @pytest.mark.filterwarnings("ignore:the .* repair was not taken:RuntimeWarning")
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), case=st.sampled_from([case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]))
 def test_no_repair_takes_the_logits_further_off(data: st.DataObject, case: tuple[str, str]) -> None:
-    p = cached_pruner(*case)
-    kept = np.array([data.draw(st.integers(1, int(width))) for width in p.structure.units])
+    p = cached_compressor(*case)
+    kept = np.array([data.draw(st.integers(1, int(units))) for units in p.structure.units])
     repair = data.draw(st.sampled_from(["gram", "sequential", "none"]))
     options = {
         "refit": data.draw(st.booleans()),
         "adaptive_bn": data.draw(st.sampled_from([0, 24])),
         "images": data.draw(st.sampled_from([None, 24])),
     }
-    repaired = distance(p, p.prune(kept, repair, **options))
-    assert repaired <= distance(p, p.prune(kept)) * (1 + 1e-5)
+    found = distance(p, repaired(p, kept, repair, guard=True, **options))
+    assert found <= distance(p, p.compress(kept).model) * (1 + 1e-5)
 
 
 def test_a_dead_layer_leaves_a_sequential_repair_finite() -> None:
-    p = pruner("shared_two_norms")
-    pruned = p.prune(p.structure.units // 2, "sequential", guard=False)
+    p = compressor("shared_two_norms")
+    pruned = repaired(p, p.structure.units // 2, "sequential")
     assert all(bool(torch.isfinite(tensor).all()) for tensor in pruned.state_dict().values())
 
 
 def test_nothing_cut_nothing_recalibrated() -> None:
-    p = pruner("residual")
-    assert same(p.prune(p.structure.units, "sequential", refit=True, adaptive_bn=24), p.dense)
+    p = compressor("residual")
+    assert same(repaired(p, p.structure.units, "sequential", refit=True, adaptive_bn=24, guard=True), p.dense)
 
 
 def test_pruned_and_masked_networks_are_in_eval_mode_and_agree() -> None:
-    p = pruner("downsample", "all")
+    p = compressor("downsample", "all")
     p.dense.train()
     kept = np.maximum(1, p.structure.units // 2)
-    small, masked = p.prune(kept), p.masked(kept)
+    small, masked = p.compress(kept).model, p.masked(kept)
     assert not any(module.training for network in (small, masked) for module in network.modules())
     x = zoo.images("downsample", 3)
     with torch.no_grad():
         torch.testing.assert_close(small(x), masked(x))
 
 
-def test_bad_widths() -> None:
-    with pytest.raises(PlanError, match="width 0 is outside"):
-        pruner("vgg").prune(np.array([0, 1, 1]))
+def test_bad_counts() -> None:
+    for ask in (compressor("vgg").compress, compressor("vgg").masked):
+        with pytest.raises(PlanError, match="layer 0.0: 0 units kept is outside 1 … 8"):
+            ask(np.array([0, 1, 1]))
 
 
 def test_first_images_are_whole_batches_from_the_front() -> None:
@@ -192,10 +209,10 @@ def test_a_failing_network_gets_its_momenta_back() -> None:
 
 
 def test_adaptive_batch_norm_helps_a_pruned_network() -> None:
-    p = pruner("digits")
+    p = compressor("digits")
     kept = p.structure.units // 2
-    x = torch.cat([images for images, _ in p.calibration])
-    adapt_batchnorm(p.dense, p.calibration)  # as if it had been trained on them
+    x = torch.cat([images for images, _ in p.context.calibration])
+    adapt_batchnorm(p.dense, p.context.calibration)  # as if it had been trained on them
     with torch.no_grad():
-        dense, plain, adapted = (m(x) for m in (p.dense, p.prune(kept), p.prune(kept, adaptive_bn=64)))
+        dense, plain, adapted = (m(x) for m in (p.dense, repaired(p, kept), repaired(p, kept, adaptive_bn=64)))
     assert (adapted - dense).square().mean() < (plain - dense).square().mean()

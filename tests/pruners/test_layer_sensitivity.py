@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 import zoo
-from secateur.pruners import layer_sensitivity as module
+from secateur.configs.schema import Repair
+from secateur.pruners import loss_model as module
 from secateur.pruners.channels.criteria import elimination
-from secateur.pruners.channels.layer_sensitivity import layer_sensitivity, loss_curves
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
+from secateur.pruners.loss_model import layer_sensitivity, loss_curves
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:
@@ -21,23 +22,23 @@ def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Co
 
 @pytest.mark.parametrize(("name", "cut"), [("residual", "inner"), ("residual", "sampled"), ("vgg", "inner")])
 def test_curves_pass_through_what_was_measured(name: str, cut: str) -> None:
-    """At half of each layer the prediction is the distance itself, as the pruner and a plain forward pass give it."""
+    """At half of each layer the prediction is the distance itself, as the compressor and a plain forward pass give it."""
     seen = context(name, cut)
-    pruner = ChannelPruner(seen.model, seen.structure, "obs", seen.calibration)
+    compressor, repair = Compressor(seen), Repair(kind="gram", guard=False)
     images = torch.cat([x for x, _ in seen.calibration])
     with torch.no_grad():
         dense = seen.model(images)
     for index, curve in enumerate(loss_curves(seen)):
-        kept = seen.structure.units
+        kept = seen.structure.units.copy()
         kept[index] //= 2
         with torch.no_grad():
-            missed = (pruner.prune(kept, "gram")(images) - dense).square().sum(1).mean()
-        assert curve[kept[index]] == pytest.approx(float(missed / dense.var(0).sum()), rel=1e-3)
+            missed = (compressor(kept, repair)(images) - dense).square().sum(1).mean()
+        assert curve[kept[index] - 1] == pytest.approx(float(missed / dense.var(0).sum()), rel=1e-3)
 
 
 def test_curves_fall_to_nothing() -> None:
     for curve, layer in zip(loss_curves(context("digits")), zoo.structure("digits").layers, strict=True):
-        assert curve.shape == (layer.units + 1,)
+        assert curve.shape == (layer.units,)
         assert np.all(np.diff(curve) <= 0.0)
         assert curve[-1] == 0.0 < curve[0]
 

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.budget import Budget
-from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, unit_costs_of
+from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, step_costs
 
 
 def convex(structure, seed=0) -> LossModel:
     """Convex falling curves, of unlike height and bend."""
     rng = np.random.default_rng(seed)
-    drawn = [np.sort(rng.exponential(rng.uniform(0.1, 2.0), width))[::-1] for width in structure.units]
-    return LossModel.from_curves([np.append(np.cumsum(steps[::-1])[::-1], 0.0) for steps in drawn])
+    drawn = [np.sort(rng.exponential(rng.uniform(0.1, 2.0), len(x.choices) - 1))[::-1] for x in structure.layers]
+    curves = [np.append(np.cumsum(steps[::-1])[::-1], 0.0) for steps in drawn]
+    return LossModel.from_curves(structure, curves)
 
 
 def plans(budget: Budget, count: int, seed: int = 1) -> np.ndarray:
@@ -77,14 +78,14 @@ def test_the_plan_at_a_price_is_the_best_of_all_on_what_it_costs() -> None:
     model = convex(budget.structure)
     gains = model.gains(budget)
     assert all(np.all(np.diff(g) <= 1e-12) for g in gains)
-    prices = unit_costs_of(budget)
+    prices = step_costs(budget)
     # additive costs, all others whole: what the relaxed problem is about
-    few = [np.unique(np.linspace(1, width, 6).astype(int)) for width in budget.structure.units[:3]]
+    few = [np.unique(np.linspace(1, units, 6).astype(int)) for units in budget.structure.units[:3]]
     for price in np.quantile(np.concatenate(gains), [0.2, 0.5, 0.8]):
-        best = [int(np.sum(g > price)) for g in gains]
+        best = [1 + int(np.sum(g > price)) for g in gains]
 
         def worth(kept, price=price):
-            spent = sum(p[:w].sum() for p, w in zip(prices, kept, strict=True))
+            spent = sum(p[: n - 1].sum() for p, n in zip(prices, kept, strict=True))
             return float(model.predict(np.array(kept))) + price * spent
 
         for others in product(*few):

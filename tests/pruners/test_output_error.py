@@ -9,11 +9,10 @@ from torch import nn
 
 import zoo
 from secateur.networks.norms import following_norms
-from secateur.pruners import reconstruction
-from secateur.pruners.channels.output_error import output_error, spread_layers
-from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.slices import ChannelStructure, Selection
-from secateur.pruners.repair.gram import repair_error, repair_from_moments
+from secateur.pruners.method import Compressed
+from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.statistics import repairable
 
 INNER = [name for name, cut in zoo.small_cases() if cut == "inner"]
@@ -22,11 +21,11 @@ DRIFTS = ["densenet", "unet", "shared", "shared_two_norms"]  # one consumer sits
 
 def cut(
     model: nn.Module, structure: ChannelStructure, selection: Selection, fitted_on: zoo.Batches | None
-) -> nn.Module:
-    pruned = shrink(model, structure, selection).eval()
+) -> Compressed:
+    compressed = cut_channels(model, structure, selection)
     if fitted_on is not None:
-        repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, fitted_on))
-    return pruned
+        repair_from_moments(compressed, model, zoo.moments(model, structure, fitted_on))
+    return compressed
 
 
 def outputs(model: nn.Module, name: str, norms: dict[str, str], batches: zoo.Batches) -> torch.Tensor:
@@ -92,14 +91,14 @@ def test_the_error_is_that_of_a_network_cut_repaired_and_run(name: str, repaired
     moments = zoo.moments(model, structure, unseen)
     rng = np.random.default_rng(0)
     for index, layer in enumerate(structure.layers):
-        selection = structure.cut_alone(index, rng.permutation(layer.units), rng.uniform(0.1, 0.9))
+        selection = structure.alone(index, rng.permutation(layer.units), int(rng.integers(1, layer.units)))
         pruned = cut(model, structure, selection, zoo.batches(name) if repaired else None)
-        expected = brute_force(pruned, model, structure, index, unseen)
+        expected = brute_force(pruned.model, model, structure, index, unseen)
         if expected is None:
-            with pytest.raises(ValueError, match=f"layer {layer.name}: no consumer's output"):
-                output_error(pruned, model, structure, selection, moments)
+            with pytest.raises(ValueError, match=f"no output that could be measured at {layer.consumers[0]}"):
+                output_error(pruned, model, moments)
         else:
-            error = output_error(pruned, model, structure, selection, moments)
+            error = output_error(pruned, model, moments)
             assert error == pytest.approx(expected, rel=1e-3, abs=1e-6), layer.name
 
 
@@ -109,64 +108,49 @@ def test_consumers_behind_each_other_are_measured_on_the_dense_networks_inputs(n
     unseen = zoo.batches(name, (20, 9), seed=100)
     moments = zoo.moments(model, structure, unseen)
     for index in range(len(structure.layers)):
-        selection = structure.cut_alone(index, np.arange(structure.layers[index].width), 0.5)
+        selection = structure.alone(index, np.arange(structure.units[index]), structure.units[index] // 2)
         pruned = cut(model, structure, selection, zoo.batches(name))
-        expected = fed_with_dense_inputs(pruned, model, structure, selection, index, unseen)
-        assert output_error(pruned, model, structure, selection, moments) == pytest.approx(expected, rel=1e-3)
+        expected = fed_with_dense_inputs(pruned.model, model, structure, selection, index, unseen)
+        assert output_error(pruned, model, moments) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["vgg", "plain_bias", "residual", "grouped"])
-def test_on_the_images_of_the_repair_it_is_what_the_repair_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One consumer each, a constant behind it, and the least ridge: there the two definitions are one."""
-    monkeypatch.setattr(reconstruction, "damping", lambda _samples, _inputs: reconstruction.RIDGE)
+def test_on_the_images_of_the_repair_least_squares_cannot_lose(name: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name)
     moments = zoo.moments(model, structure, zoo.batches(name))
     for index, layer in enumerate(structure.layers):
-        order = np.arange(layer.units)
-        selection = structure.cut_alone(index, order, 0.5)
-        pruned = cut(model, structure, selection, zoo.batches(name))
-        error = output_error(pruned, model, structure, selection, moments)
-        assert error == pytest.approx(repair_error(model, structure, index, order, 0.5, moments), rel=1e-3)
-        assert error < output_error(cut(model, structure, selection, None), model, structure, selection, moments)
+        selection = structure.alone(index, np.arange(layer.units), layer.units // 2)
+        error = output_error(cut(model, structure, selection, zoo.batches(name)), model, moments)
+        assert 0.0 < error < min(1.0, output_error(cut(model, structure, selection, None), model, moments))
 
 
 def test_it_does_not_look_at_the_images_of_the_repair() -> None:
     """Fitted on few images, a repair is worth less on others than it claims on its own."""
     model, structure = zoo.make("vgg"), zoo.structure("vgg")
     few, others = zoo.batches("vgg", (2,)), zoo.batches("vgg", (64,), seed=50)
-    selection = structure.cut_alone(1, np.arange(6), 0.5)
+    selection = structure.alone(1, np.arange(6), 3)
     pruned = cut(model, structure, selection, few)
-    own, unseen = (
-        output_error(pruned, model, structure, selection, zoo.moments(model, structure, images))
-        for images in (few, others)
-    )
+    own, unseen = (output_error(pruned, model, zoo.moments(model, structure, images)) for images in (few, others))
     assert unseen > 2 * own
 
 
 def test_nothing_cut_is_nothing_lost() -> None:
     model, structure = zoo.make("vgg"), zoo.structure("vgg")
     moments = zoo.moments(model, structure, zoo.batches("vgg"))
-    assert output_error(model, model, structure, zoo.whole(structure), moments) == 0.0
+    assert output_error(cut(model, structure, zoo.whole(structure), None), model, moments) == 0.0
 
 
 def test_a_consumer_that_never_moves_cannot_be_measured() -> None:
     model, structure = zoo.make("residual"), zoo.structure("residual")
     model.layer1[0].conv2.weight.data.zero_()
     moments = zoo.moments(model, structure, zoo.batches("residual"))
-    selection = structure.cut_alone(0, np.arange(4), 0.5)
-    pruned = shrink(model, structure, selection).eval()
-    with pytest.raises(ValueError, match=r"layer layer1\.0\.conv1: no consumer's output"):
-        output_error(pruned, model, structure, selection, moments)
+    pruned = cut(model, structure, structure.alone(0, np.arange(4), 2), None)
+    with pytest.raises(ValueError, match=r"no output that could be measured at layer1\.0\.conv2"):
+        output_error(pruned, model, moments)
 
 
 def test_one_layer_is_cut_alone() -> None:
     structure = zoo.structure("vgg")
-    selection = structure.cut_alone(0, np.array([7, 0, 3, 1, 2, 4, 5, 6]), 0.6)
+    selection = structure.alone(0, np.array([7, 0, 3, 1, 2, 4, 5, 6]), 3)
     assert [keep.tolist() for keep in selection] == [[0, 3, 7], list(range(6)), list(range(10))]
-    assert structure.cut_alone(0, np.array([7, 0, 3, 1, 2, 4, 5, 6]), 0.99)[0].tolist() == [7]
-
-
-@pytest.mark.parametrize(("count", "expected"), [(3, [1, 4, 7]), (1, [4]), (9, list(range(9))), (50, list(range(9)))])
-def test_layers_are_spread_over_the_depth(count: int, expected: list[int]) -> None:
-    structure = zoo.structure("resnet20")
-    assert [structure.index(layer.name) for layer in spread_layers(structure, count)] == expected
+    assert structure.alone(0, np.array([7, 0, 3, 1, 2, 4, 5, 6]), 1)[0].tolist() == [7]

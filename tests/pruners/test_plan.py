@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
+from secateur.configs.schema import LayersConfig
 from secateur.networks import CifarResNet
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.plan import RatioPlan, plan_path
-from secateur.pruners.structure import PlanError, Structure, WeightStructure
-from secateur.pruners.weights import find_weights, kept_weights, prune_weights, weights_kept
+from secateur.pruners.context import Context
+from secateur.pruners.method import METHODS
+from secateur.pruners.plan import LayerPlan, RatioPlan, plan_path
+from secateur.pruners.structure import PlanError, Structure
 from secateur.storage.files import write_json
 
 
@@ -57,16 +59,14 @@ def test_a_plan_is_read_back_as_it_was_written(name: str, cut: str, tmp_path: Pa
 
 
 @given(dense=st.integers(2, 5000), data=st.data())
-def test_width_follows_from_sparsity_at_any_size(dense: int, data: st.DataObject) -> None:
-    from secateur.pruners.plan import LayerPlan
-
-    width = data.draw(st.integers(1, dense))
-    layer = LayerPlan(name="x", sparsity=1.0 - width / dense, width=width, units=dense, members=[])
-    assert 0.0 <= layer.sparsity < 1.0
+def test_what_is_kept_follows_from_sparsity_at_any_size(dense: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(0, dense))
+    layer = LayerPlan(name="x", sparsity=1.0 - kept / dense, kept=kept, units=dense, members=[])
+    assert 0.0 <= layer.sparsity <= 1.0
 
 
-def test_bad_widths_make_no_plan() -> None:
-    with pytest.raises(PlanError, match=r"layer 0.0: width 9 is outside 1 … 8"):
+def test_bad_counts_make_no_plan() -> None:
+    with pytest.raises(PlanError, match=r"layer 0.0: 9 units kept is outside 1 … 8"):
         make(zoo.structure("vgg"), [9, 1, 1])
 
 
@@ -96,19 +96,21 @@ def drop(*path: str | int) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (edit("layers", 1, "sparsity", to=1.0), r"layer 2.0.sparsity = 1.0: input should be less than 1"),
+        (edit("layers", 1, "sparsity", to=1.0), r"layer 2.0: sparsity 1 of 6 units does not keep 3"),
         (
             edit("layers", 1, "sparsity", to=-0.1),
             r"layer 2.0.sparsity = -0.1: input should be greater than or equal to 0",
         ),
-        (edit("layers", 1, "sparsity", to=1.5), r"layer 2.0.sparsity = 1.5: input should be less than 1"),
+        (edit("layers", 1, "sparsity", to=1.5), r"layer 2.0.sparsity = 1.5: input should be less than or equal to 1"),
         (edit("layers", 1, "sparsity", to="much"), r"layer 2.0.sparsity = 'much': input should be a valid number"),
         (edit("layers", 1, "sparsity", to=None), r"layer 2.0.sparsity = None: input should be a valid number"),
-        (edit("layers", 1, "width", to=0), r"layer 2.0.width = 0: input should be greater than or equal to 1"),
-        (edit("layers", 1, "width", to=5), r"layer 2.0: sparsity 0.5 of 6 does not leave width 5"),
+        (edit("layers", 1, "kept", to=0), r"layer 2.0: sparsity 0.5 of 6 units does not keep 0"),
+        (edit("layers", 1, "kept", to=-1), r"layer 2.0.kept = -1: input should be greater than or equal to 0"),
+        (edit("layers", 1, "units", to=0), r"layer 2.0.units = 0: input should be greater than or equal to 1"),
+        (edit("layers", 1, "kept", to=5), r"layer 2.0: sparsity 0.5 of 6 units does not keep 5"),
         (edit("layers", 1, "keep", to=5), r"layer 2.0.keep: extra inputs are not permitted"),
         (edit("note", to=5), r"note: extra inputs are not permitted"),
-        (drop("layers", 2, "width"), r"layer 5.width: field required"),
+        (drop("layers", 2, "kept"), r"layer 5.kept: field required"),
         (drop("layers", 0, "name"), r"layer 0.name: field required"),
         (drop("fingerprint"), r"fingerprint: field required"),
         (edit("layers", to=[]), r"layers = \[\]: list should have at least 1 item"),
@@ -116,7 +118,7 @@ def drop(*path: str | int) -> Change:
         (edit("layers", 0, to=7), r"layer 0 = 7: input should be a valid dictionary"),
         (edit("budget", "fraction", to=1.5), r"budget.fraction = 1.5: input should be less than or equal to 1"),
         (edit("budget", "kind", to="watts"), r"budget.kind = 'watts': input should be 'flops', 'params' or 'latency'"),
-        (edit("method", to="magic"), r"method = 'magic': input should be 'channel'"),
+        (edit("method", to=7), r"method = 7: input should be a valid string"),
     ],
 )
 def test_a_faulty_plan_is_refused_in_one_line(change: Change, message: str, tmp_path: Path) -> None:
@@ -145,8 +147,10 @@ def test_sparsity_is_a_number(text: str, tmp_path: Path) -> None:
         (b"\xff\xfe\x00", "is not JSON"),
         (b"[]", r"is not a ratio plan: the file = \[\]: input should be a valid dictionary"),
         (b"{}", "is not a ratio plan: architecture: field required"),
-        (b'{"schema_version": 2}', "has schema version 2, this secateur reads 1: upgrade"),
-        (b'{"schema_version": "1.0"}', "has schema version '1.0', this secateur reads 1: upgrade"),
+        (b'{"schema_version": 2}', "is not a ratio plan: architecture: field required"),
+        (b'{"schema_version": 1}', "is not a ratio plan: architecture: field required"),
+        (b'{"schema_version": 3}', "has schema version 3, this secateur reads 1 and 2: upgrade"),
+        (b'{"schema_version": "1.0"}', "has schema version '1.0', this secateur reads 1 and 2: upgrade"),
     ],
 )
 def test_what_is_no_plan_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
@@ -187,7 +191,7 @@ class Wrapped(nn.Module):
 
 
 def other(**arguments: Any) -> Structure:
-    return find_layers(CifarResNet(1, **{"num_classes": zoo.CLASSES, "kept": (4, 6, 8), **arguments}), zoo.RGB)
+    return find_layers(CifarResNet(1, **{"num_classes": zoo.CLASSES, "widths": (4, 6, 8), **arguments}), zoo.RGB)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +199,7 @@ def other(**arguments: Any) -> Structure:
     [
         ("residual", zoo.structure("vgg"), r"\(toy\) cuts layer 'layer1.0.conv1'; this network has no such layer$"),
         ("residual", find_layers(Wrapped(), zoo.RGB), r"this network has no .* – did you mean body.layer1.0.conv1\?"),
-        ("residual", other(kept=(4, 7, 8)), r"layer layer2.0.conv1 has 6 channels in the plan \(toy\), 7 here"),
+        ("residual", other(widths=(4, 7, 8)), r"layer layer2.0.conv1 has 6 channels in the plan \(toy\), 7 here"),
         (
             "residual",
             other(num_classes=6),
@@ -251,29 +255,33 @@ def test_a_plan_fits_its_own_network_only(name: str, cut: str) -> None:
                 plan.check(zoo.structure(stranger))
 
 
-def weight_plan(name: str, **changes: Any) -> RatioPlan:
-    model = zoo.make(name)
-    structure = find_weights(model, zoo.ZOO[name].shape)
-    kept = weights_kept(model, structure, 0.8, "global")
-    return make(structure, kept.tolist(), criterion="magnitude", **changes)
+def find_weights(model: nn.Module, shape: tuple[int, ...], **layers: Any) -> Structure:
+    return METHODS["weights"].find(model, shape, LayersConfig(**layers))
+
+
+def fifth(structure: Structure) -> list[int]:
+    """About a fifth of the units of every layer."""
+    return [structure.snap(i, 0.2 * layer.units) for i, layer in enumerate(structure.layers)]
 
 
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_a_weight_plan_is_read_back_and_gives_the_same_masks(name: str, tmp_path: Path) -> None:
     model = zoo.make(name)
     structure = find_weights(model, zoo.ZOO[name].shape)
-    weight_plan(name).save(tmp_path / "plan.json")
+    make(structure, fifth(structure), criterion="magnitude").save(tmp_path / "plan.json")
     again = RatioPlan.load(tmp_path)
     again.check(structure)
-    assert again.method == "magnitude"
+    assert again.method == "weights"
     assert [layer.units for layer in again.layers] == structure.units.tolist()
-    asked = prune_weights(zoo.make(name), structure, 0.8, "global")
-    planned = prune_weights(model, structure, again.sparsities)
-    assert all(torch.equal(asked[key], planned[key]) for key in asked)
-    assert again.cost["flops"] == structure.fraction("flops", kept_weights(structure, planned))
+    assert again.kept.tolist() == fifth(structure)
+    context = Context(model, structure, zoo.batches(name, (4,)))
+    planned = METHODS["weights"].apply(context, again.kept).model
+    zeros = [int((planned.get_parameter(layer.name) == 0).sum()) for layer in structure.layers]
+    assert zeros == (structure.units - again.kept).tolist()
+    assert again.cost["params"] == pytest.approx(1 - sum(zeros) / sum(p.numel() for p in model.parameters()))
 
 
-def linear(*sizes: int) -> WeightStructure:
+def linear(*sizes: int) -> Structure:
     layers = [nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(sizes)]
     return find_weights(nn.Sequential(*layers), sizes[:1])
 
@@ -288,11 +296,11 @@ def linear(*sizes: int) -> WeightStructure:
         (linear(2, 12), r"cuts layer '1.weight'"),
         (
             find_weights(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), (4,)),
-            r"its layers agree, but a tensor differs in shape",
+            r"its layers agree, but a tensor outside them differs in shape",
         ),
         (
             find_weights(nn.Sequential(nn.Conv1d(1, 6, 4), nn.Conv1d(6, 3, 1)), (1, 9)),
-            r"its layers agree, but a tensor differs in shape",
+            r"its layers agree, but a tensor outside them differs in shape",
         ),
         (
             find_weights(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), (4,), ignore=["1"]),
@@ -300,7 +308,7 @@ def linear(*sizes: int) -> WeightStructure:
         ),
     ],
 )
-def test_a_weight_plan_for_another_network_is_refused(structure: WeightStructure, message: str) -> None:
+def test_a_weight_plan_for_another_network_is_refused(structure: Structure, message: str) -> None:
     plan = make(linear(4, 6, 3), [12, 2])
     plan.check(linear(4, 6, 3))
     with pytest.raises(PlanError, match=message) as caught:
@@ -308,11 +316,84 @@ def test_a_weight_plan_for_another_network_is_refused(structure: WeightStructure
     assert "\n" not in str(caught.value)
 
 
-def test_a_plan_of_the_other_method_names_its_command() -> None:
-    with pytest.raises(PlanError, match=r"prunes weights, not channels: apply it with `secateur magnitude --plan`"):
-        weight_plan("vgg").check(zoo.structure("vgg"))
-    with pytest.raises(PlanError, match=r"prunes channels, not weights: apply it with `secateur apply`"):
-        make(zoo.structure("vgg")).check(find_weights(zoo.make("vgg"), zoo.RGB))
+def test_a_plan_of_another_method_names_the_remedy() -> None:
+    weights = find_weights(zoo.make("vgg"), zoo.RGB)
+    with pytest.raises(PlanError, match=r"\(toy\) prunes weights, not channels: set method: weights$"):
+        make(weights).check(zoo.structure("vgg"))
+    with pytest.raises(PlanError, match=r"prunes channels, not weights: set method: channels$"):
+        make(zoo.structure("vgg")).check(weights)
+    odd = make(zoo.structure("vgg")).model_copy(update={"method": "magic"})
+    assert odd.unit == "units"
+    with pytest.raises(PlanError, match=r"prunes magic, not channels"):
+        odd.check(zoo.structure("vgg"))
+
+
+FIRST = {
+    "schema_version": 1,
+    "architecture": "toy",
+    "fingerprint": "",
+    "criterion": "obs",
+    "budget": {"kind": "flops", "fraction": 0.5},
+    "cost": {"flops": 0.25, "params": 0.3},
+    "figures": {"reward": 0.5},
+    "provenance": {"allocator": "ddpg", "seed": 1, "candidates": 9, "versions": {"secateur": "0.1.0"}},
+}
+
+
+def first_schema(structure: Structure, **changes: Any) -> dict[str, Any]:
+    """As version 0.1 wrote it: half of every layer."""
+    layers = [
+        {
+            "name": layer.name,
+            "sparsity": 0.5,
+            "width": layer.units // 2,
+            "dense_width": layer.units,
+            "members": list(layer.members),
+        }
+        for layer in structure.layers
+    ]
+    return {**FIRST, "fingerprint": structure.fingerprint, "layers": layers, **changes}
+
+
+@pytest.mark.parametrize("given", [{}, {"method": "channel"}])
+def test_a_channel_plan_of_the_first_schema_is_read(given: dict[str, Any], tmp_path: Path) -> None:
+    structure = zoo.structure("vgg")
+    (tmp_path / "plan.json").write_text(json.dumps(first_schema(structure, **given)))
+    plan = RatioPlan.load(tmp_path)
+    plan.check(structure)
+    assert (plan.schema_version, plan.method, plan.criterion) == (2, "channels", "obs")
+    assert plan.kept.tolist() == [4, 3, 5]
+    assert plan.provenance.candidates == 9
+    plan.save(tmp_path / "again.json")
+    assert RatioPlan.load(tmp_path / "again.json") == plan
+
+
+def test_a_weight_plan_of_the_first_schema_is_read(tmp_path: Path) -> None:
+    structure = linear(4, 6, 3)
+    tree = first_schema(structure, method="magnitude", criterion="magnitude")
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    plan = RatioPlan.load(tmp_path)
+    plan.check(structure)
+    assert (plan.method, plan.kept.tolist()) == ("weights", [12, 9])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (edit("layers", 1, "width", to=5), r"layer 2.0: sparsity 0.5 of 6 units does not keep 5"),
+        (drop("layers", 1, "width"), r"layer 2.0.kept: field required"),
+        (edit("layers", 0, to=7), r"layer 0 = 7: input should be a valid dictionary"),
+        (edit("note", to=5), r"note: extra inputs are not permitted"),
+    ],
+)
+def test_a_faulty_plan_of_the_first_schema_is_refused_in_one_line(change: Change, message: str, tmp_path: Path) -> None:
+    tree = first_schema(zoo.structure("vgg"))
+    tree = json.loads(json.dumps(tree))
+    change(tree)
+    (tmp_path / "plan.json").write_text(json.dumps(tree))
+    with pytest.raises(PlanError, match=rf"plan.json is not a ratio plan: {message}") as caught:
+        RatioPlan.load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_channel_plan_without_a_method_is_still_one(tmp_path: Path) -> None:

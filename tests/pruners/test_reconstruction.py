@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 import zoo
 from secateur.networks.norms import following_norms
-from secateur.pruners import reconstruction
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import rank
+from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.context import Context
-from secateur.pruners.repair.gram import repair_error, repair_from_moments
+from secateur.pruners.repair import gram, statistics
+from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.repair.solve import RIDGE, ridge_step
 from secateur.pruners.repair.statistics import Moments, Sampler, repairable
@@ -243,16 +244,17 @@ def values(y: Tensor) -> np.ndarray:
 def test_repair_is_least_squares(
     kind: str, conv: dict[str, int], bias: bool, norm: bool, ridge: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconstruction, "damping", lambda _samples, _inputs: ridge)
+    monkeypatch.setattr(gram, "damping", lambda _samples, _inputs: ridge)
     model = stack(kind, bias=bias, norm=norm, **conv)
     structure = find_layers(model, zoo.RGB)
     name = structure.layers[0].weights("in")[0].module
     selection = zoo.whole(structure)
     selection[0], selection[1] = np.array([0, 2, 5]), np.array([1, 2, 3, 6])  # the consumer's own outputs, too
     batches = zoo.batches("vgg", (40, 20))
-    pruned = shrink(model, structure, selection)
+    compressed = cut_channels(model, structure, selection)
+    pruned = compressed.model
     before = copy.deepcopy(pruned)
-    repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, batches))
+    repair_from_moments(compressed, model, zoo.moments(model, structure, batches))
 
     x = torch.cat([images for images, _ in batches])
     small = Watch(before, x).inputs[name]  # of a first layer's consumer: the dense ones that stay
@@ -289,7 +291,6 @@ def consumers_behind(
 @CASES
 def test_repair_never_loses_on_its_own_objective(name: str, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # with one layer cut, its consumers see the dense inputs that stay; every output channel must come nearer
-    monkeypatch.setattr(reconstruction, "SAMPLES", 10_000)
     monkeypatch.setattr(Sampler.__init__, "__defaults__", (10_000,))
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (10, 6))
@@ -304,9 +305,10 @@ def test_repair_never_loses_on_its_own_objective(name: str, cut: str, monkeypatc
         selection[index] = zoo.draw(structure, 5 + index)[index][:-1] if layer.units > 1 else selection[index]
         if not len(selection[index]):
             selection[index] = np.array([0])
-        pruned = shrink(model, structure, selection)
+        compressed = cut_channels(model, structure, selection)
+        pruned = compressed.model
         before = Watch(pruned, x)
-        repair_from_moments(pruned, model, structure, selection, moments)
+        repair_from_moments(compressed, model, moments)
         after = Watch(pruned, x)
         for consumer, behind in consumers_behind(model, structure, index, dict(moments.norms)).items():
             if not torch.equal(before.inputs[consumer], after.inputs[consumer]):
@@ -322,9 +324,9 @@ def test_repair_never_loses_on_its_own_objective(name: str, cut: str, monkeypatc
 def test_nothing_cut_nothing_changed(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (8,))
-    pruned = shrink(model, structure, zoo.whole(structure))
-    repair_from_moments(pruned, model, structure, zoo.whole(structure), zoo.moments(model, structure, batches))
-    zoo.assert_same_network(pruned, model, batches[0][0])
+    compressed = cut_channels(model, structure, zoo.whole(structure))
+    repair_from_moments(compressed, model, zoo.moments(model, structure, batches))
+    zoo.assert_same_network(compressed.model, model, batches[0][0])
 
 
 @CASES
@@ -332,9 +334,8 @@ def test_the_dense_network_is_untouched(name: str, cut: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name, cut)
     before = copy.deepcopy(model.state_dict())
     selection = zoo.draw(structure, 1)
-    pruned = shrink(model, structure, selection)
     moments = zoo.moments(model, structure, zoo.batches(name, (4, 8)))
-    repair_from_moments(pruned, model, structure, selection, moments)
+    repair_from_moments(cut_channels(model, structure, selection), model, moments)
     for key, tensor in before.items():
         assert torch.equal(model.state_dict()[key], tensor), key
     for module in model.modules():
@@ -343,11 +344,26 @@ def test_the_dense_network_is_untouched(name: str, cut: str) -> None:
         assert not module._forward_pre_hooks
 
 
+def repaired_error(
+    model: nn.Module,
+    structure: ChannelStructure,
+    index: int,
+    order: np.ndarray,
+    count: int,
+    moments: gram.DenseMoments,
+) -> float:
+    """What one layer's consumers lose where it keeps its first so many units and they are re-fitted."""
+    compressed = cut_channels(model, structure, structure.alone(index, order, count))
+    repair_from_moments(compressed, model, moments)
+    return output_error(compressed, model, moments)
+
+
 ONCE = [case for case in zoo.small_cases() if case[0] not in ("conv3d", "shared", "shared_two_norms")]
 
 
 @pytest.mark.parametrize(("name", "cut"), ONCE)
 def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gram, "damping", lambda _samples, _inputs: RIDGE)
     monkeypatch.setattr(Sampler.__init__, "__defaults__", (10_000,))
     model, structure = zoo.make(name), zoo.structure(name, cut)
     batches = zoo.batches(name, (5, 3))
@@ -358,8 +374,9 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
     for index, layer in enumerate(structure.layers[:4]):
         order = ranking[index]
         keep = np.sort(order[: max(1, round(0.5 * layer.units))])
-        lost = total = 0.0
+        shares = []
         for part in layer.weights("in"):
+            lost = total = 0.0
             module = model.get_submodule(part.module)
             if not repairable(module):
                 continue
@@ -376,10 +393,12 @@ def test_repair_error_is_the_variance_left_unexplained(name: str, cut: str, monk
                 v, _ = fit(matrix[:, columns], truth, group[:, columns].T, False, RIDGE)
                 lost += np.square(truth - matrix[:, columns] @ v).sum() / len(truth)
                 total += np.square(truth).sum() / len(truth)
-        if total == 0.0:
+            if total > 0.0:
+                shares.append(lost / total)
+        if not shares:
             continue
-        found = repair_error(model, structure, index, order, 0.5, moments)
-        assert found == pytest.approx(lost / total, rel=1e-3, abs=1e-5)
+        found = repaired_error(model, structure, index, order, len(keep), moments)
+        assert found == pytest.approx(np.mean(shares), rel=1e-3, abs=1e-5)
         compared += 1
     assert compared
 
@@ -390,7 +409,8 @@ def test_repair_error_grows_with_sparsity(name: str, cut: str) -> None:
     batches = zoo.batches(name, (24,))
     moments = zoo.moments(model, structure, batches)
     for index, order in enumerate(rank(Context(model, structure, batches), "l1")):
-        errors = [repair_error(model, structure, index, order, s, moments) for s in (0.0, 0.25, 0.5, 0.75, 0.99)]
+        counts = [max(1, round(share * len(order))) for share in (1.0, 0.75, 0.5, 0.25, 0.01)]
+        errors = [repaired_error(model, structure, index, order, count, moments) for count in counts]
         assert errors[0] == pytest.approx(0.0, abs=1e-9)
         assert all(less <= more + 1e-4 for less, more in itertools.pairwise(errors))
         assert all(0.0 <= error <= 1.0 for error in errors)
@@ -416,13 +436,13 @@ def pruned_by_half(
     structure = find_layers(model, zoo.RGB)
     selection = zoo.whole(structure)
     selection[0] = np.arange(4)
-    pruned = shrink(model, structure, selection)
+    compressed = cut_channels(model, structure, selection)
     batches = zoo.batches("vgg", (images,))
     if sequential:
-        repair_sequentially(pruned, model, structure, selection, batches)
+        repair_sequentially(compressed, model, batches)
     else:
-        repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, batches))
-    return structure, selection, pruned
+        repair_from_moments(compressed, model, zoo.moments(model, structure, batches))
+    return structure, selection, compressed.model
 
 
 @pytest.mark.parametrize("sequential", [False, True])
@@ -452,8 +472,9 @@ def test_doubled_channels_that_stay_keep_the_system_solvable() -> None:
     structure = find_layers(model, zoo.RGB)
     selection = zoo.whole(structure)
     selection[0] = np.array([0, 1, 2, 4, 5, 6])
-    pruned = shrink(model, structure, selection)
-    repair_from_moments(pruned, model, structure, selection, zoo.moments(model, structure, zoo.batches("vgg", (3,))))
+    compressed = cut_channels(model, structure, selection)
+    repair_from_moments(compressed, model, zoo.moments(model, structure, zoo.batches("vgg", (3,))))
+    pruned = compressed.model
     assert all(bool(torch.isfinite(p).all()) for p in pruned.parameters())
     assert max(float(p.detach().abs().max()) for p in pruned.parameters()) < 100.0
 
@@ -472,14 +493,15 @@ def test_a_layer_too_wide_for_a_gram_matrix_is_left_as_it_is(monkeypatch: pytest
     assert repairable(nn.Linear(8192, 2))
     assert not repairable(nn.Linear(8193, 2))
     assert not repairable(nn.Conv2d(1000, 2, 3))
-    monkeypatch.setattr(reconstruction, "MOST_INPUTS", 23)
+    monkeypatch.setattr(statistics, "MOST_INPUTS", 23)
     model, structure = zoo.make("vgg"), zoo.structure("vgg")
     batches = zoo.batches("vgg")
     moments = zoo.moments(model, structure, batches)
     assert set(moments.inputs) == {"7"}  # 10 inputs; the others have 72 and 24
     selection = [np.arange(8), np.arange(3), np.arange(5)]
-    pruned, before = (shrink(model, structure, selection) for _ in range(2))
-    repair_from_moments(pruned, model, structure, selection, moments)
+    compressed, before = cut_channels(model, structure, selection), shrink(model, structure, selection)
+    repair_from_moments(compressed, model, moments)
+    pruned = compressed.model
     assert torch.equal(pruned[5].weight, before[5].weight)
     assert not torch.equal(pruned[7].weight, before[7].weight)
 

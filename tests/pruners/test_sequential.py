@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 import zoo
 from secateur.pruners.channels.coupling import find_layers
+from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.repair.sequential import (
@@ -43,9 +44,9 @@ def half(structure: ChannelStructure, seed: int = 0, sparsity: float = 0.5) -> S
 def repaired(
     model: nn.Module, structure: ChannelStructure, selection: Selection, batches: zoo.Batches, refit: bool = False
 ) -> nn.Module:
-    pruned = shrink(model, structure, selection)
-    repair_sequentially(pruned, model, structure, selection, batches, refit=refit)
-    return pruned
+    compressed = cut_channels(model, structure, selection)
+    repair_sequentially(compressed, model, batches, refit=refit)
+    return compressed.model
 
 
 def distance(model: nn.Module, dense: nn.Module, x: Tensor) -> float:
@@ -240,15 +241,15 @@ def test_repair_brings_the_logits_nearer(name: str, cut: str, sparsity: float) -
 @pytest.mark.parametrize("refit", [False, True])
 def test_features_that_are_kept_repair_as_those_that_are_not(name: str, cut: str, refit: bool) -> None:
     model, structure, batches = zoo.make(name), zoo.structure(name, cut), zoo.batches(name)
-    shared = SequentialRepair(model, structure, batches)
+    shared = SequentialRepair(model, batches)
     assert 0 < shared.bytes < HELD
     for seed in (0, 1):  # the second network finds them there
         selection = half(structure, seed)
-        kept = shrink(model, structure, selection)
-        shared(kept, selection, refit=refit)
+        compressed = cut_channels(model, structure, selection)
+        shared(compressed, refit=refit)
         anew = repaired(model, structure, selection, batches, refit)
         for key, tensor in anew.state_dict().items():
-            assert torch.equal(kept.state_dict()[key], tensor), key
+            assert torch.equal(compressed.model.state_dict()[key], tensor), key
     held = [t for feature in shared._features.values() for part in feature if part is not None for t in part]
     assert sum(t.numel() * t.element_size() for t in held) == shared.bytes
 
@@ -316,10 +317,10 @@ def test_fewer_images_than_inputs_stay_finite() -> None:
 def test_an_untraceable_network_is_refused(name: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name)
     selection = half(structure)
-    pruned = shrink(model, structure, selection)
-    message = r"sequential repair cannot follow this network's forward \(.+\); use pruning.final_repair=gram"
+    compressed = cut_channels(model, structure, selection)
+    message = r"sequential repair cannot follow this network's forward \(.+\); set repair.search.kind=gram and repair.final.kind=gram"
     with pytest.raises(UntraceableError, match=message):
-        repair_sequentially(pruned, model, structure, selection, zoo.batches(name, (4,)))
+        repair_sequentially(compressed, model, zoo.batches(name, (4,)))
 
 
 class Overwriting(nn.Module):
@@ -358,12 +359,12 @@ class Silent(nn.Module):
 def test_what_is_traced_must_compute_the_same(model: nn.Module, reason: str) -> None:
     structure = find_layers(model.eval(), zoo.RGB)
     selection = half(structure)
-    pruned = shrink(model, structure, selection)
-    before = copy.deepcopy(pruned.state_dict())
+    compressed = cut_channels(model, structure, selection)
+    before = copy.deepcopy(compressed.model.state_dict())
     with pytest.raises(UntraceableError, match=reason):
-        repair_sequentially(pruned, model, structure, selection, zoo.batches("vgg", (4,)))
+        repair_sequentially(compressed, model, zoo.batches("vgg", (4,)))
     for key, tensor in before.items():
-        assert torch.equal(pruned.state_dict()[key], tensor)
+        assert torch.equal(compressed.model.state_dict()[key], tensor)
 
 
 class InPlace(nn.Module):

@@ -14,15 +14,17 @@ from torch import nn
 
 import zoo
 from crash import files_of_at_most
+from secateur.configs.schema import Repair, SearchRepair
 from secateur.envs import CandidateEvaluator
-from secateur.pruners import cache as module
-from secateur.pruners import layer_sensitivity as influences
+from secateur.pruners import context as keys
+from secateur.pruners import loss_model
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion, registry
+from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion
 from secateur.pruners.channels.criteria.registry import ByScore
-from secateur.pruners.channels.layer_sensitivity import layer_sensitivity
-from secateur.pruners.compressor import ChannelPruner
+from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context, dense_store
+from secateur.pruners.loss_model import layer_sensitivity
+from secateur.storage import cache as module
 from secateur.storage.cache import Store, cache_folder, evict
 
 
@@ -59,10 +61,10 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
     for first in (cold, plain):
         [rank(first, criterion) for criterion in CRITERIA]
         layer_sensitivity(first)
-    monkeypatch.setattr(registry, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
+    monkeypatch.setattr(keys, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
     for criterion in CRITERIA:
-        monkeypatch.setitem(registry._CRITERIA, criterion, ByScore(ranked_again))
-    monkeypatch.setattr(influences, "_measure", lambda *_: pytest.fail("layer_sensitivity measured again"))
+        monkeypatch.setitem(CRITERIA._known, criterion, ByScore(ranked_again))
+    monkeypatch.setattr(loss_model, "_measure", lambda *_: pytest.fail("layer_sensitivity measured again"))
     warm = context(name, cut)
     for criterion in CRITERIA:
         for ours, theirs in zip(rank(warm, criterion), rank(plain, criterion), strict=True):
@@ -78,13 +80,15 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
             assert torch.equal(ours, theirs)
 
 
-def test_a_warm_pruner_and_evaluator_give_the_same_networks_and_figures():
-    batches, kept = zoo.batches("residual"), zoo.structure("residual").kept // 2
+def test_a_warm_compressor_and_evaluator_give_the_same_networks_and_figures():
+    batches, kept = zoo.batches("residual"), zoo.structure("residual").units // 2
     models, figures = [], []
     for cache in (False, True, True):
-        pruner = ChannelPruner(zoo.make("residual"), zoo.structure("residual"), "obs", batches, cache=cache)
-        models.append(pruner.prune(kept, "gram").state_dict())
-        figures.append(CandidateEvaluator(pruner, zoo.batches("residual", seed=1)).evaluate(kept))
+        plain = Context(zoo.make("residual"), zoo.structure("residual"), batches, "obs")
+        compressor = Compressor(context() if cache else plain)
+        models.append(compressor(kept, Repair(kind="gram")).state_dict())
+        evaluator = CandidateEvaluator(compressor, zoo.batches("residual", seed=1), SearchRepair(kind="gram"))
+        figures.append(evaluator.evaluate(kept))
     assert figures[0] == figures[1] == figures[2]
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name])
@@ -122,6 +126,7 @@ def test_the_key_is_that_of_everything_that_matters(monkeypatch):
             (Squared(model), structure, batches, 0),
             *((spoilt(name), structure, batches, 0) for name in model.state_dict() if "num_batches" not in name),
             (model, find_layers(model, structure.input_shape, ignore=[structure.layers[0].name]), batches, 0),
+            (model, find_layers(model, structure.input_shape, round_to=2), batches, 0),
             (model, zoo.structure("residual", "all"), batches, 0),
             (model, structure, batches[:-1], 0),
             (model, structure, [*batches[:-1], (images, labels.roll(1))], 0),
@@ -131,7 +136,7 @@ def test_the_key_is_that_of_everything_that_matters(monkeypatch):
     ]
     for name, value in (("package_versions", {"torch": "0"}), ("_code", "other")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda value=value: value)
+            patch.setattr(keys, name, lambda value=value: value)
             keys.append(dense_store(model, structure, batches, 0).folder)
     assert len(set(keys)) == len(keys)
     again = [(images.clone(), labels.clone()) for images, labels in batches]
@@ -150,7 +155,7 @@ def test_what_others_register_is_not_kept(own):
             seen = context("own_shortcut")
             assert rank(seen, "theirs")[0][first] == 0
     finally:
-        del registry._CRITERIA["theirs"]
+        del CRITERIA._known["theirs"]
     assert files(own) == []
 
 
