@@ -144,7 +144,9 @@ class Session:
     @property
     def _loaded(self) -> Loaded:
         config = self.config
-        key = ("loaded", *(repr(part) for part in (config.network, config.data, config.seed, config.device)))
+        trained = config.network is not None and config.network.weights is None  # here: what lies in the folder counts
+        home = self._folder.resolve() if trained and self._folder is not None else None
+        key = ("loaded", home, *(repr(part) for part in (config.network, config.data, config.seed, config.device)))
         return self._once(
             key,
             lambda: load(

@@ -104,6 +104,7 @@ def _search(
             reporter.bar("search", session.config.agent.episodes) as advance,
         ):
             env.evaluator = evaluator
+            spent = dict(evaluator.seconds)  # by other commands of this session
             for episode in learner.run([record["actions"] for record in past]):
                 episodes.append(episode)
                 if episode.number < len(past):
@@ -128,7 +129,8 @@ def _search(
     reranked = rerank(session, qualities if finished else {})
     plan = _plan(session, episodes, reranked)
     plan.save(folder / PLAN_NAME)
-    parts = {"setup": setup, **evaluator.seconds, "agent": learner.seconds, "rerank": time.perf_counter() - began}
+    searched = {name: seconds - spent[name] for name, seconds in evaluator.seconds.items()}
+    parts = {"setup": setup, **searched, "agent": learner.seconds, "rerank": time.perf_counter() - began}
     summary = _summary(session, episodes, reranked, len(past), parts, time.perf_counter() - start)
     write_json(folder / SUMMARY_NAME, summary)
     Policy.of(learner).save(folder / POLICY_NAME)

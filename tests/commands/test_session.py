@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import secateur
 import zoo
@@ -123,6 +126,35 @@ def test_a_session_of_no_config_takes_that_of_the_folder(run, tmp_path):
     assert beside.config.agent.episodes == 6
     assert torch.equal(beside.model.conv1.weight, secateur.Session(run.folder / "config.yaml").model.conv1.weight)
     assert beside.beside(tmp_path / "small").config.agent.episodes == 6  # the first folder counts
+
+
+def test_what_a_command_finds_does_not_depend_on_those_before_it(tmp_path):
+    fresh = secateur.train(session(), out=tmp_path / "fresh")
+    used = session()
+    secateur.sensitivity(used, sparsities=[0.5], out=tmp_path / "s")
+    secateur.compare((), used, against=["random", "hill_climb"], candidates=3, finetune=1, out=tmp_path / "c")
+    spent = sum(used.evaluator.seconds.values())
+    again = secateur.train(used, out=tmp_path / "again")
+    logs = [
+        [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in path.read_text().splitlines()]
+        for path in (fresh.folder / "episodes.jsonl", again.folder / "episodes.jsonl")
+    ]
+    assert logs[0] == logs[1]
+    assert again.plan == fresh.plan
+    parts = again.summary["seconds_per_part"]
+    own = sum(used.evaluator.seconds.values()) - spent
+    assert sum(parts[name] for name in used.evaluator.seconds) <= own + 1e-6  # of this command alone
+
+
+def test_each_folder_has_its_own_trained_network(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run.folder, other)
+    tensors = load_file(other / "dense.safetensors")
+    save_file({**tensors, "linear.bias": tensors["linear.bias"] + 1.0}, other / "dense.safetensors")
+    bare = secateur.Session()
+    biases = [bare.beside(folder).model.linear.bias for folder in (run.folder, other)]
+    torch.testing.assert_close(biases[1], biases[0] + 1.0)
+    assert bare.beside(other).model is bare.beside(other).model
 
 
 def test_a_plan_says_method_and_criterion(tmp_path):
