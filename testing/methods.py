@@ -334,12 +334,12 @@ METHOD_RULES: Mapping[str, Callable[[Case], None]] = {
     "whole": _keeping_all_is_dense,
     "oracle": _masked_is_the_oracle,
     "no dearer": _costs_no_more_than_dense,
+    "recipe": _recipe_makes_it_again,
+    "repair": _repair_is_finite,
     "sizes": _sizes_are_per_unit,
     "curves": _curves_fall_to_nothing,
     "features": _features_are_known,
     "deterministic": _says_the_same_twice,
-    "recipe": _recipe_makes_it_again,
-    "repair": _repair_is_finite,
 }
 
 

@@ -290,7 +290,7 @@ def test_every_rule_is_broken_by_someone():
 def test_a_method_is_registered_under_its_own_name():
     with pytest.raises(AssertionError, match=r"rule 'registered'.*METHODS\.register"):
         check_method(Broken())
-    with pytest.raises(AssertionError, match="rule 'registered'.*knows no 'nothing'"):
+    with pytest.raises(AssertionError, match=r"rule 'registered'.*knows no 'nothing'"):
         check_method("nothing")
     greedy = Broken()
     greedy.max_sparsity = 1.0
