@@ -97,7 +97,7 @@ def test_who_breaks_a_rule_is_told_which(
 ):
     register_allocator("broken", searches=searches)(allocate)
     with pytest.raises(AssertionError, match=f"allocator broken, channels.*breaks the rule '{rule}'.*({found})"):
-        check_allocator("broken", toy_context(config=LayersConfig(round_to=2)), fractions=(0.6,))
+        check_allocator("broken", toy_context(config=LayersConfig(round_to=2)), fractions=(0.6,), candidates=3)
 
 
 def test_every_rule_is_broken_by_someone():
