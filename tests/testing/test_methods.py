@@ -39,6 +39,10 @@ def test_channels_of_residual_trunks_keep_them_too(cut: str):
 def test_a_model_comes_with_its_images():
     with pytest.raises(ValueError, match="a model and its images, or neither"):
         check_method("weights", toy_networks()[NETWORK])
+    model = toy_networks()[NETWORK]
+    images = toy_images(model)
+    with pytest.raises(ValueError, match=r"model\.eval\(\) first"):
+        check_method("weights", model.train(), images)
 
 
 @pytest.fixture
