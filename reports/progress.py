@@ -8,18 +8,12 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
 Advance = Callable[[str], None]
 
 
 def _ignore(note: str = "") -> None:
     """Advance no bar."""
-
-
-def printable(text: str) -> str:
-    """The text with whatever would steer a terminal written as an escape."""
-    return "".join(part if part.isprintable() or part == "\n" else repr(part)[1:-1] for part in text)
 
 
 class Reporter:
@@ -41,30 +35,30 @@ class RichReporter(Reporter):
     """Draws on a terminal; in a log file the bars become a line when they end."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(markup=False, emoji=False)  # names come from files of anybody
+        self.console = console or Console()
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(Text(printable(text)), soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def show(self, table: Table) -> None:
         """A table."""
-        self.console.print(table, markup=False, emoji=False)
+        self.console.print(table)
 
     @contextlib.contextmanager
     def bar(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
         """A bar with the time left."""
         columns = (
-            TextColumn("{task.description}", markup=False),
+            TextColumn("{session.description}"),
             BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
+            TextColumn("{session.fields[note]}"),
         )
         with Progress(*columns, console=self.console, refresh_per_second=4) as progress:
-            task = progress.add_task(title, total=total, completed=done, note="")
+            session = progress.add_task(title, total=total, completed=done, note="")
 
             def advance(note: str = "") -> None:
-                progress.update(task, advance=1, note=note)
+                progress.update(session, advance=1, note=note)
 
             yield advance

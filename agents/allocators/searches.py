@@ -126,13 +126,9 @@ def hill_climb(problem: SearchProblem) -> Kept:
 
 
 def move(budget: Budget, kept: Kept, giver: int, taker: int, count: int) -> Kept:
-    """Take channels from one layer, give another what they paid for; what is left over goes back where it fits.
-
-    Where fewer choices than units are allowed, the giver goes on to the next one below.
-    """
+    """Take channels from one layer, give another what they paid for; what is left over goes back where it fits."""
     moved = kept.copy()
-    below = [choice for choice in budget.structure.layers[giver].choices if choice <= kept[giver] - count]
-    moved[giver] = max(below[-1] if below else 0, budget.least[giver])
+    moved[giver] = max(moved[giver] - count, budget.least[giver])
     wish = kept.astype(np.float64)
     wish[taker] = np.inf
     return budget.spend(moved, wish)
