@@ -3,8 +3,8 @@
 python benchmarks/environment.py [--episodes 60] [--seeds 3] [--set agent.algorithm=td3]    (a few minutes)
 
 Stable-Baselines3's own algorithm with its own defaults (`MlpPolicy`, γ = 1, `learn`) walks
-`gymnasium.make("secateur/LayerSparsity-v0")` on the embedded digits, for as many episodes as secateur's learner. Both are
-paid by the environment, for the same network and images; what is shown is the best plan evaluated on the way
+`gymnasium.make("secateur/LayerSparsity-v0")` on the embedded digits, for as many episodes as secateur's learner. Both
+are paid by the environment, for the same network and images; what is shown is the best plan evaluated on the way
 (`env.best`): its quality, distance of the logits and top-1 on the search images, repaired as candidates are, and its
 top-1 on the test images, repaired as finished plans are. Mean ± standard error over the seeds.
 """
