@@ -56,9 +56,9 @@ def main() -> None:
     print(table(head, rows))
     print(
         f"\nms: median of {args.runs} passes of {session.config.latency.batch} images, the networks of one depth "
-        "taking turns, all in the default memory format. FLOPs of weights: without the zeros, which dense kernels multiply "
-        "all the same. Channels: the same sparsity in every block, residual trunks whole, ranked and repaired as "
-        "`apply` does (500 calibration images). Weights: nothing repaired. No fine-tuning."
+        "taking turns, all in the default memory format. FLOPs of weights: without the zeros, which dense kernels "
+        "multiply all the same. Channels: the same sparsity in every block, residual trunks whole, ranked and repaired "
+        "as `apply` does (500 calibration images). Weights: nothing repaired. No fine-tuning."
     )
 
 
