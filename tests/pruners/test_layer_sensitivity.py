@@ -22,7 +22,7 @@ def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Co
 
 @pytest.mark.parametrize(("name", "cut"), [("residual", "inner"), ("residual", "sampled"), ("vgg", "inner")])
 def test_curves_pass_through_what_was_measured(name: str, cut: str) -> None:
-    """At half of each layer the prediction is the distance itself, as the compressor and a plain forward pass give it."""
+    """At half of each layer the prediction is the distance itself, by the compressor and a plain forward pass."""
     seen = context(name, cut)
     compressor, repair = Compressor(seen), Repair(kind="gram", guard=False)
     images = torch.cat([x for x, _ in seen.calibration])

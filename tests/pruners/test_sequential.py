@@ -318,7 +318,7 @@ def test_an_untraceable_network_is_refused(name: str) -> None:
     model, structure = zoo.make(name), zoo.structure(name)
     selection = half(structure)
     compressed = cut_channels(model, structure, selection)
-    message = r"sequential repair cannot follow this network's forward \(.+\); set repair.search.kind=gram and repair.final.kind=gram"
+    message = r"sequential repair cannot follow this network's forward \(.+\); set repair\.search\.kind=gram and "
     with pytest.raises(UntraceableError, match=message):
         repair_sequentially(compressed, model, zoo.batches(name, (4,)))
 
