@@ -53,7 +53,7 @@ def step_of(name: str, round_to: int | Mapping[str, int]) -> int:
     """What the units kept of a layer are a multiple of; where several patterns fit, the last counts."""
     if isinstance(round_to, int):
         return round_to
-    return next((step for pattern, step in reversed(round_to.items()) if fnmatchcase(name, pattern)), 1)
+    return ([1] + [step for pattern, step in round_to.items() if fnmatchcase(name, pattern)])[-1]
 
 
 def tied_names(names: Sequence[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:

@@ -24,12 +24,12 @@ from secateur.configs import LatencyConfig
 from secateur.envs import Evaluation
 from secateur.networks import CifarResNet, digits_resnet
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.costs.latency_profile import take_table
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.slices import ChannelStructure, Selection
+from secateur.pruners.context import consumers
+from secateur.pruners.costs.latency_profile import take_table
 from secateur.pruners.method import Compressed
 from secateur.pruners.repair.gram import DenseMoments, collect_moments
-from secateur.pruners.context import consumers
 from secateur.pruners.structure import Structure
 
 Batches = list[tuple[Tensor, Tensor]]

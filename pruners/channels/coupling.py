@@ -80,7 +80,9 @@ def find_layers(
         structure = _verified(model, structure, example)
         if not structure.layers:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.ignored.items())[:3])
-            raise PlanError(f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})")
+            raise PlanError(
+                f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})"
+            )
         return replace(structure, costs=channel_costs(structure, uncounted_flops(model, example, operations)))
     finally:
         for name, module in model.named_modules():

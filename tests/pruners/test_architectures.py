@@ -29,11 +29,11 @@ from secateur.networks.norms import following_norms
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import mask, shrink
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import DenseMoments, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.saved import save_network
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 CLASSES = 10
 HELD_OUT = 64

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
-from secateur.networks.inference import channels_last, count_images, first_images
 from secateur.configs.schema import Repair
+from secateur.networks.inference import channels_last, count_images, first_images
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.compressor import Compressor

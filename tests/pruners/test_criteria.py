@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.channels.criteria import CRITERIA, check_criterion, rank, register_score, scores, select
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.norms import l1, l2
 from secateur.pruners.channels.criteria.registry import Score
+from secateur.pruners.context import Context
 
 
 def context(name: str, cut: str = "inner") -> Context:

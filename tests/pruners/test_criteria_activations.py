@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 import zoo
 from secateur.pruners.channels.criteria import CRITERIA, rank
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.activations import apoz, mean_activation, taylor
+from secateur.pruners.context import Context
 
 
 def context(name: str, cut: str = "inner") -> Context:

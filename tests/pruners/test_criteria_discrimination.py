@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import zoo
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.discrimination import gradient_norms, join
 from secateur.pruners.channels.criteria.regressions import regressions
 from secateur.pruners.channels.method import cut
+from secateur.pruners.context import Context
 from secateur.pruners.repair.gram import repair_from_moments
 
 

@@ -9,9 +9,9 @@ from sklearn.linear_model import lasso_path
 
 import zoo
 from secateur.pruners.channels.criteria import rank
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.lasso import lasso, problem
 from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
+from secateur.pruners.context import Context
 from secateur.pruners.repair.statistics import Sampler
 
 CASES = [

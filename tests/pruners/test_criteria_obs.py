@@ -10,9 +10,9 @@ import torch
 
 import zoo
 from secateur.pruners.channels.criteria import Elimination, elimination, obs
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.regressions import consumer_positions, regressions
 from secateur.pruners.channels.method import cut
+from secateur.pruners.context import Context
 from secateur.pruners.repair import gram
 from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.solve import RIDGE

@@ -16,9 +16,9 @@ from torch import nn
 
 import zoo
 from secateur.pruners.channels.criteria import removal
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.removal import Judge, car, greedy, rar
 from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.context import Context
 
 
 def context(name: str, cut: str = "inner") -> Context:

@@ -8,8 +8,8 @@ import torch
 
 import zoo
 from secateur.pruners.channels.criteria import rank
-from secateur.pruners.context import Context
 from secateur.pruners.channels.criteria.simple import bn_scale, fpgm, max_response
+from secateur.pruners.context import Context
 
 
 def context(name: str, cut: str = "inner", seed: int = 0) -> Context:

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import zoo
+from secateur.configs.schema import Repair
 from secateur.pruners import loss_model as module
 from secateur.pruners.channels.criteria import elimination
+from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
 from secateur.pruners.loss_model import layer_sensitivity, loss_curves
-from secateur.configs.schema import Repair
-from secateur.pruners.compressor import Compressor
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:
@@ -22,7 +22,7 @@ def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Co
 
 @pytest.mark.parametrize(("name", "cut"), [("residual", "inner"), ("residual", "sampled"), ("vgg", "inner")])
 def test_curves_pass_through_what_was_measured(name: str, cut: str) -> None:
-    """At half of each layer the prediction is the distance itself, as the compressor and a plain forward pass give it."""
+    """At half of each layer the prediction is the distance itself, as compressor and forward pass give it."""
     seen = context(name, cut)
     compressor, repair = Compressor(seen), Repair(kind="gram", guard=False)
     images = torch.cat([x for x, _ in seen.calibration])

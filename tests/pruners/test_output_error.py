@@ -10,10 +10,10 @@ from torch import nn
 import zoo
 from secateur.networks.norms import following_norms
 from secateur.pruners.channels.method import cut as cut_channels
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.method import Compressed
 from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.statistics import repairable
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 INNER = [name for name, cut in zoo.small_cases() if cut == "inner"]
 DRIFTS = ["densenet", "unet", "shared", "shared_two_norms"]  # one consumer sits behind another, or behind itself
@@ -55,7 +55,12 @@ def brute_force(
 
 
 def fed_with_dense_inputs(
-    pruned: nn.Module, dense: nn.Module, structure: ChannelStructure, selection: Selection, index: int, batches: zoo.Batches
+    pruned: nn.Module,
+    dense: nn.Module,
+    structure: ChannelStructure,
+    selection: Selection,
+    index: int,
+    batches: zoo.Batches,
 ) -> float:
     """Every pruned consumer on what it would get if nothing in front of it had changed but the units that went."""
     norms = following_norms(dense, batches[0][0][:1])
@@ -125,10 +130,7 @@ def test_it_does_not_look_at_the_images_of_the_repair() -> None:
     few, others = zoo.batches("vgg", (2,)), zoo.batches("vgg", (64,), seed=50)
     selection = structure.alone(1, np.arange(6), 3)
     pruned = cut(model, structure, selection, few)
-    own, unseen = (
-        output_error(pruned, model, zoo.moments(model, structure, images))
-        for images in (few, others)
-    )
+    own, unseen = (output_error(pruned, model, zoo.moments(model, structure, images)) for images in (few, others))
     assert unseen > 2 * own
 
 

@@ -386,9 +386,7 @@ def test_a_weight_plan_of_the_first_schema_is_read(tmp_path: Path) -> None:
         (edit("note", to=5), r"note: extra inputs are not permitted"),
     ],
 )
-def test_a_faulty_plan_of_the_first_schema_is_refused_in_one_line(
-    change: Change, message: str, tmp_path: Path
-) -> None:
+def test_a_faulty_plan_of_the_first_schema_is_refused_in_one_line(change: Change, message: str, tmp_path: Path) -> None:
     tree = first_schema(zoo.structure("vgg"))
     tree = json.loads(json.dumps(tree))
     change(tree)

@@ -18,15 +18,15 @@ import zoo
 from secateur.networks.norms import following_norms
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import rank
-from secateur.pruners.context import Context
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.channels.slices import ChannelStructure, Selection
+from secateur.pruners.context import Context
 from secateur.pruners.repair import gram, statistics
 from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.repair.solve import RIDGE, ridge_step
 from secateur.pruners.repair.statistics import Moments, Sampler, repairable
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
@@ -280,7 +280,9 @@ def test_repair_is_least_squares(
         assert torch.equal(before.get_submodule(norm_name).running_mean, pruned.get_submodule(norm_name).running_mean)
 
 
-def consumers_behind(model: nn.Module, structure: ChannelStructure, index: int, norms: dict[str, str]) -> dict[str, str]:
+def consumers_behind(
+    model: nn.Module, structure: ChannelStructure, index: int, norms: dict[str, str]
+) -> dict[str, str]:
     """Consumers of a layer → where a shift shows: behind the batch norm, if there is one."""
     names = [part.module for part in structure.layers[index].weights("in")]
     return {name: norms.get(name, name) for name in names if repairable(model.get_submodule(name))}

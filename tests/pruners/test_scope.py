@@ -76,7 +76,7 @@ def test_layers_are_ignored_by_name_by_pattern_and_by_type(
     name: str, ignore: list[str], left: list[str] | None
 ) -> None:
     if left is None:
-        with pytest.raises(PlanError, match="is no layer here|nothing in this network can be cut"):
+        with pytest.raises(PlanError, match=r"is no layer here|nothing in this network can be cut"):
             found(name, ignore=ignore)
         return
     structure = found(name, ignore=ignore)

@@ -17,6 +17,7 @@ import zoo
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
+from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.repair.sequential import (
     HELD,
     REFIT_RIDGE,
@@ -26,7 +27,6 @@ from secateur.pruners.repair.sequential import (
 )
 from secateur.pruners.repair.solve import RIDGE, damping
 from secateur.pruners.repair.statistics import Sampler
-from secateur.pruners.channels.slices import ChannelStructure, Selection
 
 TRACEABLE = [case for case in zoo.small_cases() if zoo.ZOO[case[0]].traceable]
 CASES = pytest.mark.parametrize(("name", "cut"), TRACEABLE)
