@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.budget import Budget
-from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, step_costs
+from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, best_steps, step_costs, step_scores
 from secateur.pruners.structure import Layer
 
 
