@@ -45,12 +45,15 @@ def choices_of(name: str, units: int, round_to: int | Mapping[str, int]) -> tupl
         units: of the dense network.
         round_to: for all layers, or by pattern; where several fit, the last counts.
     """
-    step = round_to if isinstance(round_to, int) else 1
-    if not isinstance(round_to, int):
-        for pattern, multiple in round_to.items():
-            if fnmatchcase(name, pattern):
-                step = multiple
+    step = step_of(name, round_to)
     return (*range(step, units, step), units)
+
+
+def step_of(name: str, round_to: int | Mapping[str, int]) -> int:
+    """What the units kept of a layer are a multiple of; where several patterns fit, the last counts."""
+    if isinstance(round_to, int):
+        return round_to
+    return ([1] + [step for pattern, step in round_to.items() if fnmatchcase(name, pattern)])[-1]
 
 
 def tied_names(names: Sequence[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:

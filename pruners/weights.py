@@ -26,7 +26,7 @@ from .method import METHODS, Compressed
 from .repair.gram import variance
 from .repair.solve import RIDGE, masked_ridge_step
 from .repair.statistics import Sampler
-from .scope import ignored_names
+from .scope import ignored_names, step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
 
 CURVE_POINTS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # fractions kept
@@ -93,7 +93,7 @@ class Weights:
                 ignored.setdefault(name, f"the {shapes[name][1:]} inputs of a row do not divide into groups of four")
             if name in ignored:
                 continue
-            choices = (units // 2, units) if config.pattern else _per_cents(units, config.round_to)
+            choices = (units // 2, units) if config.pattern else _per_cents(units, step_of(name, config.round_to))
             layers.append(Layer(name, units, choices, parameters=(name,), consumers=tuple(modules)))
         if not layers:
             raise PlanError("no weight to prune: no convolution or linear layer is left")
@@ -242,8 +242,7 @@ def _users(model: nn.Module) -> dict[str, list[str]]:
     return users
 
 
-def _per_cents(units: int, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
-    step = round_to if isinstance(round_to, int) else 1
+def _per_cents(units: int, step: int) -> tuple[int, ...]:
     counts = {min(units, step * -(-max(1, round(units * per_cent / 100)) // step)) for per_cent in range(1, 101)}
     return tuple(sorted(counts | {units}))
 

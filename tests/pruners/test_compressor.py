@@ -15,7 +15,7 @@ from torch import nn
 
 import zoo
 from secateur.configs.schema import Repair
-from secateur.networks.inference import count_images, first_images
+from secateur.networks.inference import channels_last, count_images, first_images
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.compressor import Compressor
@@ -47,7 +47,7 @@ def test_it_is_shrink_and_repair(name: str) -> None:
     kept = np.maximum(1, p.structure.units // 2)
     selection = METHODS["channels"].selection(p.context, kept)  # type: ignore[attr-defined]
     assert zoo.kept_of(selection) == kept.tolist()
-    calibration = p.context.calibration
+    calibration = [(channels_last(images), labels) for images, labels in p.context.calibration]
 
     def fresh() -> Compressed:
         return cut(p.dense, zoo.structure(name), selection)
@@ -55,7 +55,7 @@ def test_it_is_shrink_and_repair(name: str) -> None:
     assert same(p.compress(kept).model, shrink(p.dense, zoo.structure(name), selection))
     assert same(repaired(p, kept), p.compress(kept).model)
     expected = fresh()
-    repair_from_moments(expected, p.dense, zoo.moments(p.dense, p.structure, calibration))
+    repair_from_moments(expected, p.dense, zoo.moments(p.dense, p.structure, p.context.calibration))
     assert same(repaired(p, kept, "gram"), expected.model)
     for refit in (False, True):
         for images, batches in ((None, calibration), (20, calibration[:1]), (30, calibration[:2])):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import zoo
 from secateur.pruners.budget import Budget
-from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, step_costs
+from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, best_steps, step_costs, step_scores
+from secateur.pruners.structure import Layer
 
 
 def convex(structure, seed=0) -> LossModel:
@@ -125,3 +126,22 @@ def test_where_nothing_is_known_all_layers_are_alike(kind) -> None:
     for ours in gains[1:]:
         ranks = np.linspace(0.1, 0.9, 5)
         np.testing.assert_allclose(np.quantile(ours, ranks), np.quantile(gains[0], ranks), rtol=0.2)
+
+
+def test_the_best_steps_are_taken_until_none_fits() -> None:
+    budget = Budget(zoo.structure("vgg"), "params", 0.5)
+    ranked = convex(budget.structure).gains(budget)
+    kept = best_steps(budget, ranked)
+    assert budget.cost(kept) <= budget.limit
+    for i, layer in enumerate(budget.structure.layers):
+        if kept[i] < layer.units:
+            more = kept.copy()
+            more[i] += 1
+            assert budget.cost(more) > budget.limit
+    equal = [np.full(layer.units - 1, float(i == 1)) for i, layer in enumerate(budget.structure.layers)]
+    assert best_steps(budget, equal)[1] == 6  # the best layer is whole before another takes a step
+
+
+def test_a_step_is_worth_the_mean_of_its_units() -> None:
+    layer = Layer("x", 6, (2, 3, 6))
+    np.testing.assert_allclose(step_scores(layer, np.array([1.0, 9.0, 2.0, 5.0, 7.0, 0.0])), [5.0, 1.0])

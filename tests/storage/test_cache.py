@@ -16,7 +16,6 @@ import zoo
 from crash import files_of_at_most
 from secateur.configs.schema import Repair, SearchRepair
 from secateur.envs import CandidateEvaluator
-from secateur.pruners import context as keys
 from secateur.pruners import loss_model
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion
@@ -61,7 +60,7 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
     for first in (cold, plain):
         [rank(first, criterion) for criterion in CRITERIA]
         layer_sensitivity(first)
-    monkeypatch.setattr(keys, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
+    monkeypatch.setattr(context_module, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
     for criterion in CRITERIA:
         monkeypatch.setitem(CRITERIA._known, criterion, ByScore(ranked_again))
     monkeypatch.setattr(loss_model, "_measure", lambda *_: pytest.fail("layer_sensitivity measured again"))
@@ -136,7 +135,7 @@ def test_the_key_is_that_of_everything_that_matters(monkeypatch):
     ]
     for name, value in (("package_versions", {"torch": "0"}), ("_code", "other")):
         with monkeypatch.context() as patch:
-            patch.setattr(keys, name, lambda value=value: value)
+            patch.setattr(context_module, name, lambda value=value: value)
             keys.append(dense_store(model, structure, batches, 0).folder)
     assert len(set(keys)) == len(keys)
     again = [(images.clone(), labels.clone()) for images, labels in batches]
