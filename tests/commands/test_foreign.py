@@ -298,9 +298,11 @@ def test_names_are_shown_as_they_are(run, quick, tmp_path, capsys, monkeypatch):
 
 def test_an_error_does_not_steer_the_terminal(run, tmp_path, capsys, monkeypatch):
     folder = copied(run.folder, tmp_path / "run")
-    edit(folder / "plan.json", architecture="\x1b]0;title\x07", method="weights")
+    tree = json.loads((folder / "plan.json").read_text())
+    tree["layers"][0]["name"] = "nowhere"
+    edit(folder / "plan.json", architecture="\x1b]0;title\x07", layers=tree["layers"])
     monkeypatch.setattr(sys, "argv", ["secateur", "apply", str(folder)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert r"error: the plan (\x1b]0;title\x07) prunes weights, not channels" in capsys.readouterr().err
+    assert r"error: the plan (\x1b]0;title\x07) cuts layer 'nowhere'" in capsys.readouterr().err

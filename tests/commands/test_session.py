@@ -9,13 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import secateur
 import zoo
 from secateur.commands import session as module
 from secateur.pruners.channels.criteria import CRITERIA
 from secateur.storage.cache import Store
+from secateur.storage.files import write_tensors
 
 AGENT = {"episodes": 3, "warmup": 1, "updates": 1, "hidden": [4], "rerank": 2}
 
@@ -150,7 +151,8 @@ def test_each_folder_has_its_own_trained_network(run, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(run.folder, other)
     tensors = load_file(other / "dense.safetensors")
-    save_file({**tensors, "linear.bias": tensors["linear.bias"] + 1.0}, other / "dense.safetensors")
+    changed = {**tensors, "linear.bias": tensors["linear.bias"] + 1.0}
+    write_tensors(other / "dense.safetensors", changed, record=True)
     bare = secateur.Session()
     biases = [bare.beside(folder).model.linear.bias for folder in (run.folder, other)]
     torch.testing.assert_close(biases[1], biases[0] + 1.0)

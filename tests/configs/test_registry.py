@@ -58,5 +58,5 @@ def test_a_name_is_given_once() -> None:
 
 @pytest.mark.parametrize("name", ["", "package.module:callable"])
 def test_a_name_that_would_be_taken_for_code_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not empty and holds no colon"):
+    with pytest.raises(ValueError, match="holds no colon, and is not empty"):
         registry().register(name)

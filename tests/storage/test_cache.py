@@ -16,6 +16,7 @@ import zoo
 from crash import files_of_at_most
 from secateur.configs.schema import Repair, SearchRepair
 from secateur.envs import CandidateEvaluator
+from secateur.pruners import context as context_module
 from secateur.pruners import loss_model
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion
