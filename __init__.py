@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from .commands.correlate import Correlation, correlate
     from .commands.filters import Filters, filters
     from .commands.loading import Images
+    from .commands.make_env import make_env
     from .commands.plan import Proposal, plan
     from .commands.sensitivity import Sensitivity, sensitivity
-    from .commands.session import Session, make_env
+    from .commands.session import Session
     from .commands.train import Training, train
     from .configs import Config
     from .pruners.plan import RatioPlan
@@ -50,7 +51,7 @@ _HOMES = {
     "correlate": ".commands.correlate",
     "filters": ".commands.filters",
     "load": ".pruners.saved",
-    "make_env": ".commands.session",
+    "make_env": ".commands.make_env",
     "plan": ".commands.plan",
     "sensitivity": ".commands.sensitivity",
     "train": ".commands.train",

@@ -261,11 +261,12 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table(
         title="Same cost, same repair, same images",
         box=box.SIMPLE_HEAD,
-        caption="candidates: that a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
+        pad_edge=False,
+        caption="cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
         "gains in per cent",
     )
     timed = any("latency" in row for row in rows)
-    columns = ["allocator", "seed", "candidates", "FLOPs", "params", *(["latency"] if timed else [])]
+    columns = ["allocator", "seed", "cand.", "FLOPs", "params", *(["latency"] if timed else [])]
     columns += ["search", "test", "over uniform"]
     for column in [*columns, "tuned"] if tuned else columns:
         table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)

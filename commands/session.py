@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import nn
 
 from ..configs import Config
 from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights, layer_statistics
-from ..networks.inference import Batches, count_images
+from ..networks.inference import Batches
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, LossModel, RatioPlan, Structure, dense_store
 from ..pruners.costs.latency import measure_latency
 from ..pruners.costs.latency_profile import take_table
@@ -21,6 +21,7 @@ from ..storage.cache import Store
 from ..storage.files import write_tensors
 from ..training.fit import OnStep
 from . import workers
+from .describe import describe
 from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load, run_fit
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 
@@ -73,8 +74,7 @@ class Session:
         self._config: Config | None = None
         self._memory: dict[Any, Any] = {}
         self.reporter = reporter or Reporter()
-        if config is not None:
-            _ = self.config  # a mistake in it is said now
+        _ = self.config if config is not None else None  # a mistake in it is said now
 
     @classmethod
     def of(cls, given: Session | Given) -> Session:
@@ -138,8 +138,7 @@ class Session:
         """What was made under this key, in this session or one that shares with it."""
         if key not in self._memory:
             self._memory[key] = make()
-        found: T = self._memory[key]
-        return found
+        return cast(T, self._memory[key])
 
     @property
     def _loaded(self) -> Loaded:
@@ -348,26 +347,4 @@ class Session:
 
     def describe(self) -> str:
         """The session in a line, for a person."""
-        structure, budget = self.structure, self.budget
-        flops = structure.cost("flops", structure.units)
-        splits = {"calibration": self.calibration, "search": self.search, "test": self.test}
-        images = ", ".join(f"{count_images(batches)} {name}" for name, batches in splits.items() if batches is not None)
-        told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)"
-        latency = told.format(**self.dense_latency) if self.dense_latency else ""
-        return (
-            f"{self.config.name}: {structure.method}, {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, "
-            f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {images}"
-        )
-
-
-def make_env(session: Session | Given = None, *, config: Given = None) -> LayerSparsityEnv:
-    """The environment of a session, or of what makes one: what `gymnasium.make("secateur/LayerSparsity-v0")` calls.
-
-    Args:
-        session: a session, a config, its name or its file; none is the embedded default.
-        config: the same under another name, for `gymnasium.make(…, config="digits")`.
-
-    Raises:
-        ValueError, FileNotFoundError: bad input, in one line.
-    """
-    return Session.of(session if session is not None else config).env()
+        return describe(self)

@@ -1,6 +1,5 @@
 """The Gymnasium environment: what the agent sees, what it may do, what it is paid."""
 
-from .. import ENV_ID
 from .evaluator import CandidateEvaluator, Evaluation, Evaluator
 from .layer_sparsity import LayerSparsityEnv
 from .observation import STATIC_FEATURES, WALK_FEATURES, layer_statistics
@@ -8,7 +7,6 @@ from .reward import RewardWeights
 from .workers.parallel import ParallelEvaluator
 
 __all__ = [
-    "ENV_ID",
     "STATIC_FEATURES",
     "WALK_FEATURES",
     "CandidateEvaluator",

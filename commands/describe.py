@@ -1,0 +1,24 @@
+"""A session in a line, for a person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..networks.inference import count_images
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def describe(session: Session) -> str:
+    """Its name, method, layers, FLOPs, budget and images."""
+    structure, budget = session.structure, session.budget
+    flops = structure.cost("flops", structure.units)
+    splits = {"calibration": session.calibration, "search": session.search, "test": session.test}
+    images = ", ".join(f"{count_images(batches)} {name}" for name, batches in splits.items() if batches is not None)
+    told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)"
+    latency = told.format(**session.dense_latency) if session.dense_latency else ""
+    return (
+        f"{session.config.name}: {structure.method}, {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, "
+        f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {images}"
+    )
