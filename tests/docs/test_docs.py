@@ -201,7 +201,8 @@ def test_figures_that_flatter_are_marked():
             title, body = section.split("\n", 1)
             told = body.lstrip().startswith("*Top-1 and distances on test images: measured on the 1,017")
             marked += told
-            assert told or not re.search(r"\btop-1\b", body), f"{page.name}: {title}"
+            many = "9,000 test images" in body or "450 test images" in body or "450 test\nimages" in body
+            assert told or many or not re.search(r"\btop-1\b", body), f"{page.name}: {title}"
     assert marked == 9
 
 
