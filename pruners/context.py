@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,7 +105,7 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
     ]
     about = {
         "versions": package_versions(),
-        "code": _code(),
+        "code": _code(METHODS[structure.method]),
         "threads": torch.get_num_threads(),  # sums come out a little different
         "device": str(probe.device),
         "network": [type(model).__name__, list(state), digest(state.values()), digest([probe])],
@@ -114,11 +116,13 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
-def _code() -> str:
-    """Hash of the package's source: a key never outlives the code that computed what lies under it."""
+def _code(method: Method) -> str:
+    """Hash of the source that computes what is kept: a key never outlives the code, the package's or a plug-in's."""
     found = hashlib.sha256()
     package = Path(__file__).parents[1]
     for room in ("networks", "pruners", "storage"):
         for file in sorted((package / room).rglob("*.py")):
             found.update(file.read_bytes())
+    with suppress(TypeError, OSError):  # made where there is no file: in a shell, say
+        found.update(inspect.getsource(inspect.getmodule(type(method)) or type(method)).encode())
     return found.hexdigest()

@@ -58,6 +58,17 @@ def obs(context: Context, layer: Layer) -> Tensor:
     return scores
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightLayer(Layer):
+    """A weight tensor.
+
+    Attributes:
+        two_of_four: whether its half, if it is kept, is the two best of every four inputs in a row.
+    """
+
+    two_of_four: bool = False
+
+
 class Weights:
     """Magnitude pruning with repair: least squares on the kept weights of each row (see `masked_ridge_step`)."""
 
@@ -94,10 +105,11 @@ class Weights:
             if name in ignored:
                 continue
             choices = (units // 2, units) if config.pattern else _per_cents(units, step_of(name, config.round_to))
-            layers.append(Layer(name, units, choices, parameters=(name,), consumers=tuple(modules)))
+            own = {"parameters": (name,), "consumers": tuple(modules)}
+            layers.append(WeightLayer(name, units, choices, **own, two_of_four=config.pattern == "2:4"))
         if not layers:
             raise PlanError("no weight to prune: no convolution or linear layer is left")
-        positions = {module: op.positions for op in operations for module in [op.module]}
+        positions = {op.module: op.positions for op in operations}
         factors = np.array([sum(positions.get(m, 0) for m in layer.consumers) for layer in layers], dtype=np.int64)
         sizes = np.array([layer.units for layer in layers], dtype=np.int64)
         macs = sum(op.flops for op in operations) + uncounted_flops(still, example, operations)
@@ -186,7 +198,8 @@ class Weights:
                 continue
             if layer.name not in orders:
                 scores = CRITERIA[context.ranking_criterion](context, layer)
-                half = _two_of_four(scores) if len(layer.choices) == 2 else scores.flatten()
+                patterned = isinstance(layer, WeightLayer) and layer.two_of_four
+                half = _two_of_four(scores) if patterned else scores.flatten()
                 orders[layer.name] = half.argsort(descending=True, stable=True)
             order = orders[layer.name]
             parameter = context.model.get_parameter(layer.name)

@@ -225,6 +225,19 @@ def test_choices_are_per_cents() -> None:
     assert named.choices == rounded.choices
 
 
+@pytest.mark.parametrize(
+    ("module", "round_to", "choices"), [(nn.Linear(2, 1), 1, (1, 2)), (nn.Linear(10, 9), 64, (64, 90))]
+)
+def test_two_choices_alone_are_no_pattern(module: nn.Linear, round_to: int, choices: tuple[int, int]) -> None:
+    structure = find(module, (module.in_features,), round_to=round_to)
+    assert structure.layers[0].choices == choices
+    context = Context(module, structure, [(torch.randn(4, module.in_features), torch.zeros(4, dtype=torch.long))])
+    mask = WEIGHTS.masks(context, np.array([choices[0]]))[structure.layers[0].name]
+    weight = module.weight.detach().abs()
+    assert mask.sum() == choices[0]
+    assert weight[mask > 0].min() >= weight[mask == 0].max()
+
+
 @pytest.mark.parametrize("criterion", ["magnitude", "obs"])
 def test_two_of_every_four(criterion: str) -> None:
     seen = context("vgg", criterion, pattern="2:4")

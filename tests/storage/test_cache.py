@@ -16,8 +16,8 @@ import zoo
 from crash import files_of_at_most
 from secateur.configs.schema import Repair, SearchRepair
 from secateur.envs import CandidateEvaluator
+from secateur.pruners import METHODS, loss_model
 from secateur.pruners import context as context_module
-from secateur.pruners import loss_model
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion
 from secateur.pruners.channels.criteria.registry import ByScore
@@ -136,7 +136,7 @@ def test_the_key_is_that_of_everything_that_matters(monkeypatch):
     ]
     for name, value in (("package_versions", {"torch": "0"}), ("_code", "other")):
         with monkeypatch.context() as patch:
-            patch.setattr(context_module, name, lambda value=value: value)
+            patch.setattr(context_module, name, lambda *_, value=value: value)
             keys.append(dense_store(model, structure, batches, 0).folder)
     assert len(set(keys)) == len(keys)
     again = [(images.clone(), labels.clone()) for images, labels in batches]
@@ -244,3 +244,10 @@ def test_a_warm_start_warns_of_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         context().moments  # noqa: B018
+
+
+def test_the_key_knows_the_code_of_a_method_from_elsewhere() -> None:
+    class Mine(type(METHODS["channels"])):  # type: ignore[misc]
+        """Defined here."""
+
+    assert context_module._code(Mine()) != context_module._code(METHODS["channels"])
