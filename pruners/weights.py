@@ -24,7 +24,7 @@ from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
 from .method import METHODS, Compressed
 from .repair.gram import variance
-from .repair.solve import RIDGE, masked_ridge_step
+from .repair.solve import RIDGE, damped_inverse, masked_ridge_step
 from .repair.statistics import Sampler
 from .scope import ignored_names, step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
@@ -52,7 +52,7 @@ def obs(context: Context, layer: Layer) -> Tensor:
         if name not in context.moments.inputs:
             return magnitude(context, layer)
         sampler = Sampler(context.model.get_submodule(name))
-        inverse = _damped_inverse(context.moments.gram(context.model, name))
+        inverse, _ = damped_inverse(context.moments.gram(context.model, name))
         saliency = sampler.weight(weight).square() / inverse.diagonal(dim1=1, dim2=2).unsqueeze(1)
         scores += sampler.unweight(saliency, scores)
     return scores
@@ -282,7 +282,7 @@ def _curve(context: Context, layer: Layer) -> Floats:
         total = variance(matrix, gram)
         if not total > 0.0:
             continue
-        inverse = _damped_inverse(gram)
+        inverse, _ = damped_inverse(gram)
         errors = []
         for count in picks:
             mask = torch.zeros(layer.units, dtype=torch.float64, device=weight.device)
@@ -308,18 +308,6 @@ def _refitted_error(gram: Tensor, inverse: Tensor, matrix: Tensor, keep: Tensor)
     left = torch.where(keep, matrix, 0.0)
     step = masked_ridge_step(gram, gram @ (matrix - left).transpose(1, 2), RIDGE, keep)
     return variance(matrix - left - step.transpose(1, 2), gram)
-
-
-def _damped_inverse(gram: Tensor) -> Tensor:
-    """(groups, p, p) (G + λI)⁻¹, λ the least of a repair's, raised where rounding errors ask for it."""
-    scale = gram.diagonal(dim1=1, dim2=2).mean(1)
-    ridge = RIDGE * torch.maximum(scale, 1e-9 * scale.max()).clamp_min(torch.finfo(gram.dtype).tiny)
-    eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-    factor, info = torch.linalg.cholesky_ex(gram + ridge[:, None, None] * eye)
-    while bool((info > 0).any()):
-        ridge = 10.0 * ridge
-        factor, info = torch.linalg.cholesky_ex(gram + ridge[:, None, None] * eye)
-    return torch.cholesky_inverse(factor)
 
 
 METHODS.register("weights")(Weights())

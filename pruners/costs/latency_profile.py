@@ -1,9 +1,9 @@
 """Take a network's latency table on this machine.
 
-The network is cut to a few dozen combinations of kept and runs as it always does, timed segment by segment. Segments
-that do the same are one, and share their samples; the median counts, for medians of parts add up to that of the whole
+The network is cut to a few dozen combinations of units kept and runs as it always does, timed segment by segment. Those
+segments that do the same are one, and share their samples; the median counts, for medians of parts add up to that of the whole
 where minima do not. Kernels work on blocks of 8 or 16 channels, so that curves are stairs: they are known at pairs of
-kept, a multiple and the next one, and straight in between.
+sizes, a multiple and the next one, and straight in between.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def take_table(
 
 
 class _Profiler:
-    """Cuts the network to kept, describes it and times it."""
+    """Cuts the network, describes it and times it."""
 
     def __init__(self, model: nn.Module, structure: ChannelStructure, config: LatencyConfig):
         self.model = model
@@ -93,7 +93,7 @@ class _Profiler:
         return formatted(shrink(self.model, self.structure, [np.arange(width) for width in kept]), self.config)
 
     def segments(self, kept: Ints) -> list[Segment]:
-        """Of the network of these kept (layers,); the dense one's come first."""
+        """Of the network that keeps so many units (layers,); the dense one's come first."""
         key = tuple(kept.tolist())
         if key not in self.known:
             self.known[key] = describe(self.network(kept), self.images[:1])

@@ -1,4 +1,4 @@
-"""Latency as a cost: a sum of curves over kept, and of surfaces over two, that is quick to look up."""
+"""Latency as a cost: a sum of curves over what a layer keeps, and surfaces over two, that is quick to look up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Form:
-    """What a segment's time depends on: a width, or a product of two, in terms of the layers' kept.
+    """What a segment's time depends on: a size, or a product of two, in terms of what the layers keep.
 
     Attributes:
         sizes: the two dense units in least terms, so that all that shrinks alike has one form; 1 where no layer
@@ -72,7 +72,7 @@ class Curve:
 
 
 class LatencyTable:
-    """Nanoseconds of a batch as a function of the layers' kept: a `CostModel`.
+    """Nanoseconds of a batch as a function of what the layers keep: a `CostModel`.
 
     It never falls where a width grows; the budget's bisections need that. So where a wider layer was *faster*, the
     narrower one is taken to cost as much as that: it is not worth having, `Budget.widen` gives the wider one, and for

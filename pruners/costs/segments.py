@@ -26,7 +26,7 @@ class Segment:
     Attributes:
         module: its name.
         key: its operations with the shapes of one image: what two segments share that take equally long.
-        sizes: what the layers' kept can change: the (outputs, inputs) of a kernel or matrix; (elements, 1) in and
+        sizes: what cutting layers can change: the (outputs, inputs) of a kernel or matrix; (elements, 1) in and
             out of any other module.
     """
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...context import Context
-from ...repair.solve import RIDGE
+from ...repair.solve import damped_inverse
 from ..slices import ChannelLayer
 from .norms import l1
 from .registry import Order, register_criterion
@@ -114,19 +114,8 @@ class _Surgery:
             weight = torch.linalg.qr(weight, mode="r").R
         self.dense = weight.transpose(1, 2).contiguous()
         self.weight = self.dense.clone()
-        damped = regression.gram[:, columns][:, :, columns]
-        diagonal = damped.diagonal(dim1=1, dim2=2)
-        scale = diagonal.mean(1)
-        self.ridge = RIDGE * torch.maximum(scale, 1e-9 * scale.max())  # (groups,); a group may be all zero
-        diagonal += self.ridge[:, None]
-        factor, info = torch.linalg.cholesky_ex(damped)
-        while bool((info > 0).any()):  # moments are summed in single precision: a wide Gram matrix may need more
-            diagonal += 9.0 * self.ridge[:, None]
-            self.ridge = 10.0 * self.ridge
-            factor, info = torch.linalg.cholesky_ex(damped)
-        eye = torch.eye(len(columns), dtype=damped.dtype, device=damped.device)
-        self.inverse = torch.cholesky_solve(eye, factor)  # `cholesky_inverse` takes six times as long
-        self.eye = eye[: self.size, : self.size].clone()
+        self.inverse, self.ridge = damped_inverse(regression.gram[:, columns][:, :, columns])
+        self.eye = torch.eye(self.size, dtype=self.inverse.dtype, device=self.inverse.device)
         self.units = np.arange(self.width)
         self.present = torch.ones(self.width, dtype=torch.bool, device=columns.device)
         own = self._by_unit(self._by_unit(self.inverse, 1), 3)
