@@ -1,9 +1,9 @@
 """Take a network's latency table on this machine.
 
-The network is cut to a few dozen combinations of units kept and runs as it always does, timed segment by segment. Those
-segments that do the same are one, and share their samples; the median counts, for medians of parts add up to that of the whole
-where minima do not. Kernels work on blocks of 8 or 16 channels, so that curves are stairs: they are known at pairs of
-sizes, a multiple and the next one, and straight in between.
+The network is cut to a few dozen combinations of units kept and runs as it always does, timed segment by segment.
+Segments that do the same are one, and share their samples; the median counts, for medians of parts add up to that of
+the whole where minima do not. Kernels work on blocks of 8 or 16 channels, so that curves are stairs: they are known at
+pairs of sizes, a multiple and the next one, and straight in between.
 """
 
 from __future__ import annotations
