@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 Kept = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -73,6 +74,8 @@ class Structure:
         ignored: every layer that is left whole, with the reason; one that is coupled to another names it.
         shapes: every parameter's dense shape, by name.
         input_shape: (C, H, W) of one image.
+        first_units: (network, structure, units kept) → a network of that size, whichever units it holds, for a latency
+            table to time; none where keeping less makes no dense kernel faster.
     """
 
     method: str
@@ -81,6 +84,7 @@ class Structure:
     ignored: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     input_shape: tuple[int, ...]
+    first_units: Callable[[nn.Module, Structure, Kept], nn.Module] | None = None
 
     @cached_property
     def units(self) -> Kept:

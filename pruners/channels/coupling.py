@@ -21,7 +21,7 @@ from ..costs.counts import ChannelCost, count_operations, uncounted_flops
 from ..scope import choices_of, ignored_names, tied_names
 from ..structure import CostModel, PlanError
 from .dependency import UNTRACED, leave_whole, trace_groups
-from .shrink import mask, shrink
+from .shrink import first_units, mask, shrink
 from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
 
 
@@ -67,6 +67,7 @@ def find_layers(
             operations=tuple(operations),
             shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
             input_shape=tuple(input_shape),
+            first_units=first_units,
         )
         structure = _verified(model, structure, example)
         if not structure.layers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...networks import ChannelPad, SampledConv2d
 from ...networks.copying import rebuilt
 from ...networks.norms import CONVOLUTIONS
+from ..structure import Kept, Structure
 from .slices import SOURCE, ChannelStructure, Selection
 
 
@@ -28,6 +29,11 @@ def shrink(model: nn.Module, structure: ChannelStructure, selection: Selection) 
         selection: for every layer the units that stay, ascending.
     """
     return narrow(model, structure.positions(selection))
+
+
+def first_units(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    """The network that holds the first so many units (layers,) of every layer: `Structure.first_units`."""
+    return shrink(model, cast(ChannelStructure, structure), [np.arange(count) for count in kept])
 
 
 def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> nn.Module:

@@ -17,8 +17,6 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from ...configs import LatencyConfig
-from ..channels.shrink import shrink
-from ..channels.slices import ChannelStructure
 from ..structure import PlanError, Structure
 from .latency import formatted, random_images, stopwatch
 from .latency_cache import LatencyCache
@@ -49,7 +47,7 @@ def take_table(
     Raises:
         PlanError: the network calls other modules when it is cut.
     """
-    if not isinstance(structure, ChannelStructure):
+    if structure.first_units is None:
         raise PlanError(f"budget.latency: {structure.method} change no dense kernel's time; budget flops or params")
     dense = structure.units
     profiler = _Profiler(model, structure, config or LatencyConfig())
@@ -80,7 +78,7 @@ def take_table(
 class _Profiler:
     """Cuts the network, describes it and times it."""
 
-    def __init__(self, model: nn.Module, structure: ChannelStructure, config: LatencyConfig):
+    def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig):
         self.model = model
         self.structure = structure
         self.config = config
@@ -90,7 +88,8 @@ class _Profiler:
 
     def network(self, kept: Ints) -> nn.Module:
         """With the first so many units of every layer (layers,)."""
-        return formatted(shrink(self.model, self.structure, [np.arange(width) for width in kept]), self.config)
+        assert self.structure.first_units is not None
+        return formatted(self.structure.first_units(self.model, self.structure, kept), self.config)
 
     def segments(self, kept: Ints) -> list[Segment]:
         """Of the network that keeps so many units (layers,); the dense one's come first."""
