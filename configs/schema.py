@@ -5,12 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
+
+def _no_truth(value: object) -> object:
+    """Python takes true for 1; whoever wrote it meant something else."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
+    return value
+
+
+def _no_null(path: Path) -> Path:
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)[:80]!r} is no path: it holds a null character")
+    return path
+
+
+Integer = Annotated[int, BeforeValidator(_no_truth)]
+Number = Annotated[float, BeforeValidator(_no_truth)]
+File = Annotated[Path, AfterValidator(_no_null)]
+Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
+Sparsity = Annotated[Number, Field(ge=0.0, lt=1.0)]
+Count = Annotated[Integer, Field(ge=1)]
+Natural = Annotated[Integer, Field(ge=0)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every generator takes
+Weight = Annotated[Number, Field(ge=0.0)]
 Cut = Literal["inner", "sampled", "all"]
 CostKind = Literal["flops", "params", "latency"]
 
@@ -39,15 +58,15 @@ FileName = Annotated[str, AfterValidator(check_file_name)]
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values never change after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FitConfig(Section):
     """SGD with momentum, weight decay and a cosine schedule: for pretraining and for fine-tuning."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    epochs: Natural = 0
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 0.01
+    momentum: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Weight = 5e-4
     batch_size: Count = 128
 
@@ -58,9 +77,9 @@ class NetworkConfig(Section):
     name: str = Field(
         description="cifar_resnetN, digits_resnet, torchvision:NAME, timm:NAME or package.module:callable"
     )
-    num_classes: Annotated[int, Field(ge=2)]
+    num_classes: Annotated[Integer, Field(ge=2)]
     kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="plain data, handed to the constructor")
-    weights: Path | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
+    weights: File | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
     pretrain: FitConfig | None = Field(default=None, description="train there and then, where there are no weights")
 
     @model_validator(mode="after")
@@ -77,9 +96,9 @@ class DataConfig(Section):
     """Images and how they are split. Calibration and search images come from the training side."""
 
     name: Literal["digits", "cifar10", "cifar100", "folder"]
-    root: Path | None = Field(default=None, description="folder of the data set; not needed for digits")
-    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=1)
-    std: list[Annotated[float, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
+    root: File | None = Field(default=None, description="folder of the data set; not needed for digits")
+    mean: list[Number] = Field(default=[0.485, 0.456, 0.406], min_length=1)
+    std: list[Annotated[Number, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
     image_size: Count | None = Field(default=None, description="resize and centre-crop to this many pixels")
     calibration: Count = Field(default=500, description="images that repair")
     search: Count = Field(default=1000, description="images that pay the reward")
@@ -87,7 +106,7 @@ class DataConfig(Section):
     batch_size: Count = Field(default=100, description="images a forward pass; does not change any result")
     augment: bool = Field(default=True, description="random crops and flips while fine-tuning")
     flip: bool = Field(default=True, description="flips are part of the augmentation (not for digits)")
-    split_seed: int = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
+    split_seed: Seed = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
 
     @model_validator(mode="after")
     def _channels(self) -> DataConfig:
@@ -113,7 +132,7 @@ class LayersConfig(Section):
     round_to: Count | dict[str, Count] = Field(
         default=1, description="units kept are multiples of it (runtimes pad to 8 or 16); or one by pattern of layers"
     )
-    max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+    max_sparsity: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="of any one layer; none: the method's own"
     )
     bounds: dict[str, tuple[Sparsity, Sparsity]] = Field(
@@ -142,7 +161,7 @@ class Repair(Section):
     images: Count | None = Field(default=None, description="calibration images of a sequential repair; none: all")
     samples: Count = Field(default=64, description="output positions an image that a fit looks at, at most")
     refit: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
-    adaptive_bn: Annotated[int, Field(ge=0)] = Field(
+    adaptive_bn: Natural = Field(
         default=0, description="calibration images that batch-norm statistics are re-estimated on, 0 for none"
     )
     guard: bool = Field(default=True, description="never worse than unrepaired: falls back, and says so")
@@ -221,9 +240,9 @@ class AgentConfig(Section):
         default=None,
         description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",
     )
-    warmup: Annotated[int, Field(ge=0)] = Field(default=10, description="episodes that explore round the base plan")
-    noise_start: Annotated[float, Field(gt=0.0)] = 0.15
-    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
+    warmup: Natural = Field(default=10, description="episodes that explore round the base plan")
+    noise_start: Annotated[Number, Field(gt=0.0)] = 0.15
+    noise_end: Annotated[Number, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
     action_penalty: Weight = Field(
         default=2.0, description="taken from the reward, times the action's square: what brings nothing fades"
     )
@@ -231,10 +250,10 @@ class AgentConfig(Section):
         default=10, description="best plans of a search, of any, that are measured again, repaired as in the end"
     )
     hidden: list[Count] = [64, 64]
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
     batch_size: Count = 64
-    updates: Annotated[int, Field(ge=0)] = Field(default=1, description="gradient steps for every layer walked")
+    updates: Natural = Field(default=1, description="gradient steps for every layer walked")
 
     @model_validator(mode="after")
     def _range(self) -> AgentConfig:
@@ -260,9 +279,9 @@ class CompareConfig(Section):
 class CorrelateConfig(Section):
     """How many random plans tell whether the search pays for what counts. Two always correlate perfectly."""
 
-    plans: Annotated[int, Field(ge=3)] = 50
-    finetune_plans: Annotated[int, Field(ge=3)] = Field(default=15, description="the first so many are fine-tuned")
-    finetune: Annotated[int, Field(ge=0)] = Field(default=0, description="epochs, 0 for no fine-tuning")
+    plans: Annotated[Integer, Field(ge=3)] = 50
+    finetune_plans: Annotated[Integer, Field(ge=3)] = Field(default=15, description="the first so many are fine-tuned")
+    finetune: Natural = Field(default=0, description="epochs, 0 for no fine-tuning")
 
 
 class Config(Section):
@@ -272,7 +291,7 @@ class Config(Section):
     """
 
     name: FileName
-    seed: int = 0
+    seed: Seed = 0
     device: str = "cpu"
     threads: Count | None = Field(
         default=None, description="torch's, of every worker too; none leaves torch's own choice, shared by the workers"

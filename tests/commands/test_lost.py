@@ -173,7 +173,7 @@ def test_on_a_full_disk_a_start_leaves_nothing_behind(quick, tmp_path, error_lin
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml is not YAML: .*; restore it, or write it anew"),
+        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml is not text in UTF-8 .*; restore it, or write it anew"),
         ("config.yaml", b"", r"config\.yaml holds no config: .*; restore it"),
         ("config.yaml", b"name: [", r"config\.yaml is not YAML: .*; restore it"),
         ("config.yaml", b"name: digits\nbudge: 1\n", r"config\.yaml: .*unknown key budge .*; restore it"),
