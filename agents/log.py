@@ -4,16 +4,49 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from math import isclose
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..envs import Evaluation
 from ..pruners.structure import Kept, Structure
+from ..storage.reading import parse_json, regular, shown, validated
 from .learner import Episode
 
 LOG_NAME = "episodes.jsonl"
 CANDIDATES_NAME = "candidates.jsonl"
+
+
+class Line(BaseModel):
+    """What every line holds; the rest is its log's own, and what other versions add is left alone."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    kept: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    quality: float
+
+
+class _Evaluated(Line):
+    accuracy: Annotated[float, Field(ge=0.0, le=100.0)]
+    reconstruction_loss: Annotated[float, Field(ge=0.0)]
+    flops: Annotated[float, Field(ge=0.0)]
+    params: Annotated[float, Field(ge=0.0)]
+
+
+class _EpisodeLine(_Evaluated):
+    episode: Annotated[int, Field(ge=0)]
+    actions: list[Annotated[float, Field(ge=-1.0, le=1.0)]]
+    terms: dict[str, float]
+    noise: float
+    seconds: float
+
+
+class _CandidateLine(_Evaluated):
+    allocator: str
+    seed: int
 
 
 class PlanLog:
@@ -23,9 +56,9 @@ class PlanLog:
     Anything else that does not parse is refused by line number.
     """
 
-    def __init__(self, path: Path, keys: Collection[str]):
+    def __init__(self, path: Path, line: type[Line]):
         self.path = path
-        self.keys = {"kept", "quality", *keys}
+        self.line = line
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Write one line and wait until it is on the disk."""
@@ -40,14 +73,16 @@ class PlanLog:
         Raises:
             ValueError: a line in the middle is damaged, or the run was for another network.
         """
-        if not self.path.is_file():
+        if not self.path.exists():
             return []
-        text = self.path.read_bytes()
+        text = regular(self.path).read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
+        records = list(self._parse(whole))
         if whole != text:
+            if not text[len(whole) :].startswith(b"{"):  # whatever it is, it is no line that was being written
+                raise self._damaged(len(records), "no line of a log")
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        records = list(self._parse(whole))
         for record in records:
             if len(record["kept"]) != layers:
                 raise ValueError(
@@ -59,23 +94,28 @@ class PlanLog:
     def _parse(self, text: bytes) -> Iterator[dict[str, Any]]:
         for number, line in enumerate(text.splitlines()):
             try:
-                record = _from_schema_1(json.loads(line))
-                complete = self.keys <= record.keys() and record.get("episode", number) == number
-                complete = complete and all(isinstance(count, int) for count in record["kept"])
-            except (ValueError, AttributeError, TypeError):
-                complete = False
-            if not complete:
-                raise ValueError(
-                    f"{self.path}, line {number + 1} is damaged: delete that line and all below it, then resume"
-                )
+                record = parse_json(line.decode("utf-8"), "it")
+                record = _from_schema_1(record) if isinstance(record, dict) else record
+                validated(self.line, record, "it")
+            except ValueError as error:
+                raise self._damaged(number, str(error)) from None
+            if record.get("episode", number) != number:
+                raise self._damaged(number, f"it is episode {record['episode']}")
+            if len(record.get("actions", record["kept"])) != len(record["kept"]):
+                raise self._damaged(number, "it has more actions than layers, or fewer")
             yield record
+
+    def _damaged(self, number: int, reason: str) -> ValueError:
+        return ValueError(
+            f"{self.path}, line {number + 1} is damaged: delete that line and all below it, then resume ({reason})"
+        )
 
 
 class EpisodeLog(PlanLog):
     """The episodes of a training."""
 
     def __init__(self, path: Path):
-        super().__init__(path, {"episode", "actions", "terms", "noise", "seconds", *Evaluation.__dataclass_fields__})
+        super().__init__(path, _EpisodeLine)
 
     def append(self, episode: Episode, structure: Structure) -> None:
         """Write one episode."""
@@ -108,6 +148,13 @@ class EpisodeLog(PlanLog):
                 f"{self.path}, line {episode.number + 1}: its actions give another plan now, with other settings or "
                 "another version than it was made with; resume with those, or start a new run"
             )
+        found = {"quality": episode.quality, "reward": episode.reward}
+        for name in found.keys() & record.keys():
+            if not _is_close(found[name], record[name]):
+                raise ValueError(
+                    f"{self.path}, line {episode.number + 1}: {name} = {shown(record[name])}, where its figures give "
+                    f"{found[name]:g} now: the line was changed, or the run goes on with another config or version"
+                )
 
 
 class CandidateLog(PlanLog):
@@ -120,14 +167,24 @@ class CandidateLog(PlanLog):
     """
 
     def __init__(self, path: Path, layers: int):
-        super().__init__(path, {"allocator", "seed", *Evaluation.__dataclass_fields__})
+        super().__init__(path, _CandidateLine)
         past = self.read(layers)
         self.known = {tuple(record["kept"]): evaluation_of(record) for record in past}
-        self._written = {(record["allocator"], record["seed"], tuple(record["kept"])) for record in past}
+        self._written = {(r["allocator"], r["seed"], tuple(r["kept"])): float(r["quality"]) for r in past}
 
     def append(self, allocator: str, seed: int, kept: Kept, evaluation: Evaluation, quality: float) -> None:
-        """Write one candidate of an allocator."""
-        if (allocator, seed, tuple(kept.tolist())) not in self._written:
+        """Write one candidate of an allocator.
+
+        Raises:
+            ValueError: it is there, and its quality is not what its figures give.
+        """
+        known = self._written.get((allocator, seed, tuple(kept.tolist())))
+        if known is not None and not _is_close(known, quality):
+            raise ValueError(
+                f"{self.path}: {allocator}'s {shown(kept.tolist())} has quality {known:g}, where its figures give "
+                f"{quality:g} now: the line was changed; start a new comparison"
+            )
+        if known is None:
             about = {"allocator": allocator, "seed": seed, "kept": kept.tolist()}
             self.write({**about, **evaluation.as_dict(), "quality": quality})
 
@@ -136,8 +193,14 @@ def _from_schema_1(record: dict[str, Any]) -> dict[str, Any]:
     """A line of version 0.1 in today's words: its reward was what is called quality now."""
     if "widths" in record and "kept" not in record:
         record = {**record, "kept": record["widths"], "quality": record.get("reward")}
-        record.pop("widths")
+        for gone in ("widths", "reward"):
+            record.pop(gone, None)
     return record
+
+
+def _is_close(one: float, other: float) -> bool:
+    """The same but for what machines round otherwise."""
+    return isclose(one, other, rel_tol=1e-4, abs_tol=1e-6)
 
 
 def evaluation_of(record: Mapping[str, Any]) -> Evaluation:

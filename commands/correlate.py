@@ -6,15 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 from rich import box
 from rich.table import Table
 
 from ..agents import SearchProblem
 from ..agents.allocators.searches import random_plans
-from ..agents.log import PlanLog
+from ..agents.log import Line, PlanLog
 from ..configs import Config
 from ..configs.schema import Repair
 from ..envs import CandidateEvaluator
@@ -30,6 +31,8 @@ from .session import Session
 CORRELATE_NAME = "correlate.json"
 ROWS_NAME = "rows.jsonl"
 FEWEST = 3  # plans; two always correlate perfectly
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Distance = Annotated[float, Field(ge=0.0)]
 
 PROXIES = {  # on the search images: of a row → what it is, {} being the search's repair
     "none_accuracy": "nothing repaired: accuracy",
@@ -44,6 +47,18 @@ TARGETS = {  # on the test images
     "finetuned_test_accuracy": "fine-tuned: accuracy",
 }
 LOSSES = {"reconstruction_loss", "test_reconstruction_loss"}  # the lower the better
+
+
+class _Row(Line):
+    """A line of `rows.jsonl`."""
+
+    none_accuracy: Percent
+    adaptive_bn_accuracy: Percent
+    accuracy: Percent
+    reconstruction_loss: Distance
+    test_accuracy: Percent
+    test_reconstruction_loss: Distance
+    finetuned_test_accuracy: Percent | None
 
 
 @dataclass(frozen=True)
@@ -128,7 +143,7 @@ def _check_budget(config: Config) -> None:
 
 
 def _measure_all(session: Session, drawn: Sequence[Kept], folder: Path) -> list[dict[str, Any]]:
-    log = PlanLog(folder / ROWS_NAME, {*PROXIES, *TARGETS})
+    log = PlanLog(folder / ROWS_NAME, _Row)
     rows = log.read(len(session.structure.layers))
     if [row["kept"] for row in rows] != [kept.tolist() for kept in drawn[: len(rows)]]:
         raise ValueError(f"{log.path} holds other plans than {CONFIG_NAME} beside it draws: start anew with --out")

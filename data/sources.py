@@ -15,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as tvf
 
+from ..storage.reading import regular
+
 Indices = NDArray[np.int64]
 
 _MODES = {1: "L", 3: "RGB"}
@@ -78,7 +80,7 @@ class FileSource:
 
     def _open(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
+            with Image.open(regular(path)) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"it has {image.mode} pixels: convert it to 8 bits a channel")
                 pixels = _tensor(tvf.pil_to_tensor(image.convert(self._mode)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..configs import CostKind, did_you_mean
 from ..configs.schema import FileName
 from ..storage.files import package_versions, write_json
+from ..storage.reading import explain, place_of, read_json, shown
 from .method import METHODS
 from .structure import PlanError, Structure
 
@@ -22,7 +22,7 @@ PLAN_NAME = "plan.json"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LayerPlan(_Model):
@@ -39,7 +39,7 @@ class LayerPlan(_Model):
     name: str
     sparsity: float = Field(ge=0.0, le=1.0)
     kept: int = Field(ge=0)
-    units: int = Field(ge=1)
+    units: int = Field(ge=1, le=2**53)
     members: list[str]
 
     @model_validator(mode="after")
@@ -93,6 +93,13 @@ class RatioPlan(_Model):
     figures: dict[str, float] = Field(default_factory=dict)
     provenance: Provenance
 
+    @model_validator(mode="after")
+    def _each_once(self) -> RatioPlan:
+        names = [layer.name for layer in self.layers]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"layer {twice[0]} is there twice")
+        return self
+
     @classmethod
     def make(
         cls,
@@ -139,18 +146,18 @@ class RatioPlan(_Model):
         """
         path = plan_path(path)
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path} is not JSON ({error}): write it anew, or restore it") from error
+            tree = read_json(path)
+        except ValueError as error:
+            raise PlanError(f"{error}: write it anew, or restore it") from None
         version = tree.get("schema_version", SCHEMA_VERSION) if isinstance(tree, dict) else SCHEMA_VERSION
         if version == 1:
             tree = _from_schema_1(tree)
         elif version != SCHEMA_VERSION:
             raise PlanError(
-                f"{path} has schema version {version!r}, this secateur reads 1 and {SCHEMA_VERSION}: upgrade"
+                f"{path} has schema version {shown(version)}, this secateur reads 1 and {SCHEMA_VERSION}: upgrade"
             )
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(tree, strict=True)
         except ValidationError as error:
             raise PlanError(f"{path} is not a ratio plan: {_explain(error, tree)}") from None
 
@@ -253,13 +260,8 @@ def plan_path(path: str | Path) -> Path:
 def _explain(error: ValidationError, tree: Any) -> str:
     fault = error.errors()[0]
     location = list(fault["loc"])
-    if len(location) >= 2 and location[0] == "layers":
-        entry = tree["layers"][location[1]]
-        name = entry.get("name", location[1]) if isinstance(entry, dict) else location[1]
-        where = ".".join(["layer " + str(name), *map(str, location[2:])])
-    else:
-        where = ".".join(map(str, location)) or "the file"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("missing", "extra_forbidden", "value_error"):
-        return message if fault["type"] == "value_error" else f"{where}: {message.lower()}"
-    return f"{where} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+    if len(location) < 2 or location[0] != "layers":
+        return explain(fault, None if location else "the file")
+    entry = tree["layers"][location[1]]
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return explain(fault, place_of([f"layer {name if isinstance(name, str) else location[1]}", *location[2:]]))

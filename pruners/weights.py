@@ -20,6 +20,7 @@ from ..configs.schema import LayersConfig
 from ..networks.copying import rebuilt
 from ..networks.inference import example_images
 from ..networks.norms import CONVOLUTIONS
+from ..storage.reading import shown
 from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
 from .method import METHODS, Compressed
@@ -185,8 +186,12 @@ class Weights:
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
         """The architecture itself: zeros are among the saved weights."""
-        if "masked" not in recipe:
-            raise ValueError("this is no recipe of pruned weights (it names none that were masked)")
+        masked = recipe.get("masked")
+        if not isinstance(masked, list) or not all(isinstance(name, str) for name in masked):
+            raise ValueError("this is no recipe of pruned weights (masked is no list of names)")
+        names = {name for name, _ in model.named_parameters()}
+        if odd := [name for name in masked if name not in names or masked.count(name) > 1]:
+            raise ValueError(f"the recipe masks {shown(odd[0])}: {'twice' if odd[0] in names else 'no such weights'}")
         return model
 
     def masks(self, context: Context, kept: Kept) -> Masks:

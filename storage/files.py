@@ -106,7 +106,7 @@ def read_tensors(path: Path, *, ours: bool = True) -> tuple[dict[str, Tensor], d
     except OSError:
         raise
     except Exception as error:  # a header may name types that torch has not: what comes then is not one kind of error
-        raise ValueError(f"{path} is damaged ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path} is damaged (not a safetensors file: {' '.join(str(error).split())})") from error
     recorded = about.pop("checksum", None)
     if (ours or re.fullmatch("[0-9a-f]{8}", recorded or "")) and recorded != _checksum(tensors):
         raise ValueError(f"{path} is damaged (its checksum is wrong)")

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .files import is_temporary, sweep
+from .reading import regular
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
@@ -95,12 +96,15 @@ def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
         log: its file of what was achieved.
 
     Raises:
-        ValueError: another process writes there, or what is appended to is a link to somewhere else.
+        ValueError: another process writes there, or what is appended to is no file, or a link to somewhere else.
         OSError: the disk is full; in one line.
     """
     for path in (folder / LOCK_NAME, folder / log, folder / "tensorboard"):
         if path.is_symlink():  # in a folder of somebody else's making it may lead to any file of yours
             raise ValueError(f"{path} is a link, and would be written through: put what it leads to in its place")
+    for path in (folder / LOCK_NAME, folder / log):
+        if path.exists():
+            regular(path)  # a pipe would be waited for without end
     new = _free(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)

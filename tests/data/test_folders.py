@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -169,6 +172,60 @@ def test_hidden_folders_are_no_classes(make_folder: Maker) -> None:
     root = make_folder(SIDES)
     (root / "train/.cache").mkdir()
     assert load(root).classes == ["ant", "cat"]
+
+
+def test_what_is_hidden_is_no_image_and_a_link_back_is_not_followed(make_folder: Maker) -> None:
+    root = make_folder(SIDES)
+    expected = numbers(load(root, calibration=4, search=5).test)
+    (root / "test/ant/._00.png").write_bytes(b"what a Mac leaves beside an image")
+    (root / "test/ant/.checkpoints").mkdir()
+    (root / "test/ant/.checkpoints/00.png").write_bytes(b"")
+    (root / "test/ant/again").symlink_to(root / "test/ant")
+    (root / "test/ant/a.png").mkdir()
+    assert numbers(load(root, calibration=4, search=5).test) == expected
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nothing.png"))
+
+
+def enormous(path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    size = (200_000).to_bytes(4, "big")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b""))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (pipe, r"02\.png is a pipe, not a file"),
+        (listening, r"02\.png is a socket, not a file"),
+        (dangling, r"No such file or directory: '.*02\.png'"),
+        (enormous, r"02\.png cannot be read as an image: Image size .* exceeds limit"),
+    ],
+)
+def test_what_only_looks_like_an_image_is_named(
+    make_folder: Maker, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], message: str
+) -> None:
+    root = make_folder(SIDES)
+    monkeypatch.chdir(root / "train/ant")  # a socket's path must be short
+    path = Path("02.png")
+    path.unlink()
+    make(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load(root, calibration=4, search=5)
+    assert "\n" not in str(caught.value)
 
 
 def test_roots_that_are_not_there(tmp_path: Path) -> None:
