@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 
 from ..configs import did_you_mean
 from ..networks.inference import accuracy, first_images, logits
-from ..pruners import RatioPlan
+from ..pruners import METHODS, PlanError, RatioPlan
 from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import save_network
@@ -74,9 +75,10 @@ def apply(
     check_free(out)
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule = {schedule!r}: only {' or '.join(SCHEDULES)}{did_you_mean(schedule, SCHEDULES)}")
-    beside = None if isinstance(plan, RatioPlan) else plan_path(plan).parent
+    file = None if isinstance(plan, RatioPlan) else plan_path(plan)
+    beside = None if file is None else file.parent
     plan = plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan)
-    session = session_for([plan], session, beside)
+    session = session_for([plan], session, beside, [file])
     epochs = session.config.finetune.epochs if finetune is None else finetune
     session.check_finetune(epochs)
     if schedule == "gradual" and not epochs:
@@ -141,17 +143,38 @@ def apply(
     return Applied(models["pruned"], folder, summary)
 
 
-def session_for(plans: Sequence[RatioPlan], session: Session | Given, beside: Path | None) -> Session:
+def session_for(
+    plans: Sequence[RatioPlan], session: Session | Given, beside: Path | None, files: Sequence[Path | None]
+) -> Session:
     """The session that plans are applied to; each plan is checked against its layers.
 
+    Args:
+        plans: to be applied.
+        session: a session, or what makes one.
+        beside: the first plan's folder.
+        files: of the plans, where they come from any.
+
     Raises:
-        PlanError: a plan is for another network.
+        PlanError: a plan is for another network, or of a method or criterion that is not known here.
     """
+    for plan, file in zip(plans, files, strict=True):
+        with _named(file):
+            METHODS[plan.method].check_criterion(plan.criterion)
     found = Session.of(session).beside(beside, plans[0] if plans else None)
-    for plan in plans:
-        plan.check_method(found.config.method)
-        plan.check(found.structure)
+    for plan, file in zip(plans, files, strict=True):
+        with _named(file):
+            plan.check_method(found.config.method)
+            plan.check(found.structure)
     return found
+
+
+@contextmanager
+def _named(file: Path | None) -> Iterator[None]:
+    """What is wrong with a plan, said with its file."""
+    try:
+        yield
+    except ValueError as error:
+        raise PlanError(f"{file}: {error}" if file is not None else str(error)) from None
 
 
 def _holding(model: nn.Module, hold: Callable[[nn.Module], None] | None) -> OnStep | None:

@@ -83,8 +83,8 @@ def compare(
         get_allocator(name)  # unknown, or not installed: said before the network is looked at
     check_free(out)
     previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
-    paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
-    beside = plan_path(paths[0]).parent if paths else None
+    files = [None if isinstance(plan, RatioPlan) else plan_path(plan) for plan in plans]
+    beside = next((file.parent for file in files if file is not None), None)
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
     _check_alike(loaded)
     overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
@@ -98,7 +98,7 @@ def compare(
         raise ValueError("a search draws: give at least one seed (seeds)")
     session.check_workers()
     session.check_finetune(finetune)
-    session = session_for(loaded, session, None)
+    session = session_for(loaded, session, None, files)
     session.reporter.say(session.describe())
     if candidates is None:
         candidates = session.config.compare.candidates or max(

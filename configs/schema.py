@@ -15,15 +15,16 @@ def _no_truth(value: object) -> object:
     return value
 
 
-def _no_null(path: Path) -> Path:
-    if "\0" in str(path):
-        raise ValueError(f"{str(path)[:80]!r} is no path: it holds a null character")
+def _path(path: object) -> object:
+    """Python takes no name at all for the working directory."""
+    if isinstance(path, str) and (not path.strip() or "\0" in path):
+        raise ValueError(f"{path[:80]!r} is no path: it {'holds a null character' if path.strip() else 'is empty'}")
     return path
 
 
 Integer = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth)]
-File = Annotated[Path, AfterValidator(_no_null)]
+File = Annotated[Path, BeforeValidator(_path)]
 Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
 Sparsity = Annotated[Number, Field(ge=0.0, lt=1.0)]
 Count = Annotated[Integer, Field(ge=1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,10 +198,10 @@ class RatioPlan(_Model):
                     f"({self.architecture}), {mine.units} here"
                 )
             if list(mine.members) != layer.members:
-                odd = sorted(set(mine.members) ^ set(layer.members))[0]
-                raise PlanError(
-                    f"the plan is for another network: layer {layer.name} is coupled differently here (at {odd})"
-                )
+                pairs = zip_longest(mine.members, layer.members)
+                odd = next(theirs or ours for ours, theirs in pairs if ours != theirs)
+                where = f"layer {layer.name} is coupled differently here (at {shown(odd)[1:-1]})"
+                raise PlanError(f"the plan is for another network: {where}")
         names = [layer.name for layer in structure.layers]
         if names != [layer.name for layer in self.layers]:
             missing = [name for name in names if name not in self.sparsities]

@@ -56,22 +56,22 @@ class Store:
         """The tensors of that name, on the CPU where they come from the disk; made, and kept, if there are none."""
         if name not in self._known:
             path = None if self.folder is None else self.folder / f"{quote(name, safe='')}.safetensors"
-            found = _read(path) if path is not None else None
+            found = _read(path, name) if path is not None else None
             if found is None:
                 found = make()
                 if path is not None:
-                    self._write(path, found)
+                    self._write(path, name, found)
             self._known[name] = found
         return self._known[name]
 
-    def _write(self, path: Path, tensors: Tensors) -> None:
+    def _write(self, path: Path, name: str, tensors: Tensors) -> None:
         if not self._writable:
             return
         try:
             if not path.parent.is_dir():
                 path.parent.mkdir(parents=True)
                 evict(path.parent.parent, LIMIT)
-            write_tensors(path, tensors)
+            write_tensors(path, tensors, _about(path, name))
         except OSError as error:
             self._writable = False
             warnings.warn(
@@ -104,9 +104,17 @@ def evict(folder: Path, limit: int) -> None:
             total -= size
 
 
-def _read(path: Path) -> Tensors | None:
+def _about(path: Path, name: str) -> dict[str, str]:
+    """Which entry a file is, so that another one's is not taken for it."""
+    return {"key": path.parent.name, "name": name}
+
+
+def _read(path: Path, name: str) -> Tensors | None:
     try:
-        return read_tensors(path)[0]
+        tensors, about = read_tensors(path)
+        if about != _about(path, name):
+            raise ValueError(f"{path} is another entry's file")
+        return tensors
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
