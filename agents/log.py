@@ -40,6 +40,7 @@ class _EpisodeLine(_Evaluated):
     episode: Annotated[int, Field(ge=0)]
     actions: list[Annotated[float, Field(ge=-1.0, le=1.0)]]
     terms: dict[str, float]
+    reward: float | None = None
     noise: float
     seconds: float
 
@@ -149,8 +150,8 @@ class EpisodeLog(PlanLog):
                 "another version than it was made with; resume with those, or start a new run"
             )
         found = {"quality": episode.quality, "reward": episode.reward}
-        for name in found.keys() & record.keys():
-            if not _is_close(found[name], record[name]):
+        for name in found:
+            if record.get(name) is not None and not _is_close(found[name], record[name]):
                 raise ValueError(
                     f"{self.path}, line {episode.number + 1}: {name} = {shown(record[name])}, where its figures give "
                     f"{found[name]:g} now: the line was changed, or the run goes on with another config or version"

@@ -114,7 +114,10 @@ class Policy:
             learner.model.policy.load_state_dict(self.tensors)
         except RuntimeError as error:  # with a line for every tensor
             raise ValueError(f"{self.name} does not fit: {str(error).splitlines()[1].strip()}; train it anew") from None
-        return learner.policy_plan(env.budget.fraction)
+        try:
+            return learner.policy_plan(env.budget.fraction)
+        except ValueError as error:
+            raise ValueError(f"{self.name} gives no plan, its numbers are out of all range ({error})") from None
 
 
 class _About(BaseModel):
@@ -133,7 +136,7 @@ def _check_tensors(told: _About, factors: Tensor, tensors: Mapping[str, Tensor])
         ValueError: something else than numbers, or other sizes than were told.
     """
     for name, tensor in {FACTORS: factors, **tensors}.items():
-        if not (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())):
+        if not (tensor.is_floating_point() and bool(torch.isfinite(tensor.float()).all())):
             raise ValueError(f"{name} holds something else than finite numbers")
     if factors.dim() != 1 or factors.dtype != torch.float64:
         raise ValueError(f"{FACTORS} is {factors.dtype} {tuple(factors.shape)}, expected one number a layer")

@@ -186,7 +186,7 @@ def _network(
     if network.weights is not None:
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
-    if saved is not None and saved.is_file():
+    if saved is not None and saved.exists():
         try:
             check_sha256(saved, recorded_sha256(saved))
             load_weights(model, saved)

@@ -235,7 +235,8 @@ def _from_schema_1(tree: Any) -> Any:
     """What version 0.1 wrote, in today's words; what it could not have written is left for the check to name."""
     tree = {**tree, "schema_version": SCHEMA_VERSION}
     methods = {"channel": "channels", "magnitude": "weights"}
-    tree["method"] = methods.get(tree.get("method", "channel"), tree.get("method"))
+    method = tree.get("method", "channel")
+    tree["method"] = methods.get(method, method) if isinstance(method, str) else method
     words = {"width": "kept", "dense_width": "units"}
     if isinstance(tree.get("layers"), list):
         tree["layers"] = [
