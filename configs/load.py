@@ -164,7 +164,7 @@ def _explain(fault: Any) -> str:
         return f"unknown key {key}{hint}"
     if fault["type"] == "missing":
         return f"{key} is missing"
-    return f"{key}: {explain(fault)}" if fault["type"] == "value_error" else explain(fault, key)
+    return explain(fault, key)
 
 
 def _known_keys(location: Iterable[Any]) -> list[str]:

@@ -262,6 +262,8 @@ def plan_path(path: str | Path) -> Path:
 def _explain(error: ValidationError, tree: Any) -> str:
     fault = error.errors()[0]
     location = list(fault["loc"])
+    if fault["type"] == "value_error":  # names its layer itself
+        return fault["msg"].removeprefix("Value error, ")
     if len(location) < 2 or location[0] != "layers":
         return explain(fault, None if location else "the file")
     entry = tree["layers"][location[1]]

@@ -137,7 +137,7 @@ def explain(fault: ErrorDetails, place: str | None = None) -> str:
     place = place or place_of(fault["loc"]) or "the whole of it"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
-        return message
+        return f"{place}: {message}"
     message = f"{message[:1].lower()}{message[1:]}"
     told = "" if fault["type"] in ("missing", "extra_forbidden") else f" = {shown(fault['input'])}"
     return f"{place}{told}: {message}"

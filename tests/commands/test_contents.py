@@ -1,4 +1,4 @@
-"""Whole files with right checksums whose content does not fit: said with file and place, never taken for what it is not."""
+"""Whole files with right checksums whose content does not fit: said with file and place, and never taken."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import secateur
 from secateur.agents.log import CandidateLog, EpisodeLog
 from secateur.agents.policy import Policy
+from secateur.envs import Evaluation
+from secateur.networks import digits_resnet
+from secateur.pruners import METHODS, PlanError
 from secateur.storage.files import read_tensors, write_tensors
 
 
@@ -59,7 +63,7 @@ def cut(**changes: Any) -> Callable[[Any], object]:
         (lambda tree: tree.update(note=1), r"network\.json: note: extra inputs"),
         (lambda tree: tree.update(kwargs={"width": "x"}), r"network\.kwargs=\{'width': 'x'\} for digits_resnet"),
         (lambda tree: tree["network"].update(num_classes=10**8), r"num_classes = 100000000: no tensor of weights"),
-        (lambda tree: tree["network"].update(num_classes=True), r"num_classes: true is no number"),
+        (lambda tree: tree["network"].update(num_classes=True), r"network: num_classes: true is no number"),
     ],
 )
 def test_a_recipe_that_does_not_fit(applied, tmp_path, change, message):
@@ -70,16 +74,14 @@ def test_a_recipe_that_does_not_fit(applied, tmp_path, change, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_recipe_of_weights_names_what_is_there(run, tmp_path):
-    dense = f"network.weights={run.folder / 'dense.safetensors'}"
-    small = ("method=weights", "budget.params=0.5", "data.calibration=50", "data.search=50", "data.test=50")
-    session = secateur.Session("digits", overrides=(dense, *small))
-    plan = secateur.compare((), session, against=["uniform"], out=tmp_path / "c").plans[0]
-    folder = secateur.apply(plan, session, finetune=0, out=tmp_path / "small").folder
-    for masked, message in ((3, "masked is no list"), (["x"], "masks 'x': no such"), (["fc.weight"] * 2, "twice")):
-        edit(folder / "network.json", lambda tree, masked=masked: tree.update(recipe={"masked": masked}))
-        with pytest.raises(ValueError, match=message):
-            secateur.load(folder)
+@pytest.mark.parametrize(
+    ("masked", "message"), [(3, "masked is no list"), (["x"], "'x': no such weights"), (["conv1.weight"] * 2, "twice")]
+)
+def test_a_recipe_of_weights_names_what_is_there(masked, message):
+    model = digits_resnet(num_classes=10)
+    assert METHODS["weights"].rebuild(model, {"masked": ["conv1.weight"]}) is model
+    with pytest.raises(ValueError, match=message):
+        METHODS["weights"].rebuild(model, {"masked": masked})
 
 
 def retyped(kind: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -171,16 +173,14 @@ def test_an_episode_that_cannot_have_been(run, tmp_path, key, value, message):
         secateur.train(resume=folder)
 
 
-def test_a_candidate_whose_figures_were_changed(run, tmp_path):
-    arguments = {"against": ["random"], "candidates": 2}
-    session = secateur.Session(run.folder / "config.yaml")
-    folder = secateur.compare((), session, **arguments, out=tmp_path / "c").folder
-    (folder / "compare.json").unlink()
-    log = folder / "candidates.jsonl"
-    log.write_text(re.sub(r'"reconstruction_loss": [\d.e-]+', '"reconstruction_loss": 0.001', log.read_text()))
-    again = secateur.Session(overrides=[f"network.weights={run.folder / 'dense.safetensors'}"])
-    with pytest.raises(ValueError, match=r"candidates\.jsonl: random's .* where its figures give .*: the line was"):
-        secateur.compare((), again, **arguments, resume=folder)
+def test_a_candidate_whose_figures_were_changed(tmp_path):
+    kept, found = np.array([3, 4]), Evaluation(50.0, 0.25, 0.5, 0.5)
+    CandidateLog(tmp_path / "log", 2).append("random", 0, kept, found, 0.75)
+    again = CandidateLog(tmp_path / "log", 2)
+    again.append("random", 0, kept, found, 0.75)
+    assert len((tmp_path / "log").read_text().splitlines()) == 1
+    with pytest.raises(ValueError, match=r"log: random's \[3, 4\] has quality 0\.75, where its figures give 0\.5 now"):
+        again.append("random", 0, kept, found, 0.5)
 
 
 def test_what_is_no_log_is_not_cut_off(tmp_path):
@@ -209,15 +209,15 @@ def test_a_plan_that_does_not_fit_is_named_with_its_file(run, tmp_path):
     ):
         folder = Path(shutil.copytree(run.folder, tmp_path / key))
         edit(folder / "plan.json", lambda tree, key=key, value=value: tree.update({key: value}))
-        with pytest.raises(secateur.PlanError, match=message):
+        with pytest.raises(PlanError, match=message):
             secateur.apply(folder, finetune=0, out=tmp_path / "small")
 
 
 def test_coupled_twice_is_coupled_otherwise(run, tmp_path):
     folder = Path(shutil.copytree(run.folder, tmp_path / "run"))
     edit(folder / "plan.json", lambda tree: tree["layers"][0]["members"].append(tree["layers"][0]["members"][0]))
-    with pytest.raises(secateur.PlanError, match=r"plan\.json: .* is coupled differently here \(at "):
+    with pytest.raises(PlanError, match=r"plan\.json: .* is coupled differently here \(at "):
         secateur.apply(folder, finetune=0, out=tmp_path / "small")
     edit(folder / "plan.json", lambda tree: tree["layers"].append(tree["layers"][0]))
-    with pytest.raises(secateur.PlanError, match=r"layer \S+ is there twice"):
+    with pytest.raises(PlanError, match=r"layer \S+ is there twice"):
         secateur.RatioPlan.load(folder)
