@@ -23,6 +23,7 @@ from ..reports.figures import comparison_figure
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, free_folder, interrupted_run
 from .apply import session_for
+from .fingerprints import of_comparison
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
@@ -61,7 +62,8 @@ def compare(
 
     Every candidate that an allocator has evaluated is on disk before the next (with workers: before the next of its
     generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and evaluates none
-    of them again.
+    of them again. With other plans, arguments, images or settings it is refused (`Fingerprint` says what is compared);
+    workers, and how many plans are measured again, may differ.
 
     Args:
         plans: plans, their files or run folders; may be none if a session is given.
@@ -105,9 +107,12 @@ def compare(
             (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
         )
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
-    with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
-        session.save(folder)
-        return _compare(session, loaded, chosen, seeds, candidates, finetune, folder)
+    folder = previous or free_folder(out, default)
+    with claimed(folder, "compare", CANDIDATES_NAME, new=previous is None):
+        known = of_comparison(session, loaded, names, candidates, seeds, finetune)
+        log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
+        session.save(folder)  # not before it is known to go with what is there
+        return _compare(session, loaded, chosen, seeds, candidates, finetune, log, folder)
 
 
 def _compare(
@@ -117,9 +122,9 @@ def _compare(
     seeds: Sequence[int],
     candidates: int,
     finetune: int,
+    log: CandidateLog,
     folder: Path,
 ) -> Comparison:
-    log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers))
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
         for allocator in chosen:
@@ -137,7 +142,8 @@ def _compare(
             correct.append(hits)
             advance(plan.provenance.allocator)
     _add_gains(rows, correct)
-    write_json(
+    comparison_figure(rows, loaded, folder / "compare.png")
+    write_json(  # last: with it the comparison is finished
         folder / COMPARE_NAME,
         {
             "config": session.config.name,
@@ -150,7 +156,6 @@ def _compare(
             "rows": rows,
         },
     )
-    comparison_figure(rows, loaded, folder / "compare.png")
     session.reporter.show(compare_table(rows))
     if (sentence := verdict(rows)) is not None:
         session.reporter.say(sentence)
