@@ -146,7 +146,7 @@ class Learner:
         Args:
             past: actions (episodes, layers) of a run to be replayed first; their plans should be known to the
                 evaluator. The last group may be there in part: the rest of it is walked as it would have been.
-            budgets: that they were walked on; none is the one that would be drawn now.
+            budgets: that they were walked on, where every episode has its own; none is the one that would be drawn now.
         """
         for first in range(0, self.config.episodes, self.workers):
             yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past, budgets)
@@ -196,8 +196,9 @@ class Learner:
         return episodes
 
     def _again(self, number: int, actions: Sequence[float], budget: float | None) -> _Walk:
-        fraction = self._fraction(number) if budget is None else budget
-        return self._walk(number, fraction, 0.0, lambda t, _observation: float(np.float32(actions[t])))
+        if budget is None or number == 0 or self.config.budgets is None:
+            budget = self._fraction(number)
+        return self._walk(number, budget, 0.0, lambda t, _observation: float(np.float32(actions[t])))
 
     def _episode(self, number: int) -> _Walk:
         own = number > self.config.warmup
