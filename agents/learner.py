@@ -155,9 +155,7 @@ class Learner:
         """(layers,) kept that the policy gives without noise, on a budget; nothing is evaluated."""
         return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).kept
 
-    def _group(
-        self, numbers: range, past: Sequence[Sequence[float]], budgets: Sequence[float | None]
-    ) -> list[Episode]:
+    def _group(self, numbers: range, past: Sequence[Sequence[float]], budgets: Sequence[float | None]) -> list[Episode]:
         """Episodes that are walked with the same policy, evaluated together, and learnt from in their order."""
         start = time.perf_counter()
         walks = [

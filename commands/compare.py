@@ -30,6 +30,7 @@ from .session import Session
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
+MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -90,22 +91,22 @@ def compare(
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
     _check_alike(loaded)
     overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
+    overrides += [] if candidates is None else [f"compare.candidates={candidates}"]
     session = Session.of(session).beside(previous or beside, overrides=overrides)
     method = loaded[0].method if loaded else session.config.method
     names = session.config.compare.against if against is None else against
     chosen = [get_allocator(name, method) for name in names]
     if not loaded and not chosen:
         raise ValueError("nothing to compare: give a plan, or an allocator (against)")
-    if any(allocator.searches for allocator in chosen) and not seeds:
-        raise ValueError("a search draws: give at least one seed (seeds)")
+    if any(allocator.searches for allocator in chosen) and not 0 < len(seeds) <= MOST_SEEDS:
+        raise ValueError(f"{len(seeds)} seeds: a search draws, give 1 to {MOST_SEEDS:,} (seeds)")
     session.check_workers()
     session.check_finetune(finetune)
     session = session_for(loaded, session, None)
     session.reporter.say(session.describe())
-    if candidates is None:
-        candidates = session.config.compare.candidates or max(
-            (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
-        )
+    candidates = session.config.compare.candidates or max(
+        (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
+    )
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
     folder = previous or free_folder(out, default)
     with claimed(folder, "compare", CANDIDATES_NAME, new=previous is None):

@@ -78,7 +78,11 @@ def other_buffer():
 
 
 OTHER = {
-    "other search images": ({"search": [(0.2 * x.flip(1), y) for x, y in SEARCH]}, "images", "search images was '40 of"),
+    "other search images": (
+        {"search": [(0.2 * x.flip(1), y) for x, y in SEARCH]},
+        "images",
+        "search images was '40 of",
+    ),
     "one pixel": ({"search": [(x + (torch.arange(x.numel()).view_as(x) == 7), y) for x, y in SEARCH]}, "images", ""),
     "other labels": ({"search": [(x, (y + 1) % 5) for x, y in SEARCH]}, "images", "search images was '40 of"),
     "fewer images": ({"search": SEARCH[:1]}, "images", "is '30 of"),
@@ -105,7 +109,9 @@ def test_what_is_other_is_named_and_nothing_is_touched(begun, base, name):
     given, part, message = OTHER[name]
     other = base.beside(overrides=given) if isinstance(given, list) else session(**given)
     before = {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
-    expected = rf"episodes\.jsonl was made with .*other {part} \(.*{message}.*start a new run in another folder \(--out\)$"
+    expected = (
+        rf"episodes\.jsonl was made with .*other {part} \(.*{message}.*start a new run in another folder \(--out\)$"
+    )
     with pytest.raises(ValueError, match=expected) as refused:
         secateur.train(other, resume=begun)
     assert "\n" not in str(refused.value)
@@ -114,7 +120,9 @@ def test_what_is_other_is_named_and_nothing_is_touched(begun, base, name):
 
 def test_what_may_differ_changes_nothing_that_is_logged(begun, whole):
     one = [(torch.cat([x for x, _ in SEARCH]), torch.cat([y for _, y in SEARCH]))]  # the same in another batch
-    done = secateur.train(session("agent.rerank=3", "agent.learning_rate=0.0009", "name=hers", search=one), resume=begun)
+    done = secateur.train(
+        session("agent.rerank=3", "agent.learning_rate=0.0009", "name=hers", search=one), resume=begun
+    )
     assert done.summary["replayed"] == 3
     assert text(begun).splitlines()[:3] == text(whole.folder).splitlines()[:3]
 
@@ -208,7 +216,9 @@ def test_a_line_that_was_edited_is_refused(begun, name):
     log.write_text("".join(f"{line}\n" for line in edited(text(begun).splitlines(), name)))
     before = log.read_bytes()
     line = {"doubled": 3, "first taken out": 1}.get(name, 2)
-    with pytest.raises(ValueError, match=rf"episodes\.jsonl, line {line} is (damaged|not what was written there): .*delete"):
+    with pytest.raises(
+        ValueError, match=rf"episodes\.jsonl, line {line} is (damaged|not what was written there): .*delete"
+    ):
         secateur.train(session(), resume=begun)
     assert log.read_bytes() == before
 

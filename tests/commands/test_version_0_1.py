@@ -179,7 +179,7 @@ def test_a_run_goes_on_and_ends_as_it_would_have(run, tmp_path):
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert ["fingerprint" in record for record in records] == [False] * 4 + [True, False]  # what is new is marked
     log.write_text(log.read_text().replace('"accuracy": ', '"accuracy": 1', 1))  # in a line of 0.1
-    with pytest.raises(ValueError, match="line 5 is not what was written there: .* or a line above it"):
+    with pytest.raises(ValueError, match=r"line 5 is not what was written there: .* or a line above it"):
         secateur.train(resume=folder)
 
 

@@ -42,7 +42,7 @@ def write(folder: Path, **changes) -> None:
 def test_two_calls_of_one_process(folder):
     with alone(folder):
         assert is_held(folder)
-        with pytest.raises(ValueError, match="this process writes there already .*; wait for it, or choose another"):
+        with pytest.raises(ValueError, match=r"this process writes there already .*; wait for it, or choose another"):
             alone(folder).__enter__()
         assert is_held(folder)
     assert list(folder.iterdir()) == []
@@ -141,6 +141,9 @@ def test_a_folder_that_filled_since_it_was_found_free_is_refused(tmp_path):
     folder = free_folder(None, tmp_path / "run")
     with claimed(folder, "train", "log", new=True):
         (folder / "log").touch()
-    with pytest.raises(ValueError, match="is not empty, and nothing is overwritten"), claimed(folder, "t", "log", new=True):
+    with (
+        pytest.raises(ValueError, match="is not empty, and nothing is overwritten"),
+        claimed(folder, "t", "log", new=True),
+    ):
         pass
     assert [path.name for path in folder.iterdir()] == ["log"]
