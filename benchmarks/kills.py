@@ -28,7 +28,10 @@ from common import header, table
 from secateur.storage.files import read_tensors
 
 SERVER = multiprocessing.get_context("forkserver")  # real processes, that need not import everything first
-SERVER.set_forkserver_preload(["secateur.commands.train", "secateur.commands.compare", "secateur.commands.cli"])
+SERVER.set_forkserver_preload(
+    [f"secateur.commands.{name}" for name in ("cli", "train", "compare")]
+    + ["sklearn.datasets", "matplotlib.backends.backend_agg", "tensorboard.summary"]
+)
 
 DEADLINE = 600.0  # seconds for anything that is not killed
 
@@ -65,19 +68,17 @@ def tensors(path: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in read_tensors(path)[0].items()}
 
 
-TINY = ("network.pretrain.epochs=2", "data.calibration=100", "data.search=100", "data.test=100", "agent.hidden=[16]")
-TINY += ("agent.episodes=12", "agent.warmup=3", "agent.rerank=2", "agent.updates=1", "finetune.epochs=0")
+TINY = ("network.pretrain.epochs=1", "data.calibration=60", "data.search=60", "data.test=60", "agent.hidden=[8]")
+TINY += ("agent.episodes=8", "agent.warmup=2", "agent.rerank=1", "repair.search.kind=gram", "repair.final.kind=gram")
 SET = tuple(part for override in TINY for part in ("--set", override))
-SEARCHES = ("--against", "uniform,random,hill_climb", "--candidates", "6")
+SEARCHES = ("--against", "uniform,random,hill_climb", "--candidates", "4")
 TRAINED = {"episodes.jsonl": untimed, "plan.json": Path.read_bytes, "config.yaml": Path.read_bytes}
 TRAINED |= {"policy.safetensors": tensors, "dense.safetensors": tensors}
 COMPARED = {"candidates.jsonl": untimed, "compare.json": Path.read_bytes, "plans/*.json": Path.read_bytes}
 
 CASES = {
     "train": Case(("train", "digits", *SET), ("train",), "episodes.jsonl", TRAINED),
-    "train, two workers": Case(
-        ("train", "digits", *SET, "--set", "workers=2"), ("train",), "episodes.jsonl", TRAINED
-    ),
+    "train, two workers": Case(("train", "digits", *SET, "--set", "workers=2"), ("train",), "episodes.jsonl", TRAINED),
     "compare": Case(
         ("compare", "{before}", *SEARCHES),
         ("compare", "{before}", *SEARCHES),
