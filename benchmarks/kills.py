@@ -195,11 +195,8 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found = check(CASES[name], Path(folder), args.kills, random.Random(f"{args.seed} {name}"))
-        early, first = found.killed[-1], found.killed[0]
-        rows.append(
-            [name, f"{found.seconds:.1f}", str(sum(found.killed.values())), str(early + first)]
-            + [str(sum(found.killed.values()) - early - first), str(found.runs)]
-        )
+        killed, early = sum(found.killed.values()), found.killed[-1] + found.killed[0]
+        rows.append([name, f"{found.seconds:.1f}", *map(str, (killed, early, killed - early, found.runs))])
         print(f"{name}: {dict(sorted(found.killed.items()))}", flush=True)
     head = ["command", "seconds", "killed", "before the first line", "later", "runs that ended, each the same"]
     print("\n" + table(head, rows))

@@ -21,7 +21,7 @@ PATIENCE = 1.0  # seconds that a lock file may be there with nothing in it
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock: a file that only one can create (O_EXCL), on network file systems too, with the owner in it.
+    """Hold a folder's lock: a file that only one can create (O_EXCL), on network file systems too; it names the owner.
 
     The system's own locks would end with the process, however that ends; but they do not hold between two calls of one
     process, and some network file systems have none, or none that other machines see. So the file outlives a process

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import crash
+import kills
 import secateur
 from secateur.agents.log import EpisodeLog
 from secateur.commands import cli
@@ -84,21 +85,11 @@ def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run,
     assert_same_run(folder, run.folder)
 
 
-def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(run, quick, tmp_path):
-    folder = tmp_path / "run"
-    fresh = {"session": {"config": "digits", "overrides": quick}, "out": folder}
-    moments = random.Random(0)
-
-    def go_on() -> multiprocessing.Process:
-        return start("train", **({"resume": folder} if (folder / "config.yaml").exists() else fresh))
-
-    for _ in range(2):
-        process = go_on()
-        process.join(moments.uniform(0.2, 2.0))
-        process.kill()
-        was_killed(process)
-    assert not was_killed(go_on())
-    assert_same_run(folder, run.folder)
+@pytest.mark.parametrize("name", kills.CASES)
+def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(name, tmp_path):
+    found = kills.check(kills.CASES[name], tmp_path, 1, random.Random(name))
+    assert sum(found.killed.values()) == 1
+    assert found.runs >= 1
 
 
 def test_a_killed_comparison_ends_as_the_uninterrupted_one(run, tmp_path):

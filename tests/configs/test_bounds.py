@@ -1,4 +1,4 @@
-"""Whatever number is set, a config refuses it in a line, or it does no harm: nothing hangs, nothing fills the memory."""
+"""Whatever number is set, a config refuses it in a line, or it does no harm: nothing hangs or fills the memory."""
 
 from __future__ import annotations
 
