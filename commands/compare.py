@@ -23,12 +23,14 @@ from ..reports.figures import comparison_figure
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, free_folder, interrupted_run
 from .apply import session_for
+from .fingerprints import of_comparison
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
+MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def compare(
 
     Every candidate that an allocator has evaluated is on disk before the next (with workers: before the next of its
     generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and evaluates none
-    of them again.
+    of them again. With other plans, arguments, images or settings it is refused (`Fingerprint` says what is compared);
+    workers, and how many plans are measured again, may differ.
 
     Args:
         plans: plans, their files or run folders; may be none if a session is given.
@@ -88,26 +91,29 @@ def compare(
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
     _check_alike(loaded)
     overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
+    overrides += [] if candidates is None else [f"compare.candidates={candidates}"]
     session = Session.of(session).beside(previous or beside, overrides=overrides)
     method = loaded[0].method if loaded else session.config.method
     names = session.config.compare.against if against is None else against
     chosen = [get_allocator(name, method) for name in names]
     if not loaded and not chosen:
         raise ValueError("nothing to compare: give a plan, or an allocator (against)")
-    if any(allocator.searches for allocator in chosen) and not seeds:
-        raise ValueError("a search draws: give at least one seed (seeds)")
+    if any(allocator.searches for allocator in chosen) and not 0 < len(seeds) <= MOST_SEEDS:
+        raise ValueError(f"{len(seeds)} seeds: a search draws, give 1 to {MOST_SEEDS:,} (seeds)")
     session.check_workers()
     session.check_finetune(finetune)
     session = session_for(loaded, session, None, files)
     session.reporter.say(session.describe())
-    if candidates is None:
-        candidates = session.config.compare.candidates or max(
-            (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
-        )
+    candidates = session.config.compare.candidates or max(
+        (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
+    )
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
-    with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
-        session.save(folder)
-        return _compare(session, loaded, chosen, seeds, candidates, finetune, folder)
+    folder = previous or free_folder(out, default)
+    with claimed(folder, "compare", CANDIDATES_NAME, new=previous is None):
+        known = of_comparison(session, loaded, names, candidates, seeds, finetune)
+        log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
+        session.save(folder)  # not before it is known to go with what is there
+        return _compare(session, loaded, chosen, seeds, candidates, finetune, log, folder)
 
 
 def _compare(
@@ -117,9 +123,9 @@ def _compare(
     seeds: Sequence[int],
     candidates: int,
     finetune: int,
+    log: CandidateLog,
     folder: Path,
 ) -> Comparison:
-    log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers))
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
         for allocator in chosen:
@@ -137,7 +143,8 @@ def _compare(
             correct.append(hits)
             advance(plan.provenance.allocator)
     _add_gains(rows, correct)
-    write_json(
+    comparison_figure(rows, loaded, folder / "compare.png")
+    write_json(  # last: with it the comparison is finished
         folder / COMPARE_NAME,
         {
             "config": session.config.name,
@@ -150,7 +157,6 @@ def _compare(
             "rows": rows,
         },
     )
-    comparison_figure(rows, loaded, folder / "compare.png")
     session.reporter.show(compare_table(rows))
     if (sentence := verdict(rows)) is not None:
         session.reporter.say(sentence)

@@ -25,6 +25,7 @@ from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
 from ..storage.files import package_versions, write_json
 from ..storage.folders import CONFIG_NAME, check_free, claimed, free_folder, interrupted_run
+from .fingerprints import of_correlation
 from .resolve import Given
 from .session import Session
 
@@ -123,12 +124,15 @@ def correlate(
         SearchProblem(session.budget, session.context, rng=np.random.default_rng(session.config.seed)), settings.plans
     )
     default = Path("runs") / f"{session.config.name}-correlate"
-    with claimed(previous or free_folder(out, default), "correlate", ROWS_NAME) as folder:
-        session.save(folder)
-        rows = _measure_all(session, drawn, folder)
+    folder = previous or free_folder(out, default)
+    with claimed(folder, "correlate", ROWS_NAME, new=previous is None):
+        log = PlanLog(folder / ROWS_NAME, _Row, of_correlation(session))
+        past = _past(session, log, drawn)
+        session.save(folder)  # not before it is known to go with what is there
+        rows = _measure_all(session, drawn, log, past)
         tree = _tree(session, rows)
-        write_json(folder / CORRELATE_NAME, tree)
         correlation_figure(tree, folder / "correlate.png")
+        write_json(folder / CORRELATE_NAME, tree)  # last: with it the run is finished
     session.reporter.show(correlation_table(tree))
     return Correlation(rows, tree["coefficients"], folder)
 
@@ -142,11 +146,17 @@ def _check_budget(config: Config) -> None:
         )
 
 
-def _measure_all(session: Session, drawn: Sequence[Kept], folder: Path) -> list[dict[str, Any]]:
-    log = PlanLog(folder / ROWS_NAME, _Row)
+def _past(session: Session, log: PlanLog, drawn: Sequence[Kept]) -> list[dict[str, Any]]:
     rows = log.read(len(session.structure.layers))
     if [row["kept"] for row in rows] != [kept.tolist() for kept in drawn[: len(rows)]]:
         raise ValueError(f"{log.path} holds other plans than {CONFIG_NAME} beside it draws: start anew with --out")
+    return rows
+
+
+def _measure_all(
+    session: Session, drawn: Sequence[Kept], log: PlanLog, past: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = list(past)
     settings = session.config.correlate
     assert session.test is not None
     test = CandidateEvaluator(session.compressor, session.test, session.config.repair.search)
@@ -162,7 +172,7 @@ def _measure_all(session: Session, drawn: Sequence[Kept], folder: Path) -> list[
                 rows.append(row)
                 advance(f"quality {row['quality']:+.3f} test {row['test_accuracy']:.1f}%")
     except KeyboardInterrupt:
-        reporter.say(f"stopped after {len(rows)} plans; go on with: secateur correlate --resume {folder}")
+        reporter.say(f"stopped after {len(rows)} plans; go on with: secateur correlate --resume {log.path.parent}")
         raise
     return rows
 

@@ -22,6 +22,7 @@ from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
 from ..training.fit import OnStep, fit
 from .resolve import weight_folders
+from .workers import check_threads
 
 DENSE_NAME = "dense.safetensors"
 
@@ -88,7 +89,7 @@ def load(
         trust_code: whether code that the config names may run; see `build_network`.
 
     Raises:
-        ValueError, FileNotFoundError: a network, weights or images that cannot be used.
+        ValueError, FileNotFoundError: a network, weights or images that cannot be used, or too many threads.
     """
     _prepare_torch(config)
     device = _device(config.device)
@@ -131,6 +132,7 @@ def _prepare_torch(config: Config) -> None:
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
+    check_threads(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
 

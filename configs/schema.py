@@ -27,8 +27,13 @@ Number = Annotated[float, BeforeValidator(_no_truth)]
 File = Annotated[Path, BeforeValidator(_path)]
 Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
 Sparsity = Annotated[Number, Field(ge=0.0, lt=1.0)]
-Count = Annotated[Integer, Field(ge=1)]
-Natural = Annotated[Integer, Field(ge=0)]
+Natural = Annotated[Integer, Field(ge=0, le=1_000_000)]
+Count = Annotated[Integer, Field(ge=1, le=1_000_000)]  # of what there is only so much of anyway; more is a slip
+Batch = Annotated[Integer, Field(ge=1, le=65_536)]  # that is one tensor
+Width = Annotated[Integer, Field(ge=1, le=4_096)]  # of a square, or of a layer
+Threads = Annotated[Integer, Field(ge=1, le=1_024)]
+Candidates = Annotated[Integer, Field(ge=1, le=100_000)]  # all of which are remembered
+Epochs = Annotated[Integer, Field(ge=0, le=100_000)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every generator takes
 Weight = Annotated[Number, Field(ge=0.0)]
 Cut = Literal["inner", "sampled", "all"]
@@ -65,11 +70,11 @@ class Section(BaseModel):
 class FitConfig(Section):
     """SGD with momentum, weight decay and a cosine schedule: for pretraining and for fine-tuning."""
 
-    epochs: Natural = 0
+    epochs: Epochs = 0
     learning_rate: Annotated[Number, Field(gt=0.0)] = 0.01
     momentum: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Weight = 5e-4
-    batch_size: Count = 128
+    batch_size: Batch = 128
 
 
 class NetworkConfig(Section):
@@ -78,7 +83,7 @@ class NetworkConfig(Section):
     name: str = Field(
         description="cifar_resnetN, digits_resnet, torchvision:NAME, timm:NAME or package.module:callable"
     )
-    num_classes: Annotated[Integer, Field(ge=2)]
+    num_classes: Annotated[Integer, Field(ge=2, le=1_000_000)]
     kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="plain data, handed to the constructor")
     weights: File | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
     pretrain: FitConfig | None = Field(default=None, description="train there and then, where there are no weights")
@@ -100,11 +105,11 @@ class DataConfig(Section):
     root: File | None = Field(default=None, description="folder of the data set; not needed for digits")
     mean: list[Number] = Field(default=[0.485, 0.456, 0.406], min_length=1)
     std: list[Annotated[Number, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
-    image_size: Count | None = Field(default=None, description="resize and centre-crop to this many pixels")
+    image_size: Width | None = Field(default=None, description="resize and centre-crop to this many pixels")
     calibration: Count = Field(default=500, description="images that repair")
     search: Count = Field(default=1000, description="images that pay the reward")
     test: Count | None = Field(default=None, description="images looked at in the end; none means all of them")
-    batch_size: Count = Field(default=100, description="images a forward pass; does not change any result")
+    batch_size: Batch = Field(default=100, description="images a forward pass; does not change any result")
     augment: bool = Field(default=True, description="random crops and flips while fine-tuning")
     flip: bool = Field(default=True, description="flips are part of the augmentation (not for digits)")
     split_seed: Seed = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
@@ -212,9 +217,11 @@ class BudgetConfig(Section):
 class LatencyConfig(Section):
     """How latency is measured: that of a finished plan, and the table that a latency budget counts by."""
 
-    batch: Count = Field(default=32, description="images a pass")
-    threads: Count | None = Field(default=None, description="torch's while measuring; none: the run's own number")
-    repeats: Count = Field(default=5, description="passes of every network that the table is made from")
+    batch: Width = Field(default=32, description="images a pass")
+    threads: Threads | None = Field(default=None, description="torch's while measuring; none: the run's own number")
+    repeats: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=5, description="passes of every network that the table is made from"
+    )
     channels_last: bool = Field(default=False, description="the memory format of weights and images")
 
 
@@ -236,12 +243,14 @@ class AgentConfig(Section):
     """The reinforcement learner and its schedule."""
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
-    episodes: Count = 200
+    episodes: Candidates = 200
     budgets: tuple[Fraction, Fraction] | None = Field(
         default=None,
         description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",
     )
-    warmup: Natural = Field(default=10, description="episodes that explore round the base plan")
+    warmup: Annotated[Integer, Field(ge=0, le=100_000)] = Field(
+        default=10, description="episodes that explore round the base plan"
+    )
     noise_start: Annotated[Number, Field(gt=0.0)] = 0.15
     noise_end: Annotated[Number, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
     action_penalty: Weight = Field(
@@ -250,11 +259,13 @@ class AgentConfig(Section):
     rerank: Count = Field(
         default=10, description="best plans of a search, of any, that are measured again, repaired as in the end"
     )
-    hidden: list[Count] = [64, 64]
+    hidden: Annotated[list[Width], Field(max_length=8)] = [64, 64]
     learning_rate: Annotated[Number, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
-    batch_size: Count = 64
-    updates: Natural = Field(default=1, description="gradient steps for every layer walked")
+    batch_size: Batch = 64
+    updates: Annotated[Integer, Field(ge=0, le=1_000)] = Field(
+        default=1, description="gradient steps for every layer walked"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> AgentConfig:
@@ -274,15 +285,19 @@ class CompareConfig(Section):
     """What the comparison evaluates by."""
 
     against: list[str] = ["uniform", "shallow", "deep", "random"]
-    candidates: Count | None = Field(default=None, description="of every search; none: as many as the plan's search")
+    candidates: Candidates | None = Field(
+        default=None, description="of every search; none: as many as the plan's search"
+    )
 
 
 class CorrelateConfig(Section):
     """How many random plans tell whether the search pays for what counts. Two always correlate perfectly."""
 
-    plans: Annotated[Integer, Field(ge=3)] = 50
-    finetune_plans: Annotated[Integer, Field(ge=3)] = Field(default=15, description="the first so many are fine-tuned")
-    finetune: Natural = Field(default=0, description="epochs, 0 for no fine-tuning")
+    plans: Annotated[Integer, Field(ge=3, le=100_000)] = 50
+    finetune_plans: Annotated[Integer, Field(ge=3, le=100_000)] = Field(
+        default=15, description="the first so many are fine-tuned"
+    )
+    finetune: Epochs = Field(default=0, description="epochs, 0 for no fine-tuning")
 
 
 class Config(Section):
@@ -294,10 +309,10 @@ class Config(Section):
     name: FileName
     seed: Seed = 0
     device: str = "cpu"
-    threads: Count | None = Field(
+    threads: Threads | None = Field(
         default=None, description="torch's, of every worker too; none leaves torch's own choice, shared by the workers"
     )
-    workers: Count = Field(default=1, description="candidates evaluated at a time, each by a process of its own")
+    workers: Threads = Field(default=1, description="candidates evaluated at a time, each by a process of its own")
     ray_address: str | None = Field(
         default=None, description="the workers are actors of this Ray cluster: auto, host:port, local to start one"
     )
