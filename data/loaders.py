@@ -51,6 +51,10 @@ class TrainLoader:
         # An incomplete batch is left out: of one image, batch norm has no statistics.
         return len(self._pixels) // self._batch_size
 
+    def set_epoch(self, number: int) -> None:
+        """Which epoch, from 0, the next walk is."""
+        self._epoch = number
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         state = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
