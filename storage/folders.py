@@ -13,6 +13,7 @@ from .files import is_temporary, sweep
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
+FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -98,7 +99,7 @@ def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
         ValueError: another process writes there, or what is appended to is a link to somewhere else.
         OSError: the disk is full; in one line.
     """
-    for path in (folder / LOCK_NAME, folder / log, folder / "tensorboard"):
+    for path in (folder / name for name in (LOCK_NAME, log, "tensorboard", FINETUNED_NAME, "repaired")):
         if path.is_symlink():  # in a folder of somebody else's making it may lead to any file of yours
             raise ValueError(f"{path} is a link, and would be written through: put what it leads to in its place")
     new = _free(folder)
@@ -109,7 +110,7 @@ def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
         try:
             yield folder
         except BaseException as error:
-            if new and not (folder / log).exists():
+            if new and not (folder / log).exists() and not (folder / FINETUNED_NAME).exists():
                 _clear(folder, made)
             if isinstance(error, OSError) and error.errno in _FULL:
                 again = f"--resume {folder}" if folder.exists() else "again"  # what was finished is kept

@@ -22,6 +22,10 @@ OnStep = Callable[[int, int, float], None]
 OnEpoch = Callable[[int, int], None]
 
 
+class DivergedError(RuntimeError):
+    """A loss or a weight that is not finite."""
+
+
 class Batches(Protocol):
     """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised."""
 
@@ -65,7 +69,7 @@ def fit(
         ValueError: no batches, or nothing to train; a checkpoint that was changed, or is of another training.
         TypeError: batches without a length (a generator is empty after one epoch), or a network whose output is not
             a tensor.
-        RuntimeError: the loss or a weight is not finite; the checkpoint is of the last good epoch.
+        DivergedError: the loss or a weight is not finite; the checkpoint is of the last good epoch.
         OSError: the checkpoint cannot be written.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -103,12 +107,12 @@ def fit(
                     step += 1
                     loss = _step(model, optimizer, images.to(device), labels.to(device))
                     if not math.isfinite(loss):
-                        raise RuntimeError(f"loss is {loss} at step {step} of {total}: {kept.remedy(config)}")
+                        raise DivergedError(f"loss is {loss} at step {step} of {total}: {kept.remedy(config)}")
                     if on_step is not None:
                         on_step(step, total, loss)
                 bad = not_finite({name: tensor for name, tensor in model.state_dict().items() if name in finite})
                 if bad is not None:
-                    raise RuntimeError(f"{bad} is not finite after epoch {number + 1}: {kept.remedy(config)}")
+                    raise DivergedError(f"{bad} is not finite after epoch {number + 1}: {kept.remedy(config)}")
                 kept = kept.after(number + 1, step, config)
     finally:
         model.eval()
