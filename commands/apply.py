@@ -104,9 +104,9 @@ def apply(
         begun.check(session, plan, previous)
     default = (beside or Path("runs") / session.config.name) / "applied"
     with claimed(previous or free_folder(out, default), "apply", f"{REPAIRED_NAME}/{NETWORK_NAME}") as folder:
-        plan.save(folder / PLAN_NAME)
         begun.write(folder)
-        session.save(folder)
+        plan.save(folder / PLAN_NAME)
+        session.save(folder)  # the config is the last: from here on it can be gone on with
         return _apply(session, plan, begun, folder)
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from ..pruners import RatioPlan
 from ..storage.cache import digest
 from ..storage.files import write_json
+from ..storage.folders import BEGUN_NAME
 from ..training.checkpoint import network_of
 from ..training.schedules import SCHEDULES
 from .session import Session
-
-BEGUN_NAME = "apply.json"
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from .files import is_temporary, sweep
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
+BEGUN_NAME = "apply.json"
+FIRST = {BEGUN_NAME, "plan.json", "dense.safetensors", "dense.safetensors.sha256"}  # before the config: nothing is lost
 FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -125,7 +127,10 @@ def _free(folder: Path) -> bool:
     """Whether nothing is there, or nothing but what a process left that was killed before it had written anything."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(path.name == LOCK_NAME or is_temporary(path) for path in folder.iterdir())
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if path.name != LOCK_NAME and not is_temporary(path)}
+    return not names or (BEGUN_NAME in names and names <= FIRST)
 
 
 def _clear(folder: Path, made: list[Path]) -> None:

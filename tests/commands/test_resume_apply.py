@@ -217,6 +217,20 @@ def test_it_goes_on_with_nothing_else_than_it_was_begun_with(run, session, whole
     assert_same_network(folder, whole.folder)
 
 
+def test_killed_before_there_was_anything_to_go_on_with_the_same_command_begins_again(run, session, tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    for name in ("plan.json", "dense.safetensors", "dense.safetensors.sha256"):
+        shutil.copy(run.folder / name, folder)
+    with pytest.raises(ValueError, match="is not empty, and nothing is overwritten"):
+        secateur.apply(run.folder, session, finetune=0, out=folder)  # anybody's folder
+    (folder / "apply.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no run there \(no config\.yaml\); start one with secateur apply --out"):
+        secateur.apply(session=session, resume=folder)
+    assert secateur.apply(run.folder, session, finetune=0, out=folder).summary["finetune_epochs"] == 0
+
+
 def test_a_folder_that_was_begun_by_another_command_is_refused(run):
     with pytest.raises(ValueError, match=r"no apply\.json, so nothing that secateur apply began is there|is finished"):
         secateur.apply(resume=run.folder)
