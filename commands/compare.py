@@ -20,7 +20,7 @@ from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
 from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import check_free, claimed, free_folder, interrupted_run
+from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
 from ..training.checkpoint import Checkpoint
 from .apply import session_for
 from .rerank import rerank
@@ -108,7 +108,12 @@ def compare(
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
     with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
         session.save(folder)
-        return _compare(session, loaded, chosen, seeds, candidates, finetune, folder)
+        try:
+            return _compare(session, loaded, chosen, seeds, candidates, finetune, folder)
+        except KeyboardInterrupt:
+            if any((folder / name).exists() for name in (CANDIDATES_NAME, FINETUNED_NAME)):
+                session.reporter.say(f"stopped; go on with the same arguments and --resume {folder} instead of --out")
+            raise
 
 
 def _compare(

@@ -278,7 +278,12 @@ def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, 
         call = getattr(secateur, command)
         whole = call(**given, out=tmp_path / command / "whole")
         folder = tmp_path / command / "stopped"
-        interrupted(2, training=2, command=command, **given, out=folder)
+        said: list[str] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(session.reporter, "say", said.append)
+            interrupted(2, training=2, command=command, **given, out=folder)
+        assert said[-1].startswith("stopped")
+        assert f"--resume {folder}" in said[-1]
         assert (folder / "finetune" / "1.safetensors").exists()
         steps, step = [], torch.optim.SGD.step
         with monkeypatch.context() as patch:
