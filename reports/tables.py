@@ -13,6 +13,7 @@ from rich.text import Text
 
 NARROWEST = 12  # what names are wrapped to before columns go below each other
 GAP = 2  # between two columns
+EDGES = 2
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Figures:
         for column in range(1, len(self.columns)):
             if not parts or widths[column] + GAP > left:
                 parts.append([])
-                left = width - names
+                left = width - names - EDGES
             parts[-1].append(column)
             left -= widths[column] + GAP
         return parts or [[]]
