@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..configs.schema import AgentConfig
 from ..envs import LayerSparsityEnv
-from ..storage.files import read_tensors, write_tensors
+from ..storage.files import check_finite, read_tensors, write_tensors
 from ..storage.reading import parse_json, validated
 from .learner import Learner
 
@@ -57,14 +57,20 @@ class Policy:
         )
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors."""
+        """Write it as safetensors.
+
+        Raises:
+            ValueError: a weight or a factor is NaN or infinite.
+        """
         about = {
             "algorithm": self.config.algorithm,
             "hidden": json.dumps(self.config.hidden),
             "features": json.dumps(self.features),
             "fingerprint": self.fingerprint,
         }
-        write_tensors(path, {**self.tensors, FACTORS: torch.from_numpy(self.factors)}, about)
+        tensors = {**self.tensors, FACTORS: torch.from_numpy(self.factors)}
+        check_finite(path, tensors)
+        write_tensors(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich import box
-from rich.table import Table
 from torch import Tensor, nn
 
 from ..agents import Allocator, SearchProblem, get_allocator
@@ -20,13 +18,16 @@ from ..networks.inference import Batches, logits
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
+from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import check_free, claimed, free_folder, interrupted_run
+from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
+from ..training.checkpoint import Checkpoint
 from .apply import session_for
 from .fingerprints import of_comparison
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
+from .tuning import holding, remove_checkpoints, row_checkpoint
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -62,9 +63,9 @@ def compare(
     """Evaluate plans and other allocators alike: same cost, same repair, same search and test images.
 
     Every candidate that an allocator has evaluated is on disk before the next (with workers: before the next of its
-    generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and evaluates none
-    of them again. With other plans, arguments, images or settings it is refused (`Fingerprint` says what is compared);
-    workers, and how many plans are measured again, may differ.
+    generation is looked at), and every row's fine-tuning after every epoch; an interrupted comparison goes on with
+    `resume` and the same arguments, and does none of that again. With other plans, arguments, images or settings it is
+    refused (`Fingerprint` says what is compared); workers, and how many plans are measured again, may differ.
 
     Args:
         plans: plans, their files or run folders; may be none if a session is given.
@@ -113,7 +114,12 @@ def compare(
         known = of_comparison(session, loaded, names, candidates, seeds, finetune)
         log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
         session.save(folder)  # not before it is known to go with what is there
-        return _compare(session, loaded, chosen, seeds, candidates, finetune, log, folder)
+        try:
+            return _compare(session, loaded, chosen, seeds, candidates, finetune, log, folder)
+        except KeyboardInterrupt:
+            if any((folder / name).exists() for name in (CANDIDATES_NAME, FINETUNED_NAME)):
+                session.reporter.say(f"stopped; go on with the same arguments and --resume {folder} instead of --out")
+            raise
 
 
 def _compare(
@@ -136,7 +142,7 @@ def _compare(
     correct: list[Tensor | None] = []
     with session.reporter.bar("measure", len(loaded)) as advance:
         for i, plan in enumerate(loaded):
-            row, hits = _row(session, plan, finetune)
+            row, hits = _row(session, plan, finetune, row_checkpoint(folder, i))
             name = f"plans/{i}-{plan.provenance.allocator}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
@@ -157,6 +163,7 @@ def _compare(
             "rows": rows,
         },
     )
+    remove_checkpoints(folder)
     session.reporter.show(compare_table(rows))
     if (sentence := verdict(rows)) is not None:
         session.reporter.say(sentence)
@@ -198,7 +205,9 @@ def _allocate(
     return session.plan_of(kept, allocator=allocator.name, seed=seed, candidates=len(qualities))
 
 
-def _row(session: Session, plan: RatioPlan, finetune: int) -> tuple[dict[str, Any], Tensor | None]:
+def _row(
+    session: Session, plan: RatioPlan, finetune: int, checkpoint: Checkpoint
+) -> tuple[dict[str, Any], Tensor | None]:
     small = session.compress(plan.kept)
     measured = session.evaluator.measure(small, plan.kept)
     hits = None if session.test is None else _correct(small, session.test)
@@ -213,7 +222,7 @@ def _row(session: Session, plan: RatioPlan, finetune: int) -> tuple[dict[str, An
     }
     if finetune:
         hold = session.compressor.compress(plan.kept).hold
-        session.finetune(small, finetune, None if hold is None else lambda _step, _total, _loss: hold(small))
+        session.finetune(small, finetune, on_step=holding(small, hold), checkpoint=checkpoint)
         tuned = None if session.test is None else _correct(small, session.test)
         row["finetuned_test_accuracy"] = None if tuned is None else 100.0 * float(tuned.mean())
     return row, hits
@@ -261,38 +270,35 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
     return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
 
 
-def compare_table(rows: Sequence[dict[str, Any]]) -> Table:
+def compare_table(rows: Sequence[dict[str, Any]]) -> Figures:
     """One row an allocator and seed, in the order given."""
     tuned = any("finetuned_test_accuracy" in row for row in rows)
-    table = Table(
-        title="Same cost, same repair, same images",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption="cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and "
-        "gains in per cent",
-    )
     timed = any("latency" in row for row in rows)
     columns = ["allocator", "seed", "cand.", "FLOPs", "params", *(["latency"] if timed else [])]
-    columns += ["search", "test", "over uniform"]
-    for column in [*columns, "tuned"] if tuned else columns:
-        table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)
-    for row in rows:
-        gain = row.get("test_gain_over_uniform")
-        cells = [
-            row["allocator"],
-            str(row["seed"]),
-            str(row["candidates"]),
-            f"{100 * row['flops']:.1f}",
-            f"{100 * row['params']:.1f}",
-            *([f"{100 * row['latency']:.1f}"] if timed else []),
-            f"{row['search_accuracy']:.2f}",
-            _percent(row["test_accuracy"]),
-            "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
-        ]
-        if tuned:
-            cells.append(_percent(row.get("finetuned_test_accuracy")))
-        table.add_row(*cells)
-    return table
+    columns += ["search", "test", "over uniform", *(["tuned"] if tuned else [])]
+    return Figures(
+        "Same cost, same repair, same images",
+        "cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and gains in "
+        "per cent",
+        columns,
+        [_cells(row, timed=timed, tuned=tuned) for row in rows],
+    )
+
+
+def _cells(row: dict[str, Any], *, timed: bool, tuned: bool) -> list[str]:
+    gain = row.get("test_gain_over_uniform")
+    return [
+        row["allocator"],
+        str(row["seed"]),
+        str(row["candidates"]),
+        f"{100 * row['flops']:.1f}",
+        f"{100 * row['params']:.1f}",
+        *([f"{100 * row['latency']:.1f}"] if timed else []),
+        f"{row['search_accuracy']:.2f}",
+        _percent(row["test_accuracy"]),
+        "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
+        *([_percent(row.get("finetuned_test_accuracy"))] if tuned else []),
+    ]
 
 
 def _percent(value: float | None) -> str:

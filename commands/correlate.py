@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from rich import box
-from rich.table import Table
 
 from ..agents import SearchProblem
 from ..agents.allocators.searches import random_plans
@@ -23,11 +21,14 @@ from ..networks.inference import accuracy, count_images
 from ..pruners.structure import Kept
 from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
+from ..reports.tables import Figures
 from ..storage.files import package_versions, write_json
 from ..storage.folders import CONFIG_NAME, check_free, claimed, free_folder, interrupted_run
+from ..training.checkpoint import Checkpoint
 from .fingerprints import of_correlation
 from .resolve import Given
 from .session import Session
+from .tuning import holding, remove_checkpoints, row_checkpoint
 
 CORRELATE_NAME = "correlate.json"
 ROWS_NAME = "rows.jsonl"
@@ -94,7 +95,8 @@ def correlate(
     and batch-norm statistics use the calibration images, targets are measured on the test images. Fine-tuning starts
     from the final repair and uses the training split, which a pretrained network has seen before.
 
-    Every plan's row is on disk before the next is evaluated; an interrupted run goes on with `resume`.
+    Every plan's row is on disk before the next is evaluated, and its fine-tuning after every epoch; an
+    interrupted run goes on with `resume`.
 
     Args:
         session: a session, or a config, its name or its file; none is the embedded default.
@@ -131,6 +133,7 @@ def correlate(
         session.save(folder)  # not before it is known to go with what is there
         rows = _measure_all(session, drawn, log, past)
         tree = _tree(session, rows)
+        remove_checkpoints(folder)
         correlation_figure(tree, folder / "correlate.png")
         write_json(folder / CORRELATE_NAME, tree)  # last: with it the run is finished
     session.reporter.show(correlation_table(tree))
@@ -166,7 +169,7 @@ def _measure_all(
             for number, kept in enumerate(drawn[len(rows) :], len(rows)):
                 start = time.perf_counter()
                 epochs = settings.finetune if number < settings.finetune_plans else 0
-                row = measure_plan(session, test, kept, epochs)
+                row = measure_plan(session, test, kept, epochs, row_checkpoint(log.path.parent, number))
                 row["seconds"] = round(time.perf_counter() - start, 3)
                 log.write(row)
                 rows.append(row)
@@ -177,7 +180,9 @@ def _measure_all(
     return rows
 
 
-def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs: int) -> dict[str, Any]:
+def measure_plan(
+    session: Session, test: CandidateEvaluator, kept: Kept, epochs: int, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
     """A plan's proxies and targets.
 
     Args:
@@ -185,6 +190,7 @@ def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs:
         test: measures on the test images.
         kept: (layers,) the plan.
         epochs: of fine-tuning; 0 for none, and then that target is none.
+        checkpoint: where the fine-tuning is kept.
     """
     compressor, search = session.compressor, session.evaluator
     adapting = Repair(kind="none", adaptive_bn=count_images(session.calibration), guard=False)
@@ -193,7 +199,7 @@ def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs:
     candidate = search.evaluate(kept)
     final = session.compress(kept)
     finished = test.measure(final, kept)
-    session.finetune(final, epochs)
+    session.finetune(final, epochs, on_step=holding(final, compressor.compress(kept).hold), checkpoint=checkpoint)
     return {
         "kept": kept.tolist(),
         "flops": candidate.flops,
@@ -258,30 +264,31 @@ def _tree(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def correlation_table(tree: Mapping[str, Any]) -> Table:
+def correlation_table(tree: Mapping[str, Any]) -> Figures:
     """A section a target, one row a proxy. Takes what `correlate.json` holds."""
-    table = Table(
-        title="Does the search pay for what counts?",
-        box=box.SIMPLE_HEAD,
-        caption="ρ Spearman with its 95 % bootstrap interval, r Pearson, τ Kendall: +1 where both prefer the same of n "
-        "plans; rows on the search images, sections on the test images",
-    )
-    for column in ("", "ρ", "95 %", "r", "τ", "n"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    rows: list[list[str]] = []
     for target in dict.fromkeys(entry["target"] for entry in tree["coefficients"]):
-        table.add_row(tree["targets"][target], style="bold")
+        rows.append([tree["targets"][target]])
         for entry in tree["coefficients"]:
             if entry["target"] == target:
                 interval = entry["spearman_interval"]
-                table.add_row(
-                    f"  {tree['proxies'][entry['proxy']]}",
-                    _signed(entry["spearman"]),
-                    "–" if interval is None else " … ".join(map(_signed, interval)),
-                    _signed(entry["pearson"]),
-                    _signed(entry["kendall"]),
-                    str(entry["n"]),
+                rows.append(
+                    [
+                        f"  {tree['proxies'][entry['proxy']]}",
+                        _signed(entry["spearman"]),
+                        "–" if interval is None else " … ".join(map(_signed, interval)),
+                        _signed(entry["pearson"]),
+                        _signed(entry["kendall"]),
+                        str(entry["n"]),
+                    ]
                 )
-    return table
+    return Figures(
+        "Does the search pay for what counts?",
+        "ρ Spearman with its 95 % bootstrap interval, r Pearson, τ Kendall: +1 where both prefer the same of n plans; "
+        "rows on the search images, sections on the test images",
+        ("", "ρ", "95 %", "r", "τ", "n"),
+        rows,
+    )
 
 
 def _signed(value: float | None) -> str:

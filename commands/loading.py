@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError
-from ..configs.schema import FitConfig, NetworkConfig
+from ..configs.schema import NetworkConfig
 from ..data import Splits, as_batches, load_splits
 from ..networks import build_network, load_weights
 from ..networks.inference import Batches
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
-from ..training.fit import OnStep, fit
+from ..training.fit import modules_at_rest
 from .resolve import weight_folders
+from .tuning import pretrain
 from .workers import check_threads
 
 DENSE_NAME = "dense.safetensors"
@@ -58,6 +59,7 @@ class Loaded:
         train: makes the loader for fine-tuning, for a batch size; none where the caller gave none.
         source: where the images come from, in a line.
         trained_here: whether the network was trained for this config, so that its weights are kept with the run.
+        at_rest: modules that its maker had in eval mode while the rest was not, or whose norms are frozen.
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class Loaded:
     train: LoaderOf | None
     source: str
     trained_here: bool = False
+    at_rest: frozenset[str] = frozenset()
 
 
 def load(
@@ -103,29 +106,10 @@ def load(
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
         model, trained = _network(config, config.network, train, device, folder, reporter or Reporter(), trust_code)
-    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained)
+    at_rest = frozenset(modules_at_rest(model))
+    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest)
     _check_images(loaded)
     return loaded
-
-
-def run_fit(
-    model: nn.Module,
-    batches: Loader,
-    config: FitConfig,
-    seed: int,
-    reporter: Reporter,
-    title: str,
-    on_step: OnStep | None = None,
-) -> None:
-    """`fit` with a progress bar."""
-    with reporter.bar(title, config.epochs * len(batches)) as advance:
-
-        def after(step: int, total: int, loss: float) -> None:
-            if on_step is not None:
-                on_step(step, total, loss)
-            advance(f"loss {loss:.3f}")
-
-        fit(model, batches, config, seed=seed, on_step=after)
 
 
 def _prepare_torch(config: Config) -> None:
@@ -198,7 +182,8 @@ def _network(
     assert network.pretrain is not None, "the schema asks for weights or training"
     if train is None:
         raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
-    run_fit(model.to(device), train(network.pretrain.batch_size), network.pretrain, config.seed, reporter, "pretrain")
+    loader = train(network.pretrain.batch_size)
+    pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache)
     return model, True
 
 

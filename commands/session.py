@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 from torch import nn
 
@@ -19,11 +19,11 @@ from ..pruners.costs.latency_profile import take_table
 from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
-from ..training.fit import OnStep
 from . import workers
 from .describe import describe
-from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load, run_fit
+from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load
 from .resolve import Given, absolute, home_of, resolve_config, save_config
+from .tuning import FitOptions, check_trainable, run_fit
 
 T = TypeVar("T")
 
@@ -298,29 +298,25 @@ class Session:
         return small
 
     def check_finetune(self, epochs: int) -> None:
-        """Whether there is anything to fine-tune on.
+        """Whether there is anything to fine-tune, and images to do it on.
 
         Raises:
-            ValueError: a negative number of epochs, or there are no training images.
+            ValueError: there is not, or a negative number of epochs.
         """
         if epochs < 0:
             raise ValueError(f"finetune = {epochs}: a number of epochs, 0 or more")
-        if epochs and self.train_loader is None:
-            raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
+        if epochs:
+            check_trainable(self.model, self.train_loader, epochs)
 
-    def finetune(self, model: nn.Module, epochs: int, on_step: OnStep | None = None) -> None:
-        """Train a compressed network in place: SGD, cosine; `on_step` as in `fit`.
-
-        Raises:
-            ValueError: there are no training images.
-        """
+    def finetune(self, model: nn.Module, epochs: int, **options: Unpack[FitOptions]) -> None:
+        """Train a compressed network in place: SGD, cosine; options and errors as in `fit`."""
         self.check_finetune(epochs)
         if epochs == 0 or self.train_loader is None:
             return
         config = self.config.finetune.model_copy(update={"epochs": epochs})
-        run_fit(
-            model, self.train_loader(config.batch_size), config, self.config.seed, self.reporter, "fine-tune", on_step
-        )
+        options = {"at_rest": self._loaded.at_rest, **options}
+        loader = self.train_loader(config.batch_size)
+        run_fit(model, loader, config, self.config.seed, self.reporter, "fine-tune", **options)
 
     def plan_of(
         self, kept: Kept, *, allocator: str, seed: int, candidates: int, figures: Mapping[str, float] | None = None

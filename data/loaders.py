@@ -17,6 +17,9 @@ class TrainLoader:
     """Walks all images once an epoch: shuffled, cropped, flipped, normalised; whole batches at a time.
 
     Every `iter` begins the next epoch. Epochs differ, and a loader of the same seed repeats them.
+
+    Attributes:
+        images: (N, C, H, W) uint8 pixels and (N,) labels.
     """
 
     def __init__(
@@ -40,29 +43,39 @@ class TrainLoader:
             raise ValueError(f"batch_size={batch_size}: must be at least 1")
         if seed < 0:
             raise ValueError(f"seed={seed}: must be 0 or more")
-        self._pixels, self._labels = pixels, labels
+        self.images = pixels, labels
         self._mean, self._std = mean, std
         self._batch_size = min(batch_size, len(pixels))
         self._augment, self._flip = augment, flip
         self._seed = seed
         self._epoch = 0
 
+    @property
+    def settings(self) -> tuple[object, ...]:
+        """What its batches follow from, besides the images; JSON."""
+        return (list(self._mean), list(self._std), self._batch_size, self._augment, self._flip, self._seed)
+
     def __len__(self) -> int:
         # An incomplete batch is left out: of one image, batch norm has no statistics.
-        return len(self._pixels) // self._batch_size
+        return len(self.images[1]) // self._batch_size
+
+    def set_epoch(self, number: int) -> None:
+        """Which epoch, from 0, the next walk is."""
+        self._epoch = number
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         state = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)
         generator = torch.Generator().manual_seed(int(state[0]))
         self._epoch += 1
-        order = torch.randperm(len(self._pixels), generator=generator)
+        stored, labels = self.images
+        order = torch.randperm(len(labels), generator=generator)
         for chosen in torch.split(order, self._batch_size)[: len(self)]:
-            pixels = self._pixels[chosen]
+            pixels = stored[chosen]
             if self._augment:
                 pixels = random_crop(pixels, generator)
             if self._flip:
                 pixels = random_flip(pixels, generator)
-            yield normalise(pixels, self._mean, self._std), self._labels[chosen]
+            yield normalise(pixels, self._mean, self._std), labels[chosen]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ..networks.inference import Batches
 from ..networks.norms import following_norms
-from ..storage.cache import Store, cache_folder, digest
+from ..storage.cache import Store, cache_folder, code_of, digest
 from ..storage.files import package_versions
 from .method import METHODS, Method
 from .repair.gram import DenseMoments, collect_inputs
@@ -118,11 +117,7 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
 
 def _code(method: Method) -> str:
     """Hash of the source that computes what is kept: a key never outlives the code, the package's or a plug-in's."""
-    found = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for room in ("networks", "pruners", "storage"):
-        for file in sorted((package / room).rglob("*.py")):
-            found.update(file.read_bytes())
+    found = hashlib.sha256(code_of("networks", "pruners", "storage").encode())
     with suppress(TypeError, OSError):  # made where there is no file: in a shell, say
         found.update(inspect.getsource(inspect.getmodule(type(method)) or type(method)).encode())
     return found.hexdigest()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, check_tensors, load_tensors
-from ..storage.files import check_sha256, read_tensors, sha256, write_json, write_tensors
+from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
 from ..storage.reading import read_json, validated
 from .method import METHODS
 
 NETWORK_NAME = "network.json"
 WEIGHTS_NAME = "weights.safetensors"
+REPAIRED_NAME = "repaired"  # the network before it is fine-tuned, in the folder of the one that is
 SCHEMA_VERSION = 2
 
 
@@ -31,7 +32,7 @@ def save_network(
     network: NetworkConfig | None,
     input_shape: tuple[int, ...],
 ) -> None:
-    """Write the weights, and what is needed to rebuild the smaller network round them.
+    """Write the weights, and what is needed to rebuild the smaller network round them; a frozen parameter stays frozen.
 
     Args:
         model: the compressed network.
@@ -40,9 +41,14 @@ def save_network(
         recipe: of `Compressed`.
         network: names the dense architecture; none where it was the caller's own module.
         input_shape: (C, H, W) of one image.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
     """
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check_finite(folder / WEIGHTS_NAME, tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    write_tensors(folder / WEIGHTS_NAME, tensors)
     tree = {
         "schema_version": SCHEMA_VERSION,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
@@ -50,6 +56,7 @@ def save_network(
         "input_shape": list(input_shape),
         "method": method,
         "recipe": dict(recipe),
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "sha256": sha256(folder / WEIGHTS_NAME),
     }
     write_json(folder / NETWORK_NAME, tree)
@@ -68,6 +75,11 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
             is not trusted.
     """
     folder = Path(folder)
+    if not (folder / NETWORK_NAME).is_file() and (folder / REPAIRED_NAME / NETWORK_NAME).is_file():
+        raise FileNotFoundError(
+            f"no {NETWORK_NAME} in {folder}: its fine-tuning is not finished; go on with secateur apply --resume "
+            f"{folder}, or load {folder / REPAIRED_NAME}"
+        )
     for name in (NETWORK_NAME, WEIGHTS_NAME):
         if not (folder / name).exists():
             raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
@@ -93,6 +105,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} was made from another architecture, or is damaged: {reason}") from error
     load_tensors(small, state)
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in told.frozen)
     return small.eval()
 
 
@@ -107,6 +121,7 @@ class _Saved(BaseModel):
     input_shape: list[Annotated[int, Field(ge=1)]]
     method: str
     recipe: dict[str, JsonValue]
+    frozen: frozenset[str] = frozenset()
     sha256: str | None = None
 
     def named(self, path: Path) -> NetworkConfig | None:

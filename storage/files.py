@@ -172,6 +172,22 @@ def _checksum(tensors: Tensors) -> str:
     return f"{value:08x}"
 
 
+def not_finite(tensors: Mapping[str, object]) -> str | None:
+    """The first name whose tensor holds NaN or infinity; none if all are finite."""
+    floats = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())}
+    return next((name for name, tensor in floats.items() if not bool(torch.isfinite(tensor).all())), None)
+
+
+def check_finite(path: Path, tensors: Mapping[str, object]) -> None:
+    """Refuse to write a network that computes nothing.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity.
+    """
+    if (name := not_finite(tensors)) is not None:
+        raise ValueError(f"{path} is not written: {name} holds NaN or infinity; the training that made it diverged")
+
+
 def write_json(path: str | Path, tree: Any) -> None:
     """Write JSON, whole or not at all."""
     with replacing(Path(path)) as temporary:

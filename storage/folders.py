@@ -13,6 +13,9 @@ from .lock import LOCK_NAME, alone, is_held
 from .reading import regular
 
 CONFIG_NAME = "config.yaml"
+BEGUN_NAME = "apply.json"
+FIRST = {BEGUN_NAME, "plan.json", "dense.safetensors", "dense.safetensors.sha256"}  # before the config: nothing is lost
+FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -99,7 +102,7 @@ def claimed(folder: Path, command: str, log: str, *, new: bool) -> Iterator[Path
         ValueError: somebody else writes there, or what is appended to is no file, or a link to somewhere else.
         OSError: the disk is full; in one line.
     """
-    for path in (folder / LOCK_NAME, folder / log, folder / "tensorboard"):
+    for path in (folder / name for name in (LOCK_NAME, log, "tensorboard", FINETUNED_NAME, "repaired")):
         if path.is_symlink():  # in a folder of somebody else's making it may lead to any file of yours
             raise ValueError(f"{path} is a link, and would be written through: put what it leads to in its place")
     for path in (folder / LOCK_NAME, folder / log):
@@ -115,7 +118,7 @@ def claimed(folder: Path, command: str, log: str, *, new: bool) -> Iterator[Path
             try:
                 yield folder
             except BaseException:
-                if new and not (folder / log).exists():
+                if new and not any((folder / name).exists() for name in (log, FINETUNED_NAME)):
                     _clear(folder, made)
                 raise
     except OSError as error:
@@ -131,7 +134,10 @@ def _empty(folder: Path) -> bool:
     """Whether nothing is there, or nothing but what a process left that was killed before it had written anything."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(path.name == LOCK_NAME or is_temporary(path) for path in folder.iterdir())
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if path.name != LOCK_NAME and not is_temporary(path)}
+    return not names or (BEGUN_NAME in names and names <= FIRST)
 
 
 def _clear(folder: Path, made: list[Path]) -> None:
