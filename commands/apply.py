@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,9 @@ from rich.table import Table
 from torch import nn
 
 from ..configs import did_you_mean
+from ..networks.copying import copied
 from ..networks.inference import accuracy, first_images, logits
+from ..networks.world import undisturbed, use_threads
 from ..pruners import RatioPlan
 from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
@@ -49,6 +50,7 @@ class Applied:
     summary: dict[str, Any]
 
 
+@undisturbed()
 def apply(
     plan: RatioPlan | str | Path,
     session: Session | Given = None,
@@ -77,6 +79,7 @@ def apply(
     beside = None if isinstance(plan, RatioPlan) else plan_path(plan).parent
     plan = plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan)
     session = session_for([plan], session, beside)
+    use_threads(session.config.threads)
     epochs = session.config.finetune.epochs if finetune is None else finetune
     session.check_finetune(epochs)
     if schedule == "gradual" and not epochs:
@@ -95,7 +98,7 @@ def apply(
         if schedule == "gradual":
             models["pruned"] = _tighten_while_training(session, plan, epochs)
         else:
-            models["pruned"] = copy.deepcopy(models["repaired"])
+            models["pruned"] = copied(models["repaired"])
             session.finetune(models["pruned"], epochs, _holding(models["pruned"], compressed.hold))
 
     reached = {kind: session.structure.fraction(kind, plan.kept) for kind in WHOLE}
@@ -161,7 +164,7 @@ def _holding(model: nn.Module, hold: Callable[[nn.Module], None] | None) -> OnSt
 
 def _tighten_while_training(session: Session, plan: RatioPlan, epochs: int) -> nn.Module:
     """The dense network, compressed step by step while it is trained."""
-    model, units = copy.deepcopy(session.model), session.structure.units
+    model, units = copied(session.model), session.structure.units
 
     def tighten(current: nn.Module, part: float) -> Callable[[nn.Module], None]:
         kept = np.maximum(np.round(units - part * (units - plan.kept)).astype(np.int64), plan.kept)

@@ -17,6 +17,7 @@ from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..envs import Evaluation, Evaluator
 from ..networks.inference import Batches, logits
+from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
@@ -46,6 +47,7 @@ class Comparison:
     folder: Path
 
 
+@undisturbed()
 def compare(
     plans: Sequence[RatioPlan | str | Path] = (),
     session: Session | Given = None,
@@ -98,6 +100,7 @@ def compare(
         raise ValueError("a search draws: give at least one seed (seeds)")
     session.check_workers()
     session.check_finetune(finetune)
+    use_threads(session.config.threads)
     session = session_for(loaded, session, None)
     session.reporter.say(session.describe())
     if candidates is None:

@@ -38,7 +38,7 @@ class Fused:
         self._graph: fx.Graph | None = None
         self._norms: dict[str, str] = {}
         self._in_place: set[str] = set()
-        with torch.inference_mode():
+        with torch.no_grad():
             try:
                 graph = trace(dense, image)
             except UntraceableError:

@@ -43,7 +43,7 @@ def trace(model: nn.Module, image: Tensor) -> fx.Graph:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UntraceableError(f"{_UNTRACEABLE} ({reason}); {_REMEDY}") from error
     result = next(node for node in graph.nodes if node.op == "output").args[0]
-    with torch.inference_mode():
+    with torch.no_grad():
         if not torch.allclose(Walk(graph, model, [image]).read(result)[0], model(image), rtol=1e-3, atol=1e-4):
             raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
     return graph

@@ -46,7 +46,7 @@ def count_images(batches: Batches) -> int:
     return sum(len(images) for images, _ in batches)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits(model: nn.Module, batches: Batches) -> Tensor:
     """(images, classes) outputs over all batches."""
     return torch.cat([model(images) for images, _ in batches])
@@ -69,7 +69,7 @@ def example_images(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, *input_shape, generator=generator).to(device)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             output = model(example)
     except FAILURES as error:
         shape = "×".join(map(str, input_shape))

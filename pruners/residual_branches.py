@@ -42,7 +42,7 @@ def _measure(context: Context) -> NDArray[np.float64]:
     behind: Behind = {}
     for node in graph.nodes:
         behind[node] = {node}.union(*(behind[before] for before in node.all_input_nodes))
-    with torch.inference_mode():
+    with torch.no_grad():
         images = [images for images, _ in first_images(context.calibration, IMAGES)]
         walk = _Sums(graph, context.model, images, behind)
         walk.run()

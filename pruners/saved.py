@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,9 @@ from torch import nn
 
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, load_tensors
+from ..networks.checks import check_weights
+from ..networks.copying import copied
+from ..networks.world import undisturbed
 from ..storage.files import check_sha256, sha256, write_json, write_tensors
 from .method import METHODS
 
@@ -55,6 +57,7 @@ def save_network(
     write_json(folder / NETWORK_NAME, tree)
 
 
+@undisturbed()
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The compressed network that `apply` saved, in eval mode, on the CPU.
 
@@ -82,7 +85,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
         model = build_network(network, trust_code=trust_code)
-    small = method.rebuild(copy.deepcopy(model).cpu(), recipe)
+    check_weights(model)
+    small = method.rebuild(copied(model).cpu(), recipe)
     try:
         load_tensors(small, state)
     except RuntimeError as error:
