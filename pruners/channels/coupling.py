@@ -114,7 +114,7 @@ def _sampled(model: nn.Module, layers: Sequence[ChannelLayer]) -> list[ChannelLa
 def _choose(
     model: nn.Module, layers: list[ChannelLayer], ignored: dict[str, str], cut: str, ignore: Sequence[str]
 ) -> tuple[list[ChannelLayer], dict[str, str]]:
-    excluded = ignored_names(model, {layer.name: [layer.name, *layer.producers] for layer in layers}, ignore)
+    excluded = ignored_names(model, {layer.name: [layer.name, *layer.producers] for layer in layers}, ignore, ignored)
     chosen = []
     for layer in layers:
         if layer.name in excluded:
