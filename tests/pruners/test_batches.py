@@ -31,7 +31,7 @@ REPAIRS = {
     "gram": Repair(kind="gram", guard=False),
     "sequential": Repair(kind="sequential", images=25, samples=8, guard=False),
     "adaptive BN": Repair(kind="none", adaptive_bn=59, guard=False),
-    "all": Repair(kind="sequential", samples=8, adaptive_bn=31),
+    "all": Repair(kind="sequential", samples=8, adaptive_bn=31, guard=False),
 }
 CASES = ["residual", "channels"], ["normalised", "channels"], ["residual", "weights"]
 
