@@ -48,11 +48,10 @@ class Lived(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
         self.conv2, self.bn2 = nn.Conv2d(8, 10, 3, padding=1, bias=False), nn.BatchNorm2d(10, momentum=None)
         self.anchors, self.dropout, self.out = Anchors(10), nn.Dropout(0.2), nn.Linear(10, 3)
-        self.register_buffer("mean", torch.tensor([0.1, 0.0, -0.1]).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(0.1))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) * torch.tensor([1.0, 0.9, 1.1]).view(1, 3, 1, 1)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu((self.bn1(self.conv1(x)) - self.mean) * torch.tensor(0.9), inplace=True)
         x = F.relu(self.bn2(self.conv2(F.max_pool2d(x, 2))), inplace=True)
         return self.out(self.dropout(self.anchors(x).mean((2, 3))))
 
