@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..configs import did_you_mean
+from ..networks.copying import copied
 from ..networks.inference import accuracy, first_images, logits
+from ..networks.world import undisturbed, use_threads
 from ..pruners import METHODS, PlanError, RatioPlan
 from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
@@ -53,6 +54,7 @@ class Applied:
     summary: dict[str, Any]
 
 
+@undisturbed()
 def apply(
     plan: RatioPlan | str | Path | None = None,
     session: Session | Given = None,
@@ -97,6 +99,7 @@ def apply(
     beside = None if file is None else file.parent
     plan = given if isinstance(given, RatioPlan) else RatioPlan.load(given)
     session = session_for([plan], session, beside, [file])
+    use_threads(session.config.threads)
     if begun is None:
         epochs = session.config.finetune.epochs if finetune is None else finetune
         begun = Begun.now(session, plan, epochs, schedule or SCHEDULES[0])
@@ -190,7 +193,7 @@ def _finetuned(
     """A fine-tuned copy; with a gradual schedule, of the dense network."""
     if begun.schedule == "gradual":
         return _tighten_while_training(session, plan, begun.epochs, checkpoint)
-    model = copy.deepcopy(repaired)
+    model = copied(repaired)
     session.finetune(model, begun.epochs, on_step=holding(model, hold), checkpoint=checkpoint)
     return model
 
@@ -244,7 +247,7 @@ def _named(file: Path | None) -> Iterator[None]:
 
 def _tighten_while_training(session: Session, plan: RatioPlan, epochs: int, checkpoint: Checkpoint) -> nn.Module:
     """The dense network, compressed step by step while it is trained."""
-    model, units = copy.deepcopy(session.model), session.structure.units
+    model, units = copied(session.model), session.structure.units
 
     def tighten(current: nn.Module, part: float) -> Callable[[nn.Module], None]:
         kept = np.maximum(np.round(units - part * (units - plan.kept)).astype(np.int64), plan.kept)

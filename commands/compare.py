@@ -15,6 +15,7 @@ from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..envs import Evaluation, Evaluator
 from ..networks.inference import Batches, logits
+from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
@@ -49,6 +50,7 @@ class Comparison:
     folder: Path
 
 
+@undisturbed()
 def compare(
     plans: Sequence[RatioPlan | str | Path] = (),
     session: Session | Given = None,
@@ -104,6 +106,7 @@ def compare(
     session.check_workers()
     session.check_finetune(finetune)
     session = session_for(loaded, session, None, files)
+    use_threads(session.config.threads)
     session.reporter.say(session.describe())
     candidates = session.config.compare.candidates or max(
         (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES

@@ -18,6 +18,7 @@ from ..configs import Config
 from ..configs.schema import Repair
 from ..envs import CandidateEvaluator
 from ..networks.inference import accuracy, count_images
+from ..networks.world import undisturbed, use_threads
 from ..pruners.structure import Kept
 from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
@@ -78,6 +79,7 @@ class Correlation:
     folder: Path
 
 
+@undisturbed()
 def correlate(
     session: Session | Given = None,
     *,
@@ -116,6 +118,7 @@ def correlate(
     check_free(out)
     previous = interrupted_run(resume, "correlate", CORRELATE_NAME) if resume is not None else None
     session = Session.of(session).beside(previous, overrides=given)
+    use_threads(session.config.threads)
     settings = session.config.correlate
     _check_budget(session.config)
     if session.test is None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..configs import did_you_mean
 from ..networks.inference import Batches, channels_last, count_images
+from ..networks.world import undisturbed, use_threads
 from ..pruners.channels.criteria.registry import Order
 from ..pruners.channels.criteria.removal import HARMS, Judge, remove_greedily
 from ..reports.colour import colour_selectivity, filter_tiles
@@ -41,6 +42,7 @@ class Filters:
     folder: Path
 
 
+@undisturbed()
 def filters(
     session: Session | Given = None,
     *,
@@ -76,6 +78,7 @@ def filters(
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold = {threshold:g} is outside [0, 1): colour selectivity runs from 0 to 1")
     session = Session.of(session).beside(spends=False)
+    use_threads(session.config.threads)
     name = _choose(session, layer)
     weights = session.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
     count = len(weights)
@@ -187,7 +190,7 @@ def _image_convolutions(session: Session) -> list[str]:
         if isinstance(module, nn.Conv2d)
     ]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             session.model(image)
     finally:
         for hook in hooks:

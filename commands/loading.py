@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from ..configs import Config, ConfigError
 from ..configs.schema import NetworkConfig
-from ..data import Splits, as_batches, load_splits
+from ..data import Images as Split
+from ..data import Splits, as_batches, check_pixels, load_splits
 from ..networks import build_network, load_weights
+from ..networks.checks import check_forward, check_weights
+from ..networks.copying import copied
 from ..networks.inference import Batches
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
@@ -94,7 +97,8 @@ def load(
     Raises:
         ValueError, FileNotFoundError: a network, weights or images that cannot be used, or too many threads.
     """
-    _prepare_torch(config)
+    check_threads(config)
+    _seed(config.seed)
     device = _device(config.device)
     if images is not None:
         calibration, search, test, train = _caller_batches(images, device)
@@ -102,7 +106,10 @@ def load(
     else:
         calibration, search, test, train, source = _config_batches(config, device)
     trained = False
-    if model is None:
+    if model is not None:
+        check_weights(model)
+        model = copied(model)  # the caller's own stays as it is, whatever is done to this one
+    else:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
         model, trained = _network(config, config.network, train, device, folder, reporter or Reporter(), trust_code)
@@ -112,13 +119,11 @@ def load(
     return loaded
 
 
-def _prepare_torch(config: Config) -> None:
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
-    torch.manual_seed(config.seed)
-    check_threads(config)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+def _seed(seed: int) -> None:
+    """For loaders that shuffle, and images that are changed at random; the session puts the caller's states back."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _device(name: str) -> torch.device:
@@ -135,25 +140,31 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     if data is None:
         raise ConfigError("the config has no data section: add one, or pass images=")
     splits: Splits = load_splits(data, num_classes=None if network is None else network.num_classes)
-    size = data.batch_size
+
+    def ready(side: str, images: Split) -> Batches:
+        batches = images.batches(data.batch_size, device)
+        for number, (pixels, _) in enumerate(batches):  # files hold bytes, but mean and std may be anything
+            check_pixels(pixels, f"{side} batch {number}")
+        return batches
+
     return (
-        splits.calibration.batches(size, device),
-        splits.search.batches(size, device),
-        splits.test.batches(size, device),
+        ready("calibration", splits.calibration),
+        ready("search", splits.search),
+        ready("test", splits.test),
         lambda batch: splits.train.loader(batch, augment=data.augment, flip=data.flip, seed=config.seed),
         splits.source,
     )
 
 
 def _caller_batches(images: Images, device: torch.device) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
-    def ready(loader: Iterable[Any]) -> Batches:
-        return [(x.to(device), y.to(device)) for x, y in as_batches(loader)]
+    def ready(side: str, loader: Iterable[Any]) -> Batches:
+        return [(x.to(device), y.to(device)) for x, y in as_batches(loader, side=side)]
 
     train = images.train
     return (
-        ready(images.calibration),
-        ready(images.search),
-        None if images.test is None else ready(images.test),
+        ready("calibration", images.calibration),
+        ready("search", images.search),
+        None if images.test is None else ready("test", images.test),
         None if train is None else lambda _batch: train,
     )
 
@@ -204,15 +215,10 @@ def _check_images(loaded: Loaded) -> None:
             if others.shape[1:] != images.shape[1:]:
                 theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
-    try:
-        with torch.inference_mode():
-            outputs = loaded.model(images[:1])
-    except RuntimeError as error:
-        shape = "×".join(map(str, images.shape[1:]))
-        raise ValueError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
+    classes = check_forward(loaded.model, images)
     highest = max(int(labels.max()) for _, labels in (*loaded.calibration, *loaded.search, *(loaded.test or ())))
-    if isinstance(outputs, Tensor) and outputs.dim() == 2 and highest >= outputs.shape[1]:
+    if highest >= classes:
         raise ValueError(
-            f"a label is {highest}, but the network tells {outputs.shape[1]} classes (0 … {outputs.shape[1] - 1}): "
+            f"a label is {highest}, but the network tells {classes} classes (0 … {classes - 1}): "
             "check num_classes and the data set"
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from ..configs import did_you_mean
 from ..networks.inference import count_images
+from ..networks.world import undisturbed, use_threads
 from ..pruners import METHODS, Context, Kept, Layer, Method, Structure
 from ..pruners.repair.gram import DenseMoments, collect_moments, output_error, repair_from_moments
 from ..reports.figures import sensitivity_figure
@@ -40,6 +41,7 @@ class Sensitivity:
     folder: Path
 
 
+@undisturbed()
 def sensitivity(
     session: Session | Given = None,
     *,
@@ -72,6 +74,7 @@ def sensitivity(
     start = time.perf_counter()
     check_free(out)
     session = Session.of(session).beside(spends=False)
+    use_threads(session.config.threads)
     reporter, method = session.reporter, METHODS[session.config.method]
     if criteria is None:
         criteria = CRITERIA if method.name == "channels" else (method.criterion,)

@@ -13,6 +13,7 @@ from torch import nn
 from ..configs import Config
 from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights, layer_statistics
 from ..networks.inference import Batches
+from ..networks.world import undisturbed
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, LossModel, RatioPlan, Structure, dense_store
 from ..pruners.costs.latency import measure_latency
 from ..pruners.costs.latency_profile import take_table
@@ -20,7 +21,7 @@ from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
 from . import workers
-from .describe import describe
+from .describe import describe, warned
 from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 from .tuning import FitOptions, check_trainable, run_fit
@@ -32,12 +33,13 @@ class Session:
     """A config, the network and the images that it names, and all that is computed on them once.
 
     Nothing is loaded before it is needed. Commands take a session or what makes one (a config, its name or its file);
-    several commands on one session trace, rank and measure the network once.
+    several commands on one session trace, rank and measure the network once. What is the caller's stays as it was: his
+    network is copied, his batches are only read, random states and torch's settings are put back (`undisturbed`).
 
     Args:
         config: a built-in name, a YAML file or a `Config`; none is the embedded default, or the config of the run
             folder or plan that a command is given.
-        model: your own network instead of the config's; it is put in eval mode, and not changed otherwise.
+        model: your own network instead of the config's; as it is when it is first needed; never changed.
         images: your own images instead of the config's.
         overrides: `section.key=value` on top of the config.
         seed: instead of the config's.
@@ -137,7 +139,8 @@ class Session:
     def _once(self, key: Sequence[Any], make: Callable[[], T]) -> T:
         """What was made under this key, in this session or one that shares with it."""
         if key not in self._memory:
-            self._memory[key] = make()
+            with undisturbed(self.config.threads):
+                self._memory[key] = make()
         return cast(T, self._memory[key])
 
     @property
@@ -214,10 +217,8 @@ class Session:
     def _find(self, timed: bool) -> Structure:
         config = self.config
         found = METHODS[config.method].find(self.model, self.input_shape, config.layers)
-        if not timed:
-            return found
-        table = take_table(self.model, found, config.latency)
-        return replace(found, costs={**found.costs, "latency": table})
+        table = {"latency": take_table(self.model, found, config.latency)} if timed else {}
+        return replace(found, costs={**found.costs, **table})
 
     @property
     def budget(self) -> Budget:
@@ -249,7 +250,7 @@ class Session:
         """Evaluates candidates the fast way, on the search images."""
         repair = self.config.repair.search
         key = ("evaluator", id(self.compressor), repr(repair))
-        return self._once(key, lambda: CandidateEvaluator(self.compressor, self.search, repair))
+        return self._once(key, lambda: warned(CandidateEvaluator(self.compressor, self.search, repair)))
 
     def evaluators(self) -> AbstractContextManager[CandidateEvaluator | ParallelEvaluator]:
         """The evaluator, or for the length of a `with` block workers that do as it does; they share what is known.
@@ -290,6 +291,7 @@ class Session:
 
         return self._once(("dense latency", id(structure)), measure)
 
+    @undisturbed()
     def compress(self, kept: Kept) -> nn.Module:
         """A smaller network (layers,), repaired as a finished plan is; it owns all its tensors."""
         small = self.compressor(kept, self.config.repair.final)
@@ -308,6 +310,7 @@ class Session:
         if epochs:
             check_trainable(self.model, self.train_loader, epochs)
 
+    @undisturbed()
     def finetune(self, model: nn.Module, epochs: int, **options: Unpack[FitOptions]) -> None:
         """Train a compressed network in place: SGD, cosine; options and errors as in `fit`."""
         self.check_finetune(epochs)

@@ -13,6 +13,7 @@ import numpy as np
 from ..agents import Episode, Learner
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
 from ..agents.policy import POLICY_NAME, Policy
+from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.events import Events
 from ..reports.figures import plan_figure, quality_figure
@@ -43,6 +44,7 @@ class Training:
     finished: bool
 
 
+@undisturbed()
 def train(
     session: Session | Given = None,
     *,
@@ -75,6 +77,7 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     session = Session.of(session).beside(previous)
+    use_threads(session.config.threads)
     session.check_workers()
     folder = previous or free_folder(out, Path("runs") / session.config.name)
     with claimed(folder, "train", LOG_NAME, new=previous is None) as folder:

@@ -143,7 +143,7 @@ def _probe(model: nn.Module, batches: TrainLoader) -> Tensor | None:
     device = next(model.parameters()).device
     images, _ = next(iter(batches))
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             found = model(images[:PROBE].to(device))
     except FAILURES:
         return None  # training it says what is wrong

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MOST = 1e9  # of a pixel: beyond, single precision cannot hold the squares of what a network makes of it
 SMALL = 16
 """Images below this many pixels are cropped with a padding of 1, not 4."""
 
@@ -102,29 +103,49 @@ def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
 
-def as_batches(batches: Iterable[object], *, num_classes: int | None = None) -> list[tuple[Tensor, Tensor]]:
+def as_batches(
+    batches: Iterable[object], *, num_classes: int | None = None, side: str = ""
+) -> list[tuple[Tensor, Tensor]]:
     """A caller's own DataLoader or list, walked once into memory and checked.
 
     Args:
         batches: pairs of images (N, C, H, W) float, normalised, and labels (N,) integer.
         num_classes: labels must be below it; none leaves that unchecked.
+        side: what they are for, in messages.
 
     Returns:
-        The same batches: images float32, labels int64.
+        The same batches: images float32, labels int64. They may share the caller's memory.
 
     Raises:
         ValueError: no batches, or one that is not as above; the message names its number and what is wrong.
     """
+    name = f"{side} batch".strip()
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
-        raise ValueError(f"batches: expected a list or loader of (images, labels), got a {type(batches).__name__}")
-    checked = [_checked(f"batch {number}", batch, num_classes) for number, batch in enumerate(batches)]
+        raise ValueError(f"{name}es: expected a list or loader of (images, labels), got a {type(batches).__name__}")
+    checked = [_checked(f"{name} {number}", batch, num_classes) for number, batch in enumerate(batches)]
     if not checked:
-        raise ValueError("batches: there are none; give at least one (images, labels)")
+        raise ValueError(f"{name}es: there are none; give at least one (images, labels)")
     first = checked[0][0].shape[1:]
     for number, (images, _) in enumerate(checked):
         if images.shape[1:] != first:
-            raise ValueError(f"batch {number} has images {tuple(images.shape[1:])}, batch 0 has {tuple(first)}")
+            raise ValueError(f"{name} {number} has images {tuple(images.shape[1:])}, batch 0 has {tuple(first)}")
     return checked
+
+
+def check_pixels(images: Tensor, name: str) -> None:
+    """Whether images (N, C, H, W) are such that a network's features, and their squares, can be numbers.
+
+    Raises:
+        ValueError: a value that is not finite or beyond `MOST`; the message names the image.
+    """
+    if len(images) and not float(images.abs().amax()) <= MOST:  # NaN compares as false
+        each = images.flatten(1)
+        number = int((~(each.abs() <= MOST)).any(1).nonzero()[0])
+        found = each[number][~(each[number].abs() <= MOST)][0]
+        raise ValueError(
+            f"{name}: image {number} holds {float(found):g}: pixels must be numbers within ±{MOST:g}; normalise them, "
+            "or leave the image out"
+        )
 
 
 def _checked(name: str, batch: object, num_classes: int | None) -> tuple[Tensor, Tensor]:
@@ -140,8 +161,7 @@ def _checked(name: str, batch: object, num_classes: int | None) -> tuple[Tensor,
         raise ValueError(f"{name}: expected labels (N,) of integers, got {_describe(labels)}")
     if len(images) != len(labels) or len(images) == 0:
         raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: expected one for each, and some")
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError(f"{name}: the images hold NaN or infinity")
+    check_pixels(images, name)
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or (num_classes is not None and most >= num_classes):
         wrong, limit = (least, "0 or more") if least < 0 else (most, f"below num_classes={num_classes}")

@@ -18,13 +18,27 @@ def channels_last(tensor: Tensor) -> Tensor:
 
 
 def first_images(batches: Batches, count: int) -> Batches:
-    """Whole batches from the front that hold at least `count` images, or all there are."""
-    taken = 0
-    for i, (images, _) in enumerate(batches):
-        taken += len(images)
-        if taken >= count:
-            return batches[: i + 1]
-    return batches
+    """The first `count` images, or all there are, in their batches; of the last one only as many as are missing."""
+    taken: list[tuple[Tensor, Tensor]] = []
+    for images, labels in batches:
+        if count <= 0:
+            break
+        taken.append((images[:count], labels[:count]))
+        count -= len(images)
+    return taken
+
+
+def regrouped(batches: Batches, size: int) -> list[Tensor]:
+    """The same images `size` at a time, whatever their batches were.
+
+    The last group is smaller where they do not divide, but never a single image: that one goes with those before it.
+    """
+    images = torch.cat([images for images, _ in batches])
+    whole, rest = divmod(len(images), size)
+    sizes = [size] * whole + [rest] * (rest > 0)
+    if rest == 1 and whole:
+        sizes[-2:] = [size + 1]
+    return list(torch.split(images, sizes))
 
 
 def count_images(batches: Batches) -> int:
@@ -32,7 +46,7 @@ def count_images(batches: Batches) -> int:
     return sum(len(images) for images, _ in batches)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits(model: nn.Module, batches: Batches) -> Tensor:
     """(images, classes) outputs over all batches."""
     return torch.cat([model(images) for images, _ in batches])
@@ -55,7 +69,7 @@ def example_images(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(2, *input_shape, generator=generator).to(device)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             output = model(example)
     except FAILURES as error:
         shape = "×".join(map(str, input_shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection
 from typing import Any, cast
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from .copying import copied
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -68,7 +69,7 @@ def following_norms(model: nn.Module, example: Tensor) -> dict[str, str]:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(lambda _m, inputs, name=name: take(name, inputs[0])))
     try:
-        with torch.inference_mode(), uses:
+        with torch.no_grad(), uses:
             model(example)
     finally:
         for hook in hooks:
@@ -104,12 +105,12 @@ def fold_batchnorm(model: nn.Module, example: Tensor, keep: Collection[str] = ()
     Returns:
         The copy; the model itself where the copy computes something else (a module known by two names, say).
     """
-    folded = copy.deepcopy(model)
+    folded = copied(model)
     for name, norm in following_norms(model, example).items():
         if name not in keep and norm not in keep:
             folded.set_submodule(name, fold(model.get_submodule(name), model.get_submodule(norm)))
             folded.set_submodule(norm, nn.Identity())
-    with torch.inference_mode():
+    with torch.no_grad():
         same = torch.allclose(folded(example), model(example), rtol=1e-3, atol=1e-4)
     return folded if same else model
 

@@ -8,11 +8,10 @@ import warnings
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
-from ..networks.inference import Batches, channels_last, first_images, logits
+from ..networks.inference import Batches, channels_last, count_images, first_images, logits
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
@@ -92,9 +91,9 @@ class Compressor:
         self.compress(self.structure.units)
 
     def sequential(self, images: int | None, samples: int) -> SequentialRepair:
-        """The sequential repair on about so many calibration images, none for all; made once. See `Repair`."""
+        """The sequential repair on so many calibration images, none for all; made once. See `Repair`."""
         batches = self._calibration if images is None else first_images(self._calibration, images)
-        key = len(batches), samples
+        key = count_images(batches), samples
         if key not in self._sequential:
             self._sequential[key] = SequentialRepair(self.dense, batches, samples=samples)
         return self._sequential[key]
@@ -118,7 +117,5 @@ class Compressor:
 
     @cached_property
     def _guard(self) -> tuple[Batches, Tensor]:
-        batches = first_images(self._calibration, GUARD_IMAGES)
-        images = torch.cat([images for images, _ in batches])[:GUARD_IMAGES]
-        labels = torch.cat([labels for _, labels in batches])[:GUARD_IMAGES]
-        return [(images, labels)], logits(self.dense, [(images, labels)])
+        images = first_images(self._calibration, GUARD_IMAGES)
+        return images, logits(self.dense, images)

@@ -88,7 +88,7 @@ def dense_store(model: nn.Module, structure: Structure, calibration: Batches, se
 
 def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> str:
     state = model.state_dict()
-    with torch.inference_mode():
+    with torch.no_grad():
         probe = model(calibration[0][0][:PROBE])  # two networks of the same weights need not compute the same
     layers: list[Sequence[Any]] = [
         [

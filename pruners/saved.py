@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +12,9 @@ from torch import Tensor, nn
 
 from ..configs.schema import NetworkConfig
 from ..networks import build_network, check_tensors, load_tensors
+from ..networks.checks import check_weights
+from ..networks.copying import copied
+from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
 from ..storage.reading import read_json, validated
 from .method import METHODS
@@ -62,6 +64,7 @@ def save_network(
     write_json(folder / NETWORK_NAME, tree)
 
 
+@undisturbed()
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The compressed network that `apply` saved, in eval mode, on the CPU.
 
@@ -97,8 +100,9 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
         model = build_network(network, trust_code=trust_code)
+    check_weights(model)
     try:
-        small = method.rebuild(copy.deepcopy(model).cpu(), told.recipe)
+        small = method.rebuild(copied(model).cpu(), told.recipe)
         check_tensors(weights, state, small)
         _check_indices(small, state)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # a plug-in may raise any

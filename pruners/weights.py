@@ -6,7 +6,6 @@ network is no faster. Channels are for that.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,11 @@ from torch import Tensor, nn
 
 from ..configs import Registry
 from ..configs.schema import LayersConfig
-from ..networks.copying import rebuilt
+from ..networks.checks import check_weights
+from ..networks.copying import copied, rebuilt
 from ..networks.inference import example_images
 from ..networks.norms import CONVOLUTIONS
+from ..networks.world import undisturbed
 from ..storage.reading import shown
 from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
@@ -78,6 +79,7 @@ class Weights:
     criterion = "magnitude"
     max_sparsity = 0.99
 
+    @undisturbed()
     def find(self, model: nn.Module, input_shape: Sequence[int], config: LayersConfig) -> Structure:
         """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
 
@@ -89,9 +91,10 @@ class Weights:
         """
         if config.tie:
             raise PlanError("layers.tie: weight tensors are not tied; leave it out with method: weights")
-        still = copy.deepcopy(model).eval()  # counting must not touch batch-norm statistics
-        example = example_images(still, input_shape)
-        operations = count_operations(still, example)
+        check_weights(model)
+        model = copied(model).eval()
+        example = example_images(model, input_shape)
+        operations = count_operations(model, example)
         users = _users(model)
         ignored = dict.fromkeys(
             sorted(ignored_names(model, {name: [name, *modules] for name, modules in users.items()}, config.ignore)),
@@ -113,7 +116,7 @@ class Weights:
         positions = {op.module: op.positions for op in operations}
         factors = np.array([sum(positions.get(m, 0) for m in layer.consumers) for layer in layers], dtype=np.int64)
         sizes = np.array([layer.units for layer in layers], dtype=np.int64)
-        macs = sum(op.flops for op in operations) + uncounted_flops(still, example, operations)
+        macs = sum(op.flops for op in operations) + uncounted_flops(model, example, operations)
         params = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
         return Structure(
             method=self.name,
@@ -180,7 +183,7 @@ class Weights:
 
     def masked(self, context: Context, kept: Kept) -> nn.Module:
         """What `apply` makes is its own oracle: the weights are set in another way."""
-        model = copy.deepcopy(context.model)
+        model = copied(context.model)
         Masked(self.masks(context, kept))(model)
         return model
 

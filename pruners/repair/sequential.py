@@ -95,7 +95,7 @@ class SequentialRepair:
         self._graph = trace(dense, self._example)
         self._sites = _possible_sites(self._graph, dense, following_norms(dense, self._example))
 
-    @torch.no_grad()  # not inference_mode: what is fitted becomes a parameter, and may be trained
+    @torch.no_grad()
     def __call__(self, compressed: Compressed, *, refit: bool = False) -> None:
         """Re-fit every module that was cut, in the order the images reach them.
 

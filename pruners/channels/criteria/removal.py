@@ -161,7 +161,7 @@ class Judge:
     def look(self, gone: Sequence[int], part: int) -> tuple[float, float]:
         """Wrong answers, and summed cross-entropy, without these units, on a part of the images."""
         labels = self.labels[part * PART : (part + 1) * PART]
-        with torch.inference_mode(), self._zeroed(gone):
+        with torch.no_grad(), self._zeroed(gone):
             logits = self.parts[part]().double()
             labels = labels.to(logits.device)
             wrong = (logits.argmax(1) != labels).sum()
@@ -193,7 +193,7 @@ def _without(x: Tensor, dim: int, indices: Tensor) -> Tensor:
 
 def _hardest_first(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Images and labels, sorted by the network's loss."""
-    with torch.inference_mode():
+    with torch.no_grad():
         logits = torch.cat([model(part) for part in torch.split(images, 100)])
     losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
     order = losses.argsort(descending=True, stable=True)
@@ -206,7 +206,7 @@ def _forwards(model: nn.Module, parts: Sequence[Tensor], late: set[str]) -> list
         graph = trace(model, parts[0][:1])
     except UntraceableError:
         return [partial(model, images) for images in parts]
-    with torch.inference_mode():
+    with torch.no_grad():
         return [_Rest(model, graph, images, late) for images in parts]
 
 
