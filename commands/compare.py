@@ -259,17 +259,23 @@ def _difference(hits: Tensor, others: Tensor) -> tuple[float, float]:
 def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
     """Whether the first row is ahead of the others beyond chance (two standard errors), in a sentence.
 
+    It is ahead of an allocator with several seeds where it is of each; its own other seeds do not count.
+
     Returns:
         None where there are no test images, or nothing to compare with.
     """
-    leads = [row for row in rows[1:] if "test_lead" in row]
+    leads: dict[str, list[float]] = {}  # allocator → of every seed, in standard errors
+    for row in rows[1:]:
+        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]:
+            lead = row["test_lead"] / max(row["test_lead_standard_error"], 1e-12)
+            leads.setdefault(row["allocator"], []).append(lead)
     if not leads:
         return None
-    ahead = [row["allocator"] for row in leads if row["test_lead"] > 2.0 * row["test_lead_standard_error"]]
-    behind = [row["allocator"] for row in leads if -row["test_lead"] > 2.0 * row["test_lead_standard_error"]]
-    level = [row["allocator"] for row in leads if row["allocator"] not in (*ahead, *behind)]
+    ahead = [name for name, found in leads.items() if min(found) > 2.0]
+    behind = [name for name, found in leads.items() if max(found) < -2.0]
+    level = [name for name in leads if name not in (*ahead, *behind)]
     parts = {"ahead of": ahead, "level with": level, "behind": behind}
-    told = "; ".join(f"{word} {', '.join(dict.fromkeys(names))}" for word, names in parts.items() if names)
+    told = "; ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names)
     return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
 
 

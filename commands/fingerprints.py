@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from ..agents.fingerprint import Fingerprint
-from ..networks.inference import Batches, count_images, first_images
+from ..networks.inference import Batches
 from ..pruners import RatioPlan
 from ..storage.cache import digest
 from ..storage.files import as_bytes, package_versions
@@ -82,7 +82,6 @@ def _fingerprint(
         "images": {
             **_images("calibration", session.calibration),
             **_images("search", session.search),
-            "images of a candidate's repair": _repairing(session),
         },
         "network": _network(session),
         "device": {"device": next(session.model.parameters()).device.type},
@@ -120,11 +119,6 @@ def _images(split: str, batches: Batches) -> dict[str, Any]:
     shape = "×".join(map(str, batches[0][0].shape[1:]))
     content_hash, order = (_short(b"".join(found)) for found in (sorted(hashes), hashes))
     return {f"{split} images": f"{len(hashes)} of {shape}, content {content_hash}, order {order}"}
-
-
-def _repairing(session: Session) -> int:
-    """Calibration images that a candidate's repair takes: whole batches."""
-    return count_images(first_images(session.calibration, session.config.repair.search.images or 2**63))
 
 
 def _network(session: Session) -> dict[str, Any]:

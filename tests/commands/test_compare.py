@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import secateur
+from secateur.commands.compare import verdict
 from secateur.envs import CandidateEvaluator
 from secateur.pruners.structure import PlanError
 
@@ -132,3 +133,16 @@ def test_an_unknown_allocator_names_the_near_miss(run):
         secateur.compare([run.folder], against=["unifrom"])
     with pytest.raises(ValueError, match="did you mean uniform"):  # before anything is loaded
         secateur.compare([run.folder / "gone"], against=["unifrom"])
+
+
+def test_the_verdict_is_ahead_of_an_allocator_where_it_is_of_every_seed():
+    def row(allocator, lead, error=0.3):
+        return {"allocator": allocator, "test_lead": lead, "test_lead_standard_error": error}
+
+    first = {"allocator": "ddpg"}
+    rows = [first, row("ddpg", 5.0), row("random", 0.7), row("random", 0.5), row("uniform", 4.0), row("same", 0.0, 0.0)]
+    assert verdict([*rows, row("lamp", -0.7), row("lamp", -9.0)]) == (
+        "ddpg on the test images, beyond two standard errors: ahead of uniform; level with random, same; behind lamp"
+    )
+    assert verdict([first]) is None
+    assert verdict([first, row("ddpg", 5.0)]) is None
