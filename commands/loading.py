@@ -16,7 +16,7 @@ from ..configs import Config, ConfigError
 from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
 from ..networks import build_network, load_weights
-from ..networks.inference import Batches
+from ..networks.batches import Batches, LazyBatches, labels_of
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
@@ -149,12 +149,14 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     if data is None:
         raise ConfigError("the config has no data section: add one, or pass images=")
     splits: Splits = load_splits(data, num_classes=None if network is None else network.num_classes)
-    size = data.batch_size
+    size = data.batch_size or splits.calibration.images_a_pass  # looking at none of the test images
     return (
         splits.calibration.batches(size, device),
         splits.search.batches(size, device),
         splits.test.batches(size, device),
-        lambda batch: splits.train.loader(batch, augment=data.augment, flip=data.flip, seed=config.seed),
+        lambda batch: splits.train.loader(
+            batch, augment=data.augment, flip=data.flip, seed=config.seed, crop=data.crop
+        ),
         splits.source,
     )
 
@@ -213,7 +215,7 @@ def _check_images(loaded: Loaded) -> None:
     """Images must be what the network takes, all alike, and labels classes that it knows."""
     images, _ = loaded.search[0]
     for split, batches in {"calibration": loaded.calibration, "test": loaded.test or ()}.items():
-        for others, _ in batches:
+        for others, _ in () if isinstance(batches, LazyBatches) else batches:  # a source's images are alike
             if others.shape[1:] != images.shape[1:]:
                 theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
@@ -223,7 +225,8 @@ def _check_images(loaded: Loaded) -> None:
     except RuntimeError as error:
         shape = "×".join(map(str, images.shape[1:]))
         raise ValueError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
-    highest = max(int(labels.max()) for _, labels in (*loaded.calibration, *loaded.search, *(loaded.test or ())))
+    splits = (loaded.calibration, loaded.search, loaded.test or ())
+    highest = max(int(labels.max()) for batches in splits for labels in labels_of(batches))
     if isinstance(outputs, Tensor) and outputs.dim() == 2 and highest >= outputs.shape[1]:
         raise ValueError(
             f"a label is {highest}, but the network tells {outputs.shape[1]} classes (0 … {outputs.shape[1] - 1}): "

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-Batches = Sequence[tuple[Tensor, Tensor]]
+from .batches import Batches as Batches
+from .batches import LazyBatches, labels_of, mapped
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a forward, where shapes do not fit
 
@@ -17,11 +18,16 @@ def channels_last(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
+def in_channels_last(batches: Batches) -> LazyBatches:
+    """The batches in that memory format, each brought into it when it is looked at."""
+    return mapped(batches, channels_last)
+
+
 def first_images(batches: Batches, count: int) -> Batches:
     """Whole batches from the front that hold at least `count` images, or all there are."""
     taken = 0
-    for i, (images, _) in enumerate(batches):
-        taken += len(images)
+    for i, labels in enumerate(labels_of(batches)):
+        taken += len(labels)
         if taken >= count:
             return batches[: i + 1]
     return batches
@@ -29,7 +35,7 @@ def first_images(batches: Batches, count: int) -> Batches:
 
 def count_images(batches: Batches) -> int:
     """How many images the batches hold."""
-    return sum(len(images) for images, _ in batches)
+    return sum(map(len, labels_of(batches)))
 
 
 @torch.inference_mode()
@@ -40,7 +46,7 @@ def logits(model: nn.Module, batches: Batches) -> Tensor:
 
 def accuracy(model: nn.Module, batches: Batches) -> float:
     """Top-1 in per cent."""
-    labels = torch.cat([labels for _, labels in batches])
+    labels = torch.cat(labels_of(batches))
     return 100.0 * float((logits(model, batches).argmax(1) == labels).double().mean())
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
-from ..networks.inference import Batches, channels_last, first_images, logits
+from ..networks.inference import Batches, first_images, in_channels_last, logits
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
@@ -34,7 +34,7 @@ class Compressor:
     def __init__(self, context: Context):
         self.context = context
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
-        self._calibration = [(channels_last(images), labels) for images, labels in context.calibration]
+        self._calibration = in_channels_last(context.calibration)
         self._sequential: dict[tuple[int, int], SequentialRepair] = {}
 
     @property
@@ -119,6 +119,5 @@ class Compressor:
     @cached_property
     def _guard(self) -> tuple[Batches, Tensor]:
         batches = first_images(self._calibration, GUARD_IMAGES)
-        images = torch.cat([images for images, _ in batches])[:GUARD_IMAGES]
-        labels = torch.cat([labels for _, labels in batches])[:GUARD_IMAGES]
+        images, labels = (torch.cat(tensors)[:GUARD_IMAGES] for tensors in zip(*batches, strict=True))
         return [(images, labels)], logits(self.dense, [(images, labels)])
