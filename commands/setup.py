@@ -22,7 +22,10 @@ def set_up(session: Session) -> tuple[NDArray[np.float32], LossModel]:
     context = session.context
     with _watched(context, session.reporter):
         _ = session.evaluator
-        return layer_statistics(context), LossModel.of(context)
+        found = layer_statistics(context), LossModel.of(context)
+    if session.config.repair.search.kind != "gram":
+        context.forget_moments()
+    return found
 
 
 @contextmanager

@@ -76,6 +76,11 @@ class Context:
             found |= collect_inputs(self.model, missing, self.calibration)
         return found.pop(name).state()
 
+    def forget_moments(self) -> None:
+        """Out of memory, where they are on disk: those of a VGG take 1.2 GB. Whoever asks has them read again."""
+        for name in self.__dict__.pop("moments", DenseMoments({}, {})).inputs:
+            self.store.forget(f"moments-{name}")
+
     @cached_property
     def memo(self) -> dict[str, Any]:
         """What a method keeps for the next call, in this process."""

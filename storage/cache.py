@@ -74,6 +74,12 @@ class Store:
         path = self._path(name)
         return name in self._known or (path is not None and path.is_file())
 
+    def forget(self, name: str) -> None:
+        """Out of memory, where it is on disk."""
+        path = self._path(name)
+        if path is not None and path.is_file():
+            self._known.pop(name, None)
+
     def _path(self, name: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{quote(name, safe='')}.safetensors"
 

@@ -13,6 +13,7 @@ import pytest
 
 import secateur
 import zoo
+from secateur.configs.schema import Repair
 from secateur.pruners import context as context_module
 from secateur.pruners import loss_model
 from secateur.pruners.channels.criteria import obs
@@ -58,13 +59,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return calls
 
 
-def session(method: str = "channels", reporter: Reporter | None = None) -> secateur.Session:
+def session(*overrides: str, reporter: Reporter | None = None) -> secateur.Session:
     images = secateur.Images(zoo.batches("residual"), zoo.batches("residual", (30, 10), seed=9))
     return secateur.Session(
         "digits",
         model=zoo.make("residual"),
         images=images,
-        overrides=[f"method={method}", "budget.flops=0.6"],
+        overrides=["budget.flops=0.6", *overrides],
         reporter=reporter,
     )
 
@@ -72,7 +73,7 @@ def session(method: str = "channels", reporter: Reporter | None = None) -> secat
 @pytest.mark.parametrize("method", ["channels", "weights"])
 def test_the_bar_names_the_layers_and_is_full_in_the_end(method: str) -> None:
     told = Told()
-    found = session(method, told)
+    found = session(f"method={method}", reporter=told)
     _ = found.env()
     _ = found.env()  # no second bar
     ((title, total, notes),) = told.bars
@@ -111,6 +112,17 @@ def test_a_set_up_that_was_stopped_goes_on_behind_the_last_layer(
     monkeypatch.setenv("SECATEUR_CACHE", str(cache.with_name("another")))
     for ours, theirs in zip(found.predicted.curves, session().env().predicted.curves, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "gram"])
+def test_moments_stay_in_memory_only_where_candidates_ask_for_them(kind: str, counted: Counter[str]) -> None:
+    found = session(f"repair.search.kind={kind}")
+    _ = found.env()
+    kept = found.structure.units // 2
+    assert ("moments" in vars(found.context)) == (kind == "gram")
+    assert any(name.startswith("moments") for name in found.context.store._known) == (kind == "gram")
+    _ = found.compressor(kept, Repair(kind="gram"))  # they are read again
+    assert counted["collect_inputs"] == 1
 
 
 def test_moments_of_consumers_that_are_there_are_not_collected_again(cache: Path, counted: Counter[str]) -> None:
