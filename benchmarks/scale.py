@@ -2,6 +2,7 @@
 
 python benchmarks/scale.py --data DIR    (random weights, made-up images: time does not depend on what they are)
 python benchmarks/scale.py --data DIR --train resnet18 resnet50    (`secateur train` with 20 episodes, in one go)
+python benchmarks/scale.py --data DIR --repair    (one sequential repair alone, on the calibration images)
 
 The images are JPEG files in DIR, written at the first call, so that reading them is part of the set-up. Every row is a
 process of its own with an empty cache. Set-up is all that comes before the first candidate, from the import on; a dense
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,8 +33,12 @@ from secateur import Session
 from secateur.commands.train import SUMMARY_NAME
 from secateur.configs.schema import NetworkConfig, Repair
 from secateur.networks import build_network
-from secateur.networks.inference import Batches, channels_last, logits
+from secateur.networks.inference import Batches, channels_last, in_channels_last, logits
+from secateur.pruners.channels.method import cut
+from secateur.pruners.channels.slices import ChannelStructure
+from secateur.pruners.loss_model import layer_sensitivity
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
+from secateur.pruners.repair.sequential import SequentialRepair
 from secateur.storage.files import write_tensors
 
 NETWORKS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "efficientnet_b0"]
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder for made-up images and weights")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, help="torchvision's names")
     parser.add_argument("--train", nargs="*", default=None, help="train on these instead")
+    parser.add_argument("--repair", action="store_true", help="measure one repair alone")
     parser.add_argument("--calibration", type=int, default=500)
     parser.add_argument("--search", type=int, default=1000)
     parser.add_argument("--test", type=int, default=200)
@@ -58,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.row:
-        print(json.dumps(measure(args)))
+        print(json.dumps(repair(args) if args.repair else measure(args)))
         return
     print(header())
     write_images(args)
@@ -66,21 +72,13 @@ def main() -> None:
         rows = [train(args, name) for name in args.train]
     else:
         print(f"{args.calibration} calibration and {args.search} search images; CPU seconds, {args.threads} thread\n")
-        rows = [row(args, name) for name in args.networks]
+        rows = [(repair_row if args.repair else row)(args, name) for name in args.networks]
     print(table(list(rows[0]), [[str(value) for value in found.values()] for found in rows]))
 
 
 def row(args: argparse.Namespace, name: str) -> dict[str, str]:
-    """A network's row, measured by a process of its own."""
-    write_weights(args, name)
-    with tempfile.TemporaryDirectory() as cache:
-        done = subprocess.run(
-            [sys.executable, str(HERE), *sys.argv[1:], "--row", name],
-            env={**os.environ, "SECATEUR_CACHE": cache, "OMP_NUM_THREADS": str(args.threads)},
-            stdout=subprocess.PIPE,
-            check=True,
-        )
-    found: dict[str, float] = json.loads(done.stdout)
+    """A network's row, of the whole way to a candidate."""
+    found = measured(args, name)
     setup = sum(found[part] for part in PARTS)
     seconds = {part: f"{found[part]:.0f}" for part in PARTS}
     return {
@@ -97,6 +95,48 @@ def row(args: argparse.Namespace, name: str) -> dict[str, str]:
     }
 
 
+def repair_row(args: argparse.Namespace, name: str) -> dict[str, str]:
+    """A network's row, of one repair."""
+    found = measured(args, name)
+    return {
+        "network": name,
+        "dense pass, s": f"{found['dense']:.1f}",
+        "repair, in dense passes": f"{found['repair'] / found['dense']:.2f}",
+        "peak before, GB": f"{found['peak_setup']:.2f}",
+        "peak, GB": f"{found['peak']:.2f}",
+    }
+
+
+def measured(args: argparse.Namespace, name: str) -> dict[str, float]:
+    """The figures of a network, by a process of its own, so that its memory is its own."""
+    write_weights(args, name)
+    with tempfile.TemporaryDirectory() as cache:
+        done = subprocess.run(
+            [sys.executable, str(HERE), *sys.argv[1:], "--row", name],
+            env={**os.environ, "SECATEUR_CACHE": cache, "OMP_NUM_THREADS": str(args.threads)},
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def repair(args: argparse.Namespace) -> dict[str, float]:
+    """CPU seconds and gigabytes of one repair, half of every layer cut, with the positions of a finished plan's."""
+    session = Session(config(args, args.row))
+    structure, final = session.structure, Repair()
+    selection = [np.arange(0, layer.units, 2) for layer in structure.layers]
+    found = {"peak_setup": peak()}
+    images = in_channels_last(session.calibration)
+    compressed = cut(session.model, cast(ChannelStructure, structure), selection)
+    found["repair"] = _cpu(
+        lambda: SequentialRepair(session.model, images, samples=final.samples)(compressed, refit=final.refit)
+    )
+    found["peak"] = peak()
+    found["dense"] = _cpu(lambda: logits(session.model, images))
+    return found
+
+
 def measure(args: argparse.Namespace) -> dict[str, float]:
     """CPU seconds by part, and gigabytes."""
     found = {"import": time.process_time()}
@@ -108,8 +148,6 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         found[part] = time.process_time() - start
         print(f"{args.row}: {part} {found[part]:.1f} s, peak {peak():.2f} GB", file=sys.stderr, flush=True)
         return done
-
-    from secateur.pruners.loss_model import layer_sensitivity
 
     timed("images", lambda: session.calibration)
     structure = timed("structure", lambda: session.structure)
@@ -137,10 +175,11 @@ def train(args: argparse.Namespace, name: str) -> dict[str, str]:
     """`secateur train` from start to plan: seconds by part as its summary has them, and peak memory."""
     write_weights(args, name)
     with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"--set={key}={value}" for key, value in _settings(args, name).items()]
+        settings = {"agent.episodes": 20, "seed": args.seed, "threads": args.threads}
+        overrides = [f"--set={key}={value}" for key, value in settings.items()]
         started = time.perf_counter()
         done = subprocess.Popen(
-            [sys.executable, "-m", "secateur", "train", _config_file(args, name), "--out", f"{folder}/run", *overrides],
+            [sys.executable, "-m", "secateur", "train", config(args, name), "--out", f"{folder}/run", *overrides],
             env={**os.environ, "SECATEUR_CACHE": f"{folder}/cache"},
             stdout=sys.stderr,
         )
@@ -159,7 +198,8 @@ def train(args: argparse.Namespace, name: str) -> dict[str, str]:
         }
 
 
-def _config_file(args: argparse.Namespace, name: str) -> str:
+def config(args: argparse.Namespace, name: str) -> str:
+    """The config file of a network."""
     path = args.data / f"{name}.yaml"
     path.write_text(
         f"name: {name}\nnetwork:\n  name: torchvision:{name}\n  num_classes: {CLASSES}\n"
@@ -168,15 +208,6 @@ def _config_file(args: argparse.Namespace, name: str) -> str:
         encoding="utf-8",
     )
     return str(path)
-
-
-def _settings(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    return {"agent.episodes": 20, "seed": args.seed, "threads": args.threads}
-
-
-def config(args: argparse.Namespace, name: str) -> str:
-    """The config file of a network."""
-    return _config_file(args, name)
 
 
 def weights(args: argparse.Namespace, name: str) -> Path:
