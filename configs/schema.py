@@ -16,6 +16,9 @@ Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency"]
 
 
+LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
+
+
 def check_file_name(name: str) -> str:
     """A name that files and folders are called by, wherever it came from: never a path, nothing invisible.
 

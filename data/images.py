@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..configs.schema import Crop
+from ..configs.schema import LARGE, Crop
 from ..networks.batches import LazyBatches
 from .loaders import Loader, TrainLoader, normalise
-from .sources import LARGE, ArraySource, Indices, Source
+from .sources import ArraySource, Indices, Source
 from .streaming import StreamedLoader
 
 KEPT = 2**29  # bytes that a split's pixels may take in memory: 3,500 images of 224×224, 170,000 of 32×32

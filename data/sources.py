@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as tvf
 
-Indices = NDArray[np.int64]
+from ..configs.schema import LARGE
 
-LARGE = 64  # pixels: images of this size and more are framed and augmented as photographs, not thumbnails
+Indices = NDArray[np.int64]
 
 _MODES = {1: "L", 3: "RGB"}
 

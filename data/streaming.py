@@ -61,8 +61,8 @@ class StreamedLoader(Loader):
         self._workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
 
     def _batches(self, chosen: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        draws = [torch.randint(2**31, numbers.shape, generator=generator).tolist() for numbers in chosen]
-        due = [list(zip(numbers.tolist(), drawn, strict=True)) for numbers, drawn in zip(chosen, draws, strict=True)]
+        draws = [torch.randint(2**31, numbers.shape, generator=generator) for numbers in chosen]
+        due = (list(zip(*map(Tensor.tolist, pair), strict=True)) for pair in zip(chosen, draws, strict=True))
         loader = DataLoader(
             self._images, batch_sampler=due, num_workers=self._workers, generator=torch.Generator().manual_seed(0)
         )

@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
+from ..configs.schema import LARGE
 from ..networks.inference import Batches, first_images, logits
 from .budget import Budget
 from .context import Context
@@ -28,7 +29,7 @@ LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
 TRUST = 1.0  # in the curves as predicted, against the plans evaluated: a ridge, in units of the curves' own spread
 IMAGES = 200  # calibration images that layer sensitivities are measured on
-LARGE, LARGE_IMAGES = 64, 50  # so many of images of so many pixels and more
+LARGE_IMAGES = 50  # of large ones
 LOST = 0.01  # of a consumer's output: where less is gone, the network's answer is mostly noise
 
 
@@ -48,7 +49,7 @@ def layer_sensitivity(context: Context) -> Floats:
 
     Measured on the calibration images: half of the layer goes, its consumers are re-fitted, everything else stays
     whole. The distance is that of the reward, over the variance of the dense logits. Every layer costs a pass of these
-    images; of large ones fewer tell as much, for each gives a thousand positions to the fits and to the error.
+    images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
     """
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
     large = min(context.structure.input_shape[1:], default=0) >= LARGE
