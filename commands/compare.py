@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..envs import Evaluation, Evaluator
-from ..networks.inference import Batches, logits
+from ..networks.batches import Batches, labels_of
+from ..networks.inference import logits
 from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
@@ -233,7 +234,7 @@ def _row(
 
 def _correct(model: nn.Module, test: Batches) -> Tensor:
     """(test images,) 1 where the answer is right."""
-    labels = torch.cat([labels for _, labels in test])
+    labels = torch.cat(labels_of(test))
     return (logits(model, test).argmax(1) == labels).float()
 
 

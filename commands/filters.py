@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from ..configs import did_you_mean
-from ..networks.inference import Batches, channels_last, count_images
+from ..networks.inference import Batches, count_images, in_channels_last
 from ..networks.world import undisturbed, use_threads
 from ..pruners.channels.criteria.registry import Order
 from ..pruners.channels.criteria.removal import HARMS, Judge, remove_greedily
@@ -199,7 +199,7 @@ def _image_convolutions(session: Session) -> list[str]:
 
 
 def _judge(session: Session, name: str, batches: Batches) -> Judge:
-    return Judge.of_filters(session.model, name, [(channels_last(images), labels) for images, labels in batches])
+    return Judge.of_filters(session.model, name, in_channels_last(batches))
 
 
 def _removed_first(session: Session, name: str, criterion: str) -> Order:

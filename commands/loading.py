@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from ..configs import Config, ConfigError
 from ..configs.schema import NetworkConfig
-from ..data import Images as Split
 from ..data import Splits, as_batches, check_pixels, load_splits
 from ..networks import build_network, load_weights
+from ..networks.batches import Batches, LazyBatches, labels_of
 from ..networks.checks import check_forward, check_weights
 from ..networks.copying import copied
-from ..networks.inference import Batches
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
@@ -140,18 +139,16 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     if data is None:
         raise ConfigError("the config has no data section: add one, or pass images=")
     splits: Splits = load_splits(data, num_classes=None if network is None else network.num_classes)
-
-    def ready(side: str, images: Split) -> Batches:
-        batches = images.batches(data.batch_size, device)
-        for number, (pixels, _) in enumerate(batches):  # files hold bytes, but mean and std may be anything
-            check_pixels(pixels, f"{side} batch {number}")
-        return batches
-
+    size = data.batch_size or splits.calibration.images_a_pass  # looking at none of the test images
+    calibration = splits.calibration.batches(size, device)
+    check_pixels(calibration[0][0], "calibration batch 0")  # files hold bytes, but mean and std may be anything
     return (
-        ready("calibration", splits.calibration),
-        ready("search", splits.search),
-        ready("test", splits.test),
-        lambda batch: splits.train.loader(batch, augment=data.augment, flip=data.flip, seed=config.seed),
+        calibration,
+        splits.search.batches(size, device),
+        splits.test.batches(size, device),
+        lambda batch: splits.train.loader(
+            batch, augment=data.augment, flip=data.flip, seed=config.seed, crop=data.crop
+        ),
         splits.source,
     )
 
@@ -211,12 +208,13 @@ def _check_images(loaded: Loaded) -> None:
     """Images must be what the network takes, all alike, and labels classes that it knows."""
     images, _ = loaded.search[0]
     for split, batches in {"calibration": loaded.calibration, "test": loaded.test or ()}.items():
-        for others, _ in batches:
+        for others, _ in () if isinstance(batches, LazyBatches) else batches:  # a source's images are alike
             if others.shape[1:] != images.shape[1:]:
                 theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
     classes = check_forward(loaded.model, images)
-    highest = max(int(labels.max()) for _, labels in (*loaded.calibration, *loaded.search, *(loaded.test or ())))
+    splits = (loaded.calibration, loaded.search, loaded.test or ())
+    highest = max(int(labels.max()) for batches in splits for labels in labels_of(batches))
     if highest >= classes:
         raise ValueError(
             f"a label is {highest}, but the network tells {classes} classes (0 … {classes - 1}): "

@@ -11,10 +11,10 @@ from typing import Any, TypeVar, Unpack, cast
 from torch import nn
 
 from ..configs import Config
-from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights, layer_statistics
+from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights
 from ..networks.inference import Batches
 from ..networks.world import undisturbed
-from ..pruners import METHODS, Budget, Compressor, Context, Kept, LossModel, RatioPlan, Structure, dense_store
+from ..pruners import METHODS, Budget, Compressor, Context, Kept, RatioPlan, Structure, dense_store
 from ..pruners.costs.latency import measure_latency
 from ..pruners.costs.latency_profile import take_table
 from ..reports.progress import Reporter
@@ -24,6 +24,7 @@ from . import workers
 from .describe import describe, warned
 from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load
 from .resolve import Given, absolute, home_of, resolve_config, save_config
+from .setup import set_up
 from .tuning import FitOptions, check_trainable, run_fit
 
 T = TypeVar("T")
@@ -267,16 +268,9 @@ class Session:
 
     def env(self) -> LayerSparsityEnv:
         """A new environment that walks this network."""
-        context = self.context
-        key = ("statistics", id(context))
-        return LayerSparsityEnv(
-            self.budget,
-            self.evaluator,
-            self._once(key, lambda: layer_statistics(context)),
-            self.weights,
-            self._once(("loss model", id(context)), lambda: LossModel.of(context)),
-            action_penalty=self.config.agent.action_penalty,
-        )
+        statistics, losses = self._once(("set-up", id(self.context)), lambda: set_up(self))
+        penalty = self.config.agent.action_penalty
+        return LayerSparsityEnv(self.budget, self.evaluator, statistics, self.weights, losses, action_penalty=penalty)
 
     @property
     def dense_latency(self) -> Mapping[str, float]:

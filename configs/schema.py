@@ -37,7 +37,11 @@ Epochs = Annotated[Integer, Field(ge=0, le=100_000)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every generator takes
 Weight = Annotated[Number, Field(ge=0.0)]
 Cut = Literal["inner", "sampled", "all"]
+Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency"]
+
+
+LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
 
 
 def check_file_name(name: str) -> str:
@@ -106,13 +110,33 @@ class DataConfig(Section):
     mean: list[Number] = Field(default=[0.485, 0.456, 0.406], min_length=1)
     std: list[Annotated[Number, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
     image_size: Width | None = Field(default=None, description="resize and centre-crop to this many pixels")
+    resize: Width | None = Field(
+        default=None,
+        description="pixels of the shorter side before the crop; none: 8/7 of image_size from 64 up (256 for 224)",
+    )
     calibration: Count = Field(default=500, description="images that repair")
     search: Count = Field(default=1000, description="images that pay the reward")
     test: Count | None = Field(default=None, description="images looked at in the end; none means all of them")
-    batch_size: Batch = Field(default=100, description="images a forward pass; does not change any result")
+    batch_size: Batch | None = Field(
+        default=None, description="images a forward pass; does not change any result; none: 100, fewer of large ones"
+    )
     augment: bool = Field(default=True, description="random crops and flips while fine-tuning")
+    crop: Crop | None = Field(
+        default=None,
+        description="shifted: by up to 4 pixels; resized: a part of random place, size and shape, resized; "
+        "none: resized from 64 pixels up",
+    )
     flip: bool = Field(default=True, description="flips are part of the augmentation (not for digits)")
     split_seed: Seed = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
+
+    @model_validator(mode="after")
+    def _resized_before_cropped(self) -> DataConfig:
+        if self.resize is not None and (self.image_size is None or self.resize < self.image_size):
+            raise ValueError(
+                f"resize={self.resize}, image_size={self.image_size}: the crop of image_size is cut from what was "
+                "resized, so give both, and resize no less than image_size"
+            )
+        return self
 
     @model_validator(mode="after")
     def _channels(self) -> DataConfig:

@@ -40,7 +40,7 @@ def open_folder(root: Path, config: DataConfig) -> DataSet:
         labels += [label for _, label in listed]
     counts = ", ".join(f"{len(member)} in {side.name}/" for side, member in zip(sides, members, strict=True))
     return DataSet(
-        source=FileSource(paths, np.array(labels, dtype=np.int64), len(config.mean), config.image_size),
+        source=FileSource(paths, np.array(labels, dtype=np.int64), len(config.mean), config.image_size, config.resize),
         train=members[0],
         test=members[1],
         search=members[2] if len(members) == 3 else None,

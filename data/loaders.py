@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -14,10 +15,49 @@ SMALL = 16
 """Images below this many pixels are cropped with a padding of 1, not 4."""
 
 
-class TrainLoader:
+class Loader(ABC):
     """Walks all images once an epoch: shuffled, cropped, flipped, normalised; whole batches at a time.
 
     Every `iter` begins the next epoch. Epochs differ, and a loader of the same seed repeats them.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        """Of so many images.
+
+        Raises:
+            ValueError: a batch size below 1, or a negative seed.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if seed < 0:
+            raise ValueError(f"seed={seed}: must be 0 or more")
+        self._count = count
+        self._batch_size = min(batch_size, count)
+        self._seed = seed
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        # An incomplete batch is left out: of one image, batch norm has no statistics.
+        return self._count // self._batch_size
+
+    def set_epoch(self, number: int) -> None:
+        """Which epoch, from 0, the next walk is."""
+        self._epoch = number
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        state = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(state[0]))
+        self._epoch += 1
+        order = torch.randperm(self._count, generator=generator)
+        yield from self._batches(torch.split(order, self._batch_size)[: len(self)], generator)
+
+    @abstractmethod
+    def _batches(self, chosen: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the images chosen."""
+
+
+class TrainLoader(Loader):
+    """Of images in memory.
 
     Attributes:
         images: (N, C, H, W) uint8 pixels and (N,) labels.
@@ -40,50 +80,32 @@ class TrainLoader:
         Raises:
             ValueError: a batch size below 1, or a negative seed.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: must be at least 1")
-        if seed < 0:
-            raise ValueError(f"seed={seed}: must be 0 or more")
+        super().__init__(len(pixels), batch_size, seed)
         self.images = pixels, labels
         self._mean, self._std = mean, std
-        self._batch_size = min(batch_size, len(pixels))
         self._augment, self._flip = augment, flip
-        self._seed = seed
-        self._epoch = 0
 
     @property
     def settings(self) -> tuple[object, ...]:
         """What its batches follow from, besides the images; JSON."""
         return (list(self._mean), list(self._std), self._batch_size, self._augment, self._flip, self._seed)
 
-    def __len__(self) -> int:
-        # An incomplete batch is left out: of one image, batch norm has no statistics.
-        return len(self.images[1]) // self._batch_size
-
-    def set_epoch(self, number: int) -> None:
-        """Which epoch, from 0, the next walk is."""
-        self._epoch = number
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        state = np.random.SeedSequence([self._seed, self._epoch]).generate_state(1)
-        generator = torch.Generator().manual_seed(int(state[0]))
-        self._epoch += 1
+    def _batches(self, chosen: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         stored, labels = self.images
-        order = torch.randperm(len(labels), generator=generator)
-        for chosen in torch.split(order, self._batch_size)[: len(self)]:
-            pixels = stored[chosen]
+        for numbers in chosen:
+            pixels = stored[numbers]
             if self._augment:
                 pixels = random_crop(pixels, generator)
             if self._flip:
                 pixels = random_flip(pixels, generator)
-            yield normalise(pixels, self._mean, self._std), labels[chosen]
+            yield normalise(pixels, self._mean, self._std), labels[numbers]
 
 
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(N, C, H, W) uint8 to float32: scaled to [0, 1], less the mean, by the standard deviation of each channel."""
     shift = torch.tensor(mean, device=pixels.device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=pixels.device).view(1, -1, 1, 1)
-    return (pixels.float() / 255 - shift) / scale
+    return pixels.float().div_(255).sub_(shift).div_(scale)
 
 
 def random_crop(pixels: Tensor, generator: torch.Generator) -> Tensor:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
+from ..networks.batches import Batches, labels_of
 from ..networks.fused import Fused
-from ..networks.inference import Batches, channels_last, logits
+from ..networks.inference import in_channels_last, logits
 from ..pruners.compressor import Compressor
 from ..pruners.structure import Structure
 from ..storage.cache import digest
@@ -73,13 +74,13 @@ class CandidateEvaluator:
     def __init__(self, compressor: Compressor, search: Batches, repair: Repair):
         self.compressor = compressor
         self.repair = repair
-        self.search = [(channels_last(images), labels) for images, labels in search]
+        self.search = in_channels_last(search)
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
         self._fused = Fused(compressor.dense, self.search[0][0][:1])
         name = f"logits-{digest(images for images, _ in search)}"
         dense = compressor.context.store.get(name, lambda: {"logits": logits(compressor.dense, search)})["logits"]
-        self._logits = dense.to(search[0][0].device)
+        self._logits = dense.to(labels_of(search)[0].device)
         self._spread = float(self._logits.var(dim=0).sum())
         if not np.isfinite(self._spread) or self._spread == 0.0:
             raise ValueError(
@@ -121,7 +122,7 @@ class CandidateEvaluator:
         return self._figures(logits(self._fused(candidate), self.search), kept)
 
     def _figures(self, outputs: Tensor, kept: NDArray[np.int64]) -> Evaluation:
-        labels = torch.cat([labels for _, labels in self.search])
+        labels = torch.cat(labels_of(self.search))
         distance = (outputs - self._logits).square().sum(dim=1).mean() / self._spread
         if not torch.isfinite(distance):
             distance = torch.tensor(torch.finfo(torch.float32).max)

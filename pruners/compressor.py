@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
-from ..networks.inference import Batches, channels_last, count_images, first_images, logits
+from ..networks.inference import Batches, count_images, first_images, in_channels_last, logits
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
@@ -33,7 +33,7 @@ class Compressor:
     def __init__(self, context: Context):
         self.context = context
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
-        self._calibration = [(channels_last(images), labels) for images, labels in context.calibration]
+        self._calibration = in_channels_last(context.calibration)
         self._sequential: dict[tuple[int, int], SequentialRepair] = {}
 
     @property

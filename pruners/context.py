@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from ..storage.cache import Store, cache_folder, code_of, digest
 from ..storage.files import package_versions
 from .method import METHODS, Method
 from .repair.gram import DenseMoments, collect_inputs
-from .repair.statistics import Moments
+from .repair.statistics import Moments, repairable
 from .structure import Structure
 
 PROBE = 8  # images that tell what the network's forward does with its weights
@@ -59,16 +59,26 @@ class Context:
     @cached_property
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
-        state = self.store.get("moments", self._moments)
-        device = self.calibration[0][0].device
+        example = self.calibration[0][0][:1]
+        names = [name for name in consumers(self.structure) if repairable(self.model.get_submodule(name))]
         inputs = {
-            name: Moments.restored(state, f"{name}:", device) for name in sorted({k.split(":")[0] for k in state})
+            name: Moments.restored(self.store.get(f"moments-{name}", partial(collected, name)), example.device)
+            for collected in [partial(self._moments, names, {})]
+            for name in names
         }
-        return DenseMoments(inputs, following_norms(self.model, self.calibration[0][0][:1]))
+        return DenseMoments(inputs, following_norms(self.model, example))
 
-    def _moments(self) -> dict[str, Tensor]:
-        found = collect_inputs(self.model, consumers(self.structure), self.calibration)
-        return {key: tensor for name, moments in found.items() for key, tensor in moments.state(f"{name}:").items()}
+    def _moments(self, names: Sequence[str], found: dict[str, Moments], name: str) -> dict[str, Tensor]:
+        """Those of a consumer; the first that is asked for brings all that are not in the store, in one pass."""
+        if name not in found:
+            missing = [other for other in names if other == name or not self.store.holds(f"moments-{other}")]
+            found |= collect_inputs(self.model, missing, self.calibration)
+        return found.pop(name).state()
+
+    def forget_moments(self) -> None:
+        """Out of memory, where they are on disk: those of a VGG take 1.2 GB. Whoever asks has them read again."""
+        for name in self.__dict__.pop("moments", DenseMoments({}, {})).inputs:
+            self.store.forget(f"moments-{name}")
 
     @cached_property
     def memo(self) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 from sklearn.isotonic import isotonic_regression
+from torch import Tensor
 
-from ..networks.inference import first_images, logits
+from ..configs.schema import LARGE
+from ..networks.inference import Batches, first_images, logits
 from .budget import Budget
 from .context import Context
 from .repair.gram import repair_from_moments
@@ -26,6 +29,7 @@ LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
 TRUST = 1.0  # in the curves as predicted, against the plans evaluated: a ridge, in units of the curves' own spread
 IMAGES = 200  # calibration images that layer sensitivities are measured on
+LARGE_IMAGES = 50  # of large ones
 LOST = 0.01  # of a consumer's output: where less is gone, the network's answer is mostly noise
 
 
@@ -44,29 +48,40 @@ def layer_sensitivity(context: Context) -> Floats:
     """(layers,) how far the logits move for a layer's error: distance a unit of lost output; computed once a context.
 
     Measured on the calibration images: half of the layer goes, its consumers are re-fitted, everything else stays
-    whole. The distance is that of the reward, over the variance of the dense logits.
+    whole. The distance is that of the reward, over the variance of the dense logits. Every layer costs a pass of these
+    images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
     """
-    found = context.store.get("layer_sensitivity", lambda: {"factors": torch.from_numpy(_measure(context))})
-    return np.asarray(found["factors"].numpy())
-
-
-def _measure(context: Context) -> Floats:
-    structure = context.structure
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
-    images = first_images(context.calibration, IMAGES)
-    dense = logits(context.model, images)
+    large = min(context.structure.input_shape[1:], default=0) >= LARGE
+    images = first_images(context.calibration, LARGE_IMAGES if large else IMAGES)
+
+    @cache
+    def dense() -> Tensor:
+        return logits(context.model, images)
+
+    def measured(index: int, curve: Floats) -> dict[str, Tensor]:
+        return {"factor": torch.tensor(_measure(context, index, curve, images, dense()), dtype=torch.float64)}
+
+    layers = zip(context.structure.layers, context.method.curves(context), strict=True)
+    found = [
+        context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve))["factor"]
+        for index, (layer, curve) in enumerate(layers)
+    ]
+    return np.array([float(factor) for factor in found])
+
+
+def _measure(context: Context, index: int, curve: Floats, images: Batches, dense: Tensor) -> float:
+    """The distance that one layer's cut brings, over what its consumers lose."""
+    layer = context.structure.layers[index]
+    telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
+    choice = int(telling[-1]) if len(telling) else 0
+    kept = context.structure.units.copy()
+    kept[index] = layer.levels[choice]
+    compressed = context.method.apply(context, kept)
+    repair_from_moments(compressed, context.model, context.moments)
     spread = float(dense.var(dim=0).sum())
-    factors = np.zeros(len(structure.layers))
-    for index, (layer, curve) in enumerate(zip(structure.layers, context.method.curves(context), strict=True)):
-        telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
-        choice = int(telling[-1]) if len(telling) else 0
-        kept = structure.units.copy()
-        kept[index] = layer.levels[choice]
-        compressed = context.method.apply(context, kept)
-        repair_from_moments(compressed, context.model, context.moments)
-        distance = float((logits(compressed.model, images) - dense).square().sum(dim=1).mean()) / spread
-        factors[index] = distance / max(float(curve[choice]), LOST)
-    return factors
+    distance = float((logits(compressed.model, images) - dense).square().sum(dim=1).mean()) / spread
+    return distance / max(float(curve[choice]), LOST)
 
 
 @dataclass(frozen=True)

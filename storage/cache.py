@@ -40,12 +40,16 @@ class Store:
     Nothing depends on the disk: a damaged file is computed anew and replaced, a full disk or a folder that cannot be
     written is gone on without, each with a RuntimeWarning of one line.
 
+    Every name is a file of its own, there as soon as it is made: whoever is stopped goes on behind the last one.
+
     Attributes:
         folder: of this key alone; none to remember in memory only.
+        watch: told every name when it is first there, found or made.
     """
 
     def __init__(self, folder: Path | None = None):
         self.folder = folder
+        self.watch: Callable[[str], object] = str
         self._known: dict[str, Tensors] = {}
         self._writable = folder is not None
         if folder is not None and folder.is_dir():
@@ -55,14 +59,29 @@ class Store:
     def get(self, name: str, make: Callable[[], Tensors]) -> Tensors:
         """The tensors of that name, on the CPU where they come from the disk; made, and kept, if there are none."""
         if name not in self._known:
-            path = None if self.folder is None else self.folder / f"{quote(name, safe='')}.safetensors"
+            path = self._path(name)
             found = _read(path, name) if path is not None else None
             if found is None:
                 found = make()
                 if path is not None:
                     self._write(path, name, found)
             self._known[name] = found
+            self.watch(name)
         return self._known[name]
+
+    def holds(self, name: str) -> bool:
+        """Whether something of that name was made, here or before; it may be damaged."""
+        path = self._path(name)
+        return name in self._known or (path is not None and path.is_file())
+
+    def forget(self, name: str) -> None:
+        """Out of memory, where it is on disk."""
+        path = self._path(name)
+        if path is not None and path.is_file():
+            self._known.pop(name, None)
+
+    def _path(self, name: str) -> Path | None:
+        return None if self.folder is None else self.folder / f"{quote(name, safe='')}.safetensors"
 
     def _write(self, path: Path, name: str, tensors: Tensors) -> None:
         if not self._writable:

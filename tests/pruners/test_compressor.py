@@ -175,7 +175,7 @@ def test_first_images_are_as_many_as_asked_for(count: int) -> None:
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), size=st.integers(2, 7))
 def test_regrouped_images_are_the_same_ones(sizes: list[int], size: int) -> None:
     images = torch.arange(sum(sizes) * 2.0).reshape(-1, 2)
-    groups = regrouped([(part, part) for part in images.split(sizes)], size)
+    groups = list(regrouped([(part, part) for part in images.split(sizes)], size))
     assert torch.equal(torch.cat(groups), images)
     counts = [len(group) for group in groups]
     assert counts[:-1] == [size] * (len(counts) - 1)

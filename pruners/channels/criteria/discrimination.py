@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ....networks.inference import first_images
 from ...context import Context
 from ...repair.solve import ridge_step
 from ...repair.statistics import Sampler
@@ -118,8 +119,8 @@ def _shifted(context: Context, name: str, weight: Tensor, fitted: Tensor) -> dic
 
 def _slopes(context: Context, replaced: dict[str, Tensor], names: list[str], count: int) -> dict[str, Tensor]:
     """Consumer → the gradient of the mean cross-entropy by its weight, double, with some tensors replaced."""
-    images = torch.cat([images for images, _ in context.calibration])[:count]
-    labels = torch.cat([labels for _, labels in context.calibration])[:count]
+    batches = first_images(context.calibration, count)
+    images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))
     with torch.enable_grad():
         weights = [replaced[f"{name}.weight"].detach().requires_grad_() for name in names]
         given = replaced | {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ....networks.channel_pad import ChannelPad
 from ....networks.graph import UntraceableError, call_node, trace
-from ....networks.inference import Batches
+from ....networks.inference import Batches, first_images
 from ....networks.norms import fold_batchnorm, following_norms
 from ...context import Context
 from ..slices import ChannelLayer
@@ -128,8 +128,8 @@ class Judge:
         """For a layer, on the first `count` calibration images."""
         key = f"removal-{count}"
         if key not in context.memo:
-            images = torch.cat([images for images, _ in context.calibration])[:count]
-            labels = torch.cat([labels for _, labels in context.calibration])[:count]
+            batches = first_images(context.calibration, count)
+            images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))
             folded = fold_batchnorm(context.model, images[:PART])
             context.memo[key] = folded, *_hardest_first(folded, images, labels)
         model, images, labels = context.memo[key]
