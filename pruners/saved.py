@@ -125,7 +125,7 @@ class _Saved(BaseModel):
     input_shape: list[Annotated[int, Field(ge=1)]]
     method: str
     recipe: dict[str, JsonValue]
-    frozen: frozenset[str] = frozenset()
+    frozen: list[str] = []
     sha256: str | None = None
 
     def named(self, path: Path) -> NetworkConfig | None:
