@@ -215,7 +215,7 @@ def test_also_when_it_is_stopped(error, model, images, tmp_path):
 
     session = secateur.Session(secateur.Config.model_validate(CONFIG), model=model, images=images)
     with (
-        nothing_changes(model, images),
+        nothing_changes("stopped", model, images),
         pytest.raises(ZeroDivisionError) if error is ZeroDivisionError else nullcontext(),
     ):
         secateur.train(session, out=tmp_path / "run", on_episode=stop)

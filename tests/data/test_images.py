@@ -197,8 +197,8 @@ X, Y = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
         ([(X, torch.eye(2, dtype=torch.int64))], r"batch 0: expected labels .* got int64 \(2, 2\)"),
         ([(X, Y[:1])], "batch 0 has 2 images and 1 labels"),
         ([(X[:0], Y[:0])], "batch 0 has 0 images"),
-        ([(X, Y), (X / 0, Y)], "batch 1: the images hold NaN"),
-        ([(X + torch.inf, Y)], "batch 0: the images hold NaN or infinity"),
+        ([(X, Y), (X / 0, Y)], r"batch 1: image 0 holds nan: pixels must be numbers"),
+        ([(X + torch.inf, Y)], "batch 0: image 0 holds inf: pixels must be"),
         ([(X, Y - 1)], "batch 0: label -1 must be 0 or more"),
         ([(X, Y + 1)], "batch 0: label 2 must be below num_classes=2"),
         ([(X, Y), (X[..., 1:], Y)], r"batch 1 has images \(3, 4, 3\), batch 0 has \(3, 4, 4\)"),
@@ -229,7 +229,7 @@ def test_slices_of_batches_are_batches() -> None:
     batches = images().batches(5)
     assert same(list(batches[1:3]), list(batches)[1:3])
     assert count_images(batches[3:]) == 8
-    assert count_images(first_images(batches, 6)) == 10
+    assert count_images(first_images(batches, 6)) == 6
     with pytest.raises(IndexError):
         _ = batches[5]
 
