@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from ...configs import LatencyConfig
 from ...networks.copying import copied
 from ...networks.inference import channels_last
+from ...networks.world import undisturbed
 
 Clock = Callable[[], float]
 
 
+@undisturbed()
 def measure_latency(
     models: Mapping[str, nn.Module], input_shape: Sequence[int], config: LatencyConfig | None = None, *, runs: int = 25
 ) -> dict[str, float]:

@@ -162,7 +162,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(run, measured, tmp_path, m
         secateur.correlate(resume=folder, plans=9)
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("seed: 0\n", "seed: 1\n", 1))
-    with pytest.raises(ValueError, match="holds other plans"):
+    with pytest.raises(ValueError, match=r"other correlation \(seed was 0, is 1 now\)"):
         secateur.correlate(resume=folder)
 
 

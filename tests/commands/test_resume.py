@@ -169,8 +169,9 @@ def test_versions(begun, base, monkeypatch, version, kind, message):
 
 
 def test_another_number_of_threads_is_named_and_goes_on(begun):
-    log = PlanLog(begun / "episodes.jsonl", Line, fingerprints.of_training(session("threads=2")))
+    torch.set_num_threads(2)
     try:
+        log = PlanLog(begun / "episodes.jsonl", Line, fingerprints.of_training(session("threads=2")))
         with pytest.warns(RuntimeWarning, match="threads was 1, is 2 now"):
             assert len(log.read(len(figures(begun)[0]["kept"]))) == 3
     finally:
