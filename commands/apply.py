@@ -30,7 +30,7 @@ from .resolve import Given
 from .session import Session
 from .train import SUMMARY_NAME
 
-TOLERANCE = 1e-3  # of the logits' spread; what layers are found by
+TOLERANCE = 1e-3  # of the outputs' spread; what layers are found by
 WHOLE = {"flops": 1.0, "params": 1.0}  # what the dense network costs
 
 
@@ -88,7 +88,7 @@ def apply(
     folder = new_folder(out, (beside or Path("runs") / session.config.name) / "applied")
 
     difference = _largest_difference(session, masked, compressed.model)
-    reporter.say(f"masked and compressed network agree: logits differ by at most {difference:.1e} of their spread")
+    reporter.say(f"masked and compressed network agree: outputs differ by at most {difference:.1e} of their spread")
     models = {"dense": session.model, "masked": masked, "pruned": session.compress(plan.kept)}
     if epochs:
         models["repaired"] = models["pruned"]
@@ -103,6 +103,8 @@ def apply(
     summary = {
         **rows,
         "method": plan.method,
+        "objective": session.config.objective.name,
+        "measure": session.objective.measure,
         "schedule": schedule,
         "finetune_epochs": epochs,
         "latency_batch": session.config.latency.batch,
@@ -122,6 +124,7 @@ def apply(
         recipe=compressed.recipe,
         network=session.config.network,
         input_shape=session.input_shape,
+        objective=session.config.objective,
     )
     write_json(folder / SUMMARY_NAME, summary)
     plan.save(folder / PLAN_NAME)
@@ -137,7 +140,7 @@ def apply(
     note = f"ms: one pass of {summary['latency_batch']} images"
     if compressed.hold is not None:
         note += "; FLOPs without the zeros: dense kernels multiply them"
-    reporter.show(figures_table("The plan, applied", rows, titles, note))
+    reporter.show(figures_table("The plan, applied", rows, titles, note, session.objective.measure))
     return Applied(models["pruned"], folder, summary)
 
 
@@ -178,17 +181,17 @@ def _tighten_while_training(session: Session, plan: RatioPlan, epochs: int) -> n
 
 
 def _largest_difference(session: Session, masked: nn.Module, compressed: nn.Module) -> float:
-    """Over the logits' spread. The masked network is the oracle.
+    """Over the outputs' spread, of the objective's features. The masked network is the oracle.
 
     Raises:
         RuntimeError: they do not agree; nothing is saved.
     """
     images = first_images(session.search, 100)
-    expected = logits(masked, images)
-    difference = (logits(compressed, images) - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
+    expected, actual = (logits(model, images, session.objective.features) for model in (masked, compressed))
+    difference = (actual - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            "the compressed network does not compute what the masked one computes (logits differ by "
+            "the compressed network does not compute what the masked one computes (outputs differ by "
             f"{float(difference):.1e} of their spread): leave layers out with layers.ignore until it does, "
             "and please report this network"
         )
@@ -198,13 +201,13 @@ def _largest_difference(session: Session, masked: nn.Module, compressed: nn.Modu
 def measure(
     session: Session, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float | None]]:
-    """Test accuracy, the costs as given, and latency of every network; they are timed in turn."""
+    """The objective's measure on the test images, the costs as given, and latency of every network, timed in turn."""
     with session.reporter.bar("measure", len(models)) as advance:
         latency = measure_latency(models, session.input_shape, session.config.latency)
         rows: dict[str, dict[str, float | None]] = {}
         for name, model in models.items():
             rows[name] = {
-                "test_accuracy": None if session.test is None else accuracy(model, session.test),
+                "test_accuracy": None if session.test is None else accuracy(model, session.test, session.objective),
                 **costs[name],
                 "latency_ms": latency[name],
             }
@@ -224,15 +227,15 @@ def _table_error(session: Session, kept: NDArray[np.int64], rows: Mapping[str, M
 
 
 def figures_table(
-    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str
+    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str, measure: str
 ) -> Table:
-    """What `measure` found, side by side: a row for every title there are figures for."""
+    """What `measure` found, side by side: a row for every title there are figures for; `measure` is the objective's."""
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
-        caption=f"test accuracy, FLOPs and parameters kept in per cent; {note}",
+        caption=f"{measure.removesuffix(' %')} on the test images, FLOPs and parameters kept in per cent; {note}",
     )
-    for column in ("network", "test", "FLOPs", "params", "ms"):
+    for column in ("network", measure.removesuffix(" %"), "FLOPs", "params", "ms"):
         table.add_column(column, justify="left" if column == "network" else "right", no_wrap=True)
     for name, label in titles.items():
         if name in rows:

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..envs import CandidateEvaluator
 from ..networks.inference import count_images
+from ..pruners.costs.latency import measure_latency
+from ..reports.progress import Reporter
 
 if TYPE_CHECKING:
     from .session import Session
+
+
+def dense_latency(session: Session) -> dict[str, float]:
+    """Of the dense network, measured; see `Session.dense_latency`."""
+    structure = session.structure
+    if "latency" not in structure.costs:
+        return {}
+    measured = measure_latency({"dense": session.model}, session.input_shape, session.config.latency)["dense"]
+    return {"predicted_ms": structure.cost("latency", structure.units) / 1e6, "measured_ms": measured}
+
+
+def watched(evaluator: CandidateEvaluator, reporter: Reporter) -> CandidateEvaluator:
+    """The evaluator; said is what makes a search on it pointless."""
+    if evaluator.warning is not None:
+        reporter.say(evaluator.warning)
+    return evaluator
 
 
 def describe(session: Session) -> str:

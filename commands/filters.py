@@ -196,7 +196,8 @@ def _image_convolutions(session: Session) -> list[str]:
 
 
 def _judge(session: Session, name: str, batches: Batches) -> Judge:
-    return Judge.of_filters(session.model, name, [(channels_last(images), labels) for images, labels in batches])
+    ready = [(channels_last(images), labels) for images, labels in batches]
+    return Judge.of_filters(session.model, name, ready, session.objective)
 
 
 def _removed_first(session: Session, name: str, criterion: str) -> Order:

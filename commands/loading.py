@@ -16,11 +16,14 @@ from ..configs import Config, ConfigError
 from ..configs.schema import FitConfig, NetworkConfig
 from ..data import Splits, as_batches, load_splits
 from ..networks import build_network, load_weights
-from ..networks.inference import Batches
+from ..networks.inference import FAILURES, Batches
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
 from ..training.fit import OnStep, fit
+from ..training.inputs import call, mapped, shape_of, taken, told
+from ..training.objective import Objective
+from ..training.tasks import DEFAULT
 from .resolve import weight_folders
 
 DENSE_NAME = "dense.safetensors"
@@ -31,6 +34,8 @@ LoaderOf = Callable[[int], Loader]
 @dataclass(frozen=True)
 class Images:
     """A caller's own images; every one an iterable of (images (N, C, H, W) float, labels (N,)).
+
+    Or of what else the objective takes apart (`Objective.split`): inputs of any rank, several of them, dicts.
 
     Attributes:
         calibration: that repair.
@@ -74,6 +79,7 @@ def load(
     folder: Path | None = None,
     model: nn.Module | None = None,
     images: Images | None = None,
+    objective: Objective = DEFAULT,
     reporter: Reporter | None = None,
     trust_code: bool = False,
 ) -> Loaded:
@@ -84,6 +90,7 @@ def load(
         folder: a run folder; a network that was trained there is loaded instead of trained again.
         model: the caller's network instead of the config's.
         images: the caller's images instead of the config's.
+        objective: what the network is for; none is cross-entropy.
         reporter: shows progress.
         trust_code: whether code that the config names may run; see `build_network`.
 
@@ -93,7 +100,7 @@ def load(
     _prepare_torch(config)
     device = _device(config.device)
     if images is not None:
-        calibration, search, test, train = _caller_batches(images, device)
+        calibration, search, test, train = _caller_batches(images, device, objective)
         source = "the caller's images"
     else:
         calibration, search, test, train, source = _config_batches(config, device)
@@ -101,9 +108,10 @@ def load(
     if model is None:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
-        model, trained = _network(config, config.network, train, device, folder, reporter or Reporter(), trust_code)
+        reporter = reporter or Reporter()
+        model, trained = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
     loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained)
-    _check_images(loaded)
+    _check_images(loaded, objective)
     return loaded
 
 
@@ -115,6 +123,7 @@ def run_fit(
     reporter: Reporter,
     title: str,
     on_step: OnStep | None = None,
+    objective: Objective = DEFAULT,
 ) -> None:
     """`fit` with a progress bar."""
     with reporter.bar(title, config.epochs * len(batches)) as advance:
@@ -124,7 +133,7 @@ def run_fit(
                 on_step(step, total, loss)
             advance(f"loss {loss:.3f}")
 
-        fit(model, batches, config, seed=seed, on_step=after)
+        fit(model, batches, config, seed=seed, on_step=after, objective=objective)
 
 
 def _prepare_torch(config: Config) -> None:
@@ -159,9 +168,11 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     )
 
 
-def _caller_batches(images: Images, device: torch.device) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
+def _caller_batches(
+    images: Images, device: torch.device, objective: Objective
+) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
     def ready(loader: Iterable[Any]) -> Batches:
-        return [(x.to(device), y.to(device)) for x, y in as_batches(loader)]
+        return [mapped(lambda tensor: tensor.to(device), batch) for batch in as_batches(loader, objective)]
 
     train = images.train
     return (
@@ -178,6 +189,7 @@ def _network(
     train: LoaderOf | None,
     device: torch.device,
     folder: Path | None,
+    objective: Objective,
     reporter: Reporter,
     trust_code: bool,
 ) -> tuple[nn.Module, bool]:
@@ -196,7 +208,8 @@ def _network(
     assert network.pretrain is not None, "the schema asks for weights or training"
     if train is None:
         raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
-    run_fit(model.to(device), train(network.pretrain.batch_size), network.pretrain, config.seed, reporter, "pretrain")
+    batches = train(network.pretrain.batch_size)
+    run_fit(model.to(device), batches, network.pretrain, config.seed, reporter, "pretrain", objective=objective)
     return model, True
 
 
@@ -209,23 +222,23 @@ def _clean(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).eval()
 
 
-def _check_images(loaded: Loaded) -> None:
-    """Images must be what the network takes, all alike, and labels classes that it knows."""
-    images, _ = loaded.search[0]
-    for split, batches in {"calibration": loaded.calibration, "test": loaded.test or ()}.items():
-        for others, _ in batches:
-            if others.shape[1:] != images.shape[1:]:
-                theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
+def _check_images(loaded: Loaded, objective: Objective) -> None:
+    """Images must be what the network takes, all alike, and outputs and targets what the objective takes."""
+    splits = {"search": loaded.search, "calibration": loaded.calibration, "test": loaded.test or ()}
+    first, targets = taken(loaded.search[0], slice(2))
+    ours = told(shape_of(first))
+    for split in ("calibration", "test"):
+        for images, _ in splits[split]:
+            if (theirs := told(shape_of(images))) != ours:
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
     try:
         with torch.inference_mode():
-            outputs = loaded.model(images[:1])
-    except RuntimeError as error:
-        shape = "×".join(map(str, images.shape[1:]))
-        raise ValueError(f"the network does not run on images of {shape}: {str(error).splitlines()[0]}") from error
-    highest = max(int(labels.max()) for _, labels in (*loaded.calibration, *loaded.search, *(loaded.test or ())))
-    if isinstance(outputs, Tensor) and outputs.dim() == 2 and highest >= outputs.shape[1]:
-        raise ValueError(
-            f"a label is {highest}, but the network tells {outputs.shape[1]} classes (0 … {outputs.shape[1] - 1}): "
-            "check num_classes and the data set"
-        )
+            outputs = call(loaded.model, first)
+    except FAILURES as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"the network does not run on images of {ours}: {reason}") from error
+    with torch.inference_mode():
+        objective.check(outputs, targets)
+        for batches in splits.values():
+            for _, others in batches:
+                objective.check_targets(outputs, others)

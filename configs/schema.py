@@ -198,6 +198,21 @@ class LatencyConfig(Section):
     channels_last: bool = Field(default=False, description="the memory format of weights and images")
 
 
+class ObjectiveConfig(Section):
+    """What the network is for: what training lowers, what plans are paid by, what criteria look at."""
+
+    name: str = Field(
+        default="cross-entropy",
+        description="cross-entropy, segmentation, regression, multilabel, or package.module:callable",
+    )
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="its settings: ignore, output")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
+
+
 class RewardConfig(Section):
     """Weights of the reward's terms; see `secateur.envs.LayerSparsityEnv`."""
 
@@ -286,6 +301,9 @@ class Config(Section):
     data: DataConfig | None = None
     method: str = Field(default="channels", description="channels or weights, or a plug-in's name")
     criterion: str | None = Field(default=None, description="ranks the units inside a layer; none: the method's own")
+    objective: ObjectiveConfig = Field(
+        default=ObjectiveConfig(), description="a name, or a section with name and kwargs"
+    )
     layers: LayersConfig = LayersConfig()
     repair: RepairConfig = RepairConfig()
     budget: BudgetConfig

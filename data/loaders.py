@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..training.inputs import Inputs, count, describe, leaves, mapped, shape_of, told
+from ..training.objective import Objective
+from ..training.tasks import DEFAULT
 
 SMALL = 16
 """Images below this many pixels are cropped with a padding of 1, not 4."""
@@ -89,54 +94,52 @@ def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
 
-def as_batches(batches: Iterable[object], *, num_classes: int | None = None) -> list[tuple[Tensor, Tensor]]:
+def as_batches(batches: Iterable[object], objective: Objective = DEFAULT) -> list[tuple[Inputs, Any]]:
     """A caller's own DataLoader or list, walked once into memory and checked.
 
     Args:
-        batches: pairs of images (N, C, H, W) float, normalised, and labels (N,) integer.
-        num_classes: labels must be below it; none leaves that unchecked.
+        batches: what the objective takes apart: for cross-entropy, pairs of images (N, C, H, W) float, normalised, and
+            labels (N,) integer.
+        objective: none is cross-entropy.
 
     Returns:
-        The same batches: images float32, labels int64.
+        Pairs of inputs and targets: floats as float32, the targets' integers as int64.
 
     Raises:
         ValueError: no batches, or one that is not as above; the message names its number and what is wrong.
     """
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise ValueError(f"batches: expected a list or loader of (images, labels), got a {type(batches).__name__}")
-    checked = [_checked(f"batch {number}", batch, num_classes) for number, batch in enumerate(batches)]
+    checked = [_checked(f"batch {number}", batch, objective) for number, batch in enumerate(batches)]
     if not checked:
         raise ValueError("batches: there are none; give at least one (images, labels)")
-    first = checked[0][0].shape[1:]
+    first = told(shape_of(checked[0][0]))
     for number, (images, _) in enumerate(checked):
-        if images.shape[1:] != first:
-            raise ValueError(f"batch {number} has images {tuple(images.shape[1:])}, batch 0 has {tuple(first)}")
+        if (other := told(shape_of(images))) != first:
+            raise ValueError(f"batch {number} has images of {other}, batch 0 of {first}")
     return checked
 
 
-def _checked(name: str, batch: object, num_classes: int | None) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise ValueError(f"{name} is a {type(batch).__name__}{size}: expected a pair (images, labels)")
-    images, labels = batch
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-        raise ValueError(f"{name}: expected images (N, C, H, W) of floats, got {_describe(images)}")
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"{name}: expected labels (N,) of integers, got {_describe(labels)}")
-    if labels.dtype == torch.bool:
-        raise ValueError(f"{name}: expected labels (N,) of integers, got {_describe(labels)}")
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: expected one for each, and some")
-    if not bool(torch.isfinite(images).all()):
-        raise ValueError(f"{name}: the images hold NaN or infinity")
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or (num_classes is not None and most >= num_classes):
-        wrong, limit = (least, "0 or more") if least < 0 else (most, f"below num_classes={num_classes}")
-        raise ValueError(f"{name}: label {wrong} must be {limit}")
-    return images.detach().float(), labels.detach().long()
+def _checked(name: str, batch: object, objective: Objective) -> tuple[Inputs, Any]:
+    try:
+        inputs, targets = objective.split(batch)
+        images, told_of = count(inputs), count(targets)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    for path, tensor in leaves(inputs).items():
+        if tensor.dtype == torch.uint8:
+            raise ValueError(f"{name}: {path or 'the images'} are {describe(tensor)}: expected floats, normalised")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{name}: {path or 'the images'} hold NaN or infinity")
+    if images != told_of or images == 0:
+        raise ValueError(f"{name} has {images} images and {told_of} targets: expected one for each, and some")
+    return mapped(_as_input, inputs), mapped(_as_target, targets)
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+def _as_input(tensor: Tensor) -> Tensor:
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+
+def _as_target(tensor: Tensor) -> Tensor:
+    kept = tensor.is_floating_point() or tensor.dtype == torch.bool
+    return _as_input(tensor) if kept else tensor.detach().long()

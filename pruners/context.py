@@ -15,10 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.inference import Batches
+from ..networks.inference import Batches, logits
 from ..networks.norms import following_norms
 from ..storage.cache import Store, cache_folder, digest
 from ..storage.files import package_versions
+from ..training.inputs import leaves, taken
+from ..training.objective import Objective, is_built_in
+from ..training.tasks import DEFAULT
 from .method import METHODS, Method
 from .repair.gram import DenseMoments, collect_inputs
 from .repair.statistics import Moments
@@ -34,10 +37,11 @@ class Context:
     Attributes:
         model: the dense network, in eval mode; never changed.
         structure: its layers.
-        calibration: images (N, C, H, W) and labels, in batches.
+        calibration: images (N, C, H, W) and labels, in batches; or what else the objective takes.
         criterion: ranks the units inside a layer; "" is the method's own.
         seed: for criteria that draw.
-        store: remembers what depends on the network and these images alone.
+        store: remembers what depends on the network, these images and the objective alone.
+        objective: what the network is for.
     """
 
     model: nn.Module
@@ -46,6 +50,7 @@ class Context:
     criterion: str = ""
     seed: int = 0
     store: Store = field(default_factory=Store)
+    objective: Objective = DEFAULT
 
     @property
     def method(self) -> Method:
@@ -61,11 +66,11 @@ class Context:
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
         state = self.store.get("moments", self._moments)
-        device = self.calibration[0][0].device
+        device = _device(self.calibration)
         inputs = {
             name: Moments.restored(state, f"{name}:", device) for name in sorted({k.split(":")[0] for k in state})
         }
-        return DenseMoments(inputs, following_norms(self.model, self.calibration[0][0][:1]))
+        return DenseMoments(inputs, following_norms(self.model, taken(self.calibration[0][0], slice(1))))
 
     def _moments(self) -> dict[str, Tensor]:
         found = collect_inputs(self.model, consumers(self.structure), self.calibration)
@@ -82,15 +87,26 @@ def consumers(structure: Structure) -> list[str]:
     return sorted({name for layer in structure.layers for name in layer.consumers})
 
 
-def dense_store(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> Store:
-    """The store of what depends on these alone, under a key of all of them, the code and the versions."""
-    return Store(cache_folder() / "dense" / _key(model, structure, calibration, seed))
+def dense_store(
+    model: nn.Module, structure: Structure, calibration: Batches, seed: int, objective: Objective = DEFAULT
+) -> Store:
+    """The store of what depends on these alone, under a key of all of them, the code and the versions.
+
+    In memory alone where the objective is the user's own: a key says nothing of other code.
+    """
+    if not is_built_in(objective):
+        return Store()
+    return Store(cache_folder() / "dense" / _key(model, structure, calibration, seed, objective))
 
 
-def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> str:
+def _device(calibration: Batches) -> torch.device:
+    return next(iter(leaves(calibration[0][0]).values())).device
+
+
+def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int, objective: Objective) -> str:
     state = model.state_dict()
-    with torch.inference_mode():
-        probe = model(calibration[0][0][:PROBE])  # two networks of the same weights need not compute the same
+    few = [(taken(calibration[0][0], slice(PROBE)), None)]
+    probe = logits(model, few)  # two networks of the same weights need not compute the same
     layers: list[Sequence[Any]] = [
         [
             layer.name,
@@ -109,9 +125,10 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
         "threads": torch.get_num_threads(),  # sums come out a little different
         "device": str(probe.device),
         "network": [type(model).__name__, list(state), digest(state.values()), digest([probe])],
-        "structure": [structure.method, structure.fingerprint, structure.input_shape, layers],
-        "calibration": digest(tensor for batch in calibration for tensor in batch),
+        "structure": [structure.method, structure.fingerprint, str(structure.input_shape), layers],
+        "calibration": digest(tensor for batch in calibration for tensor in leaves(batch).values()),
         "seed": seed,
+        "objective": repr(objective),
     }
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
@@ -120,7 +137,7 @@ def _code(method: Method) -> str:
     """Hash of the source that computes what is kept: a key never outlives the code, the package's or a plug-in's."""
     found = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for room in ("networks", "pruners", "storage"):
+    for room in ("networks", "pruners", "storage", "training"):
         for file in sorted((package / room).rglob("*.py")):
             found.update(file.read_bytes())
     with suppress(TypeError, OSError):  # made where there is no file: in a shell, say

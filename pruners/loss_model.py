@@ -54,7 +54,7 @@ def _measure(context: Context) -> Floats:
     structure = context.structure
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
     images = first_images(context.calibration, IMAGES)
-    dense = logits(context.model, images)
+    dense = logits(context.model, images, context.objective.features)
     spread = float(dense.var(dim=0).sum())
     factors = np.zeros(len(structure.layers))
     for index, (layer, curve) in enumerate(zip(structure.layers, context.method.curves(context), strict=True)):
@@ -64,7 +64,8 @@ def _measure(context: Context) -> Floats:
         kept[index] = layer.levels[choice]
         compressed = context.method.apply(context, kept)
         repair_from_moments(compressed, context.model, context.moments)
-        distance = float((logits(compressed.model, images) - dense).square().sum(dim=1).mean()) / spread
+        outputs = logits(compressed.model, images, context.objective.features)
+        distance = float((outputs - dense).square().sum(dim=1).mean()) / spread
         factors[index] = distance / max(float(curve[choice]), LOST)
     return factors
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ..networks.graph import UntraceableError, Walk, trace
+from ..training.inputs import Inputs, taken
 from .context import Context
 from .repair.sequential import summands
 
@@ -35,11 +36,11 @@ def residual_branch_variance(context: Context) -> NDArray[np.float64]:
 def _measure(context: Context) -> NDArray[np.float64]:
     layers = context.structure.layers
     try:
-        graph = trace(context.model, context.calibration[0][0][:1])
+        graph = trace(context.model, taken(context.calibration[0][0], slice(1)))
     except UntraceableError:
         return np.ones(len(layers))
     with torch.inference_mode():
-        walk = _Sums(graph, context.model, [context.calibration[0][0][:IMAGES]])
+        walk = _Sums(graph, context.model, [taken(context.calibration[0][0], slice(IMAGES))])
         walk.run()
     behind: Behind = {}
     for node in graph.nodes:
@@ -64,7 +65,7 @@ class _Sums(Walk):
         shares: for every sum its two operands, and the share of each.
     """
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Tensor]):
+    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Inputs]):
         super().__init__(graph, model, images)
         self.shares: list[list[tuple[fx.Node, float]]] = []
 

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ..configs.schema import NetworkConfig
+from ..configs.schema import NetworkConfig, ObjectiveConfig
 from ..networks import build_network, load_tensors
 from ..storage.files import check_sha256, sha256, write_json, write_tensors
+from ..training.inputs import InputShape, as_json
 from .method import METHODS
 
 NETWORK_NAME = "network.json"
@@ -29,7 +30,8 @@ def save_network(
     method: str,
     recipe: Mapping[str, Any],
     network: NetworkConfig | None,
-    input_shape: tuple[int, ...],
+    input_shape: InputShape,
+    objective: ObjectiveConfig,
 ) -> None:
     """Write the weights, and what is needed to rebuild the smaller network round them.
 
@@ -39,7 +41,8 @@ def save_network(
         method: that made it.
         recipe: of `Compressed`.
         network: names the dense architecture; none where it was the caller's own module.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
+        objective: what the network is for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -47,7 +50,8 @@ def save_network(
         "schema_version": SCHEMA_VERSION,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
         "kwargs": {} if network is None else network.kwargs,
-        "input_shape": list(input_shape),
+        "input_shape": as_json(input_shape),
+        "objective": objective.model_dump(mode="json"),
         "method": method,
         "recipe": dict(recipe),
         "sha256": sha256(folder / WEIGHTS_NAME),

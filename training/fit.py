@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configs.schema import FitConfig
+from .inputs import mapped
+from .objective import Objective
+from .tasks import DEFAULT
 
 OnStep = Callable[[int, int, float], None]
 
 
 class Batches(Protocol):
-    """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised."""
+    """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised; or what else the
+    objective takes apart."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[Any]: ...
     def __len__(self) -> int: ...
 
 
@@ -29,8 +32,9 @@ def fit(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    objective: Objective = DEFAULT,
 ) -> None:
-    """Train in place with cross-entropy, and leave the network in eval mode.
+    """Train in place with the objective's loss, and leave the network in eval mode.
 
     Args:
         model: trained on the device it is on; batches are moved there.
@@ -39,12 +43,13 @@ def fit(
             is for who makes the batches.
         seed: of everything random on the way (dropout, a loader that shuffles with torch's own state); torch's
             random state outside is left as it was.
+        objective: whose loss is lowered; none is cross-entropy.
         on_step: called after every step with (step from 1, steps in all, the step's loss); it may change the weights.
 
     Raises:
         ValueError: no batches, or nothing to train.
-        TypeError: batches without a length (a generator is empty after one epoch), or a network whose output is not
-            a tensor.
+            Or outputs and targets that the objective cannot make a loss of.
+        TypeError: batches without a length (a generator is empty after one epoch).
         RuntimeError: the loss is not finite.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -66,11 +71,11 @@ def fit(
             for _ in range(config.epochs):
                 epoch = batches() if callable(batches) else batches
                 total = config.epochs * _length(epoch)
-                for images, labels in epoch:
+                for batch in epoch:
                     for group in optimizer.param_groups:
                         group["lr"] = cosine(step, total, config.learning_rate)
                     step += 1
-                    loss = _step(model, optimizer, images.to(device), labels.to(device))
+                    loss = _step(model, optimizer, batch, device, objective)
                     if not math.isfinite(loss):
                         raise RuntimeError(
                             f"loss is {loss} at step {step} of {total}: "
@@ -87,14 +92,11 @@ def cosine(step: int, total: int, start: float) -> float:
     return start * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    logits = model(images)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"{type(model).__name__} returns a {type(logits).__name__} in training, expected logits (N, classes): "
-            "build it without auxiliary heads"
-        )
-    loss = F.cross_entropy(logits, labels)
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, device: torch.device, objective: Objective
+) -> float:
+    inputs, targets = mapped(lambda tensor: tensor.to(device), objective.split(batch))
+    loss: Tensor = objective.training_loss(model, inputs, targets)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     value = loss.item()

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...configs import Cut
 from ...networks.inference import FAILURES, example_images
+from ...training.inputs import Inputs, InputShape, as_shape, call, flat
 from ..costs.counts import ChannelCost, count_operations, uncounted_flops
 from ..scope import choices_of, ignored_names, tied_names
 from ..structure import CostModel, PlanError
@@ -27,7 +28,7 @@ from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
 
 def find_layers(
     model: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: InputShape,
     *,
     cut: Cut = "inner",
     ignore: Sequence[str] = (),
@@ -38,7 +39,7 @@ def find_layers(
 
     Args:
         model: any network of convolutions and linear layers; left as it was.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
         cut: `inner` leaves residual trunks whole; `sampled` does, too, but lets every convolution that opens a
             residual branch take only some of the trunk's channels (He, Zhang, Sun, ICCV 2017); `all` cuts trunks.
         ignore: layers to leave whole, by name, pattern or type; see `ignored_names`.
@@ -46,7 +47,7 @@ def find_layers(
         round_to: units kept are a multiple of it, for all layers or by pattern.
 
     Raises:
-        ValueError: the network does not run on such an image, or returns no single tensor.
+        ValueError: the network does not run on such an image, or returns no row for each.
         PlanError: nothing can be cut, or a name fits no layer.
     """
     training = {name: module.training for name, module in model.named_modules()}
@@ -66,7 +67,7 @@ def find_layers(
             ignored=ignored,
             operations=tuple(operations),
             shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
-            input_shape=tuple(input_shape),
+            input_shape=as_shape(input_shape),
             first_units=first_units,
         )
         structure = _verified(model, structure, example)
@@ -149,7 +150,7 @@ def _tied(layers: list[ChannelLayer], groups: Sequence[Sequence[str]]) -> list[C
     return list(known.values())
 
 
-def _verified(model: nn.Module, structure: ChannelStructure, example: Tensor) -> ChannelStructure:
+def _verified(model: nn.Module, structure: ChannelStructure, example: Inputs) -> ChannelStructure:
     """Leave out every layer whose cut network does not compute what the masked one computes."""
     if not structure.layers or _agrees(model, structure, example):
         return structure
@@ -167,11 +168,11 @@ def _verified(model: nn.Module, structure: ChannelStructure, example: Tensor) ->
     return replace(structure, layers=tuple(good), ignored=ignored)
 
 
-def _agrees(model: nn.Module, structure: ChannelStructure, example: Tensor) -> bool:
+def _agrees(model: nn.Module, structure: ChannelStructure, example: Inputs) -> bool:
     return all(_agrees_once(model, structure, example, seed) for seed in range(3))
 
 
-def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Tensor, seed: int) -> bool:
+def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Inputs, seed: int) -> bool:
     """For a random selection: kept differ from layer to layer, so that no shape fits by accident."""
     rng = np.random.default_rng(seed)
     selection = []
@@ -179,9 +180,9 @@ def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Tensor,
         width = int(rng.integers(max(1, layer.units // 2), layer.units))
         selection.append(np.sort(rng.choice(layer.units, size=width, replace=False)))
     with torch.inference_mode():
-        expected = mask(model, structure, selection)(example)
+        expected = flat(call(mask(model, structure, selection), example))
         try:
-            actual = shrink(model, structure, selection)(example)
+            actual = flat(call(shrink(model, structure, selection), example))
         except FAILURES:
             return False
     if actual.shape != expected.shape:

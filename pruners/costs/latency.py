@@ -6,7 +6,7 @@ import contextlib
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ...configs import LatencyConfig
 from ...networks.inference import channels_last
+from ...training.inputs import Inputs, InputShape, call, leaves, mapped, random_inputs
 
 Clock = Callable[[], float]
 
 
 def measure_latency(
-    models: Mapping[str, nn.Module], input_shape: Sequence[int], config: LatencyConfig | None = None, *, runs: int = 25
+    models: Mapping[str, nn.Module], input_shape: InputShape, config: LatencyConfig | None = None, *, runs: int = 25
 ) -> dict[str, float]:
     """Median milliseconds of one forward pass; see `stopwatch` for what is counted.
 
@@ -34,11 +35,11 @@ def measure_latency(
     ready = {name: formatted(copy.deepcopy(model), config) for name, model in models.items()}
     images = random_images(next(iter(ready.values())), input_shape, config)
     times: dict[str, list[float]] = {name: [] for name in models}
-    with stopwatch(images.device, config) as clock, torch.inference_mode():
+    with stopwatch(next(iter(leaves(images).values())).device, config) as clock, torch.inference_mode():
         for run in range(runs + 3):
             for name, model in ready.items():
                 start = clock()
-                model(images)
+                call(model, images)
                 if run >= 3:
                     times[name].append(1000.0 * (clock() - start))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -74,11 +75,11 @@ def formatted(model: nn.Module, config: LatencyConfig) -> nn.Module:
     return model
 
 
-def random_images(model: nn.Module, input_shape: Sequence[int], config: LatencyConfig) -> Tensor:
-    """(batch, C, H, W) in the memory format asked for, on the network's device."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(config.batch, *input_shape, generator=generator).to(next(model.parameters()).device)
-    return _formatted(images, config)
+def random_images(model: nn.Module, input_shape: InputShape, config: LatencyConfig) -> Inputs:
+    """(batch, C, H, W) in the memory format asked for, on the network's device; or what else the network takes."""
+    images = random_inputs(input_shape, config.batch, torch.Generator().manual_seed(0))
+    device = next(model.parameters()).device
+    return mapped(lambda tensor: _formatted(tensor.to(device), config), images)
 
 
 def _formatted(tensor: Tensor, config: LatencyConfig) -> Tensor:

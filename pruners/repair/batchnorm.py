@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ...networks.inference import Batches
+from ...training.inputs import call
 
 
 def adapt_batchnorm(model: nn.Module, batches: Batches) -> None:
@@ -29,7 +30,7 @@ def adapt_batchnorm(model: nn.Module, batches: Batches) -> None:
             norm.train()
         with torch.no_grad():
             for images, _ in batches:
-                model(images)
+                call(model, images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -25,6 +25,7 @@ from ...networks.graph import UntraceableError as UntraceableError
 from ...networks.graph import Walk, trace
 from ...networks.inference import Batches
 from ...networks.norms import following_norms, shift_output
+from ...training.inputs import Inputs, count, taken
 from ..method import Compressed
 from .solve import RIDGE, damping, fit
 from .statistics import SAMPLES, Sampler, repairable
@@ -91,7 +92,7 @@ class SequentialRepair:
         self.images = [images for images, _ in batches]
         self._samples = samples
         self._held = held
-        self._example = self.images[0][:1]
+        self._example = taken(self.images[0], slice(1))
         self._graph = trace(dense, self._example)
         self._sites = _possible_sites(self._graph, dense, following_norms(dense, self._example))
 
@@ -116,7 +117,7 @@ class SequentialRepair:
         """What the dense network's features take."""
         alone = self._walk([self._example], self._sites)
         tensors = [t for site in self._sites for part in alone.feature(site) if part is not None for t in part]
-        return sum(t.numel() * t.element_size() for t in tensors) * sum(len(images) for images in self.images)
+        return sum(t.numel() * t.element_size() for t in tensors) * sum(map(count, self.images))
 
     @cached_property
     def _features(self) -> Mapping[str, Feature]:
@@ -129,7 +130,7 @@ class SequentialRepair:
         features = self._features
         return lambda site: features[site.name]
 
-    def _walk(self, images: Sequence[Tensor], sites: Collection[Site]) -> _DenseWalk:
+    def _walk(self, images: Sequence[Inputs], sites: Collection[Site]) -> _DenseWalk:
         reads = [node for site in sites for node in site.nodes]
         return _DenseWalk(self._graph, self.dense, images, self._samples, reads)
 
@@ -228,7 +229,7 @@ class _DenseWalk(Walk):
     """The dense network, computed as far as its features are asked for."""
 
     def __init__(
-        self, graph: fx.Graph, dense: nn.Module, images: Sequence[Tensor], samples: int, reads: Sequence[fx.Node]
+        self, graph: fx.Graph, dense: nn.Module, images: Sequence[Inputs], samples: int, reads: Sequence[fx.Node]
     ):
         super().__init__(graph, dense, images, reads)
         self.samples = samples
@@ -250,7 +251,7 @@ class _PrunedWalk(Walk):
         self,
         graph: fx.Graph,
         compressed: Compressed,
-        images: Sequence[Tensor],
+        images: Sequence[Inputs],
         samples: int,
         sites: Mapping[fx.Node, Site],
         features: Callable[[Site], Feature],
