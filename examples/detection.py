@@ -1,7 +1,7 @@
 """A detector with an objective of one's own: torchvision's SSD on a tiny backbone, pruned to 60 % of its FLOPs.
 
 Its own forward ends in boxes that survive a threshold and each other: another number for every image, and no gradient.
-What is pruned is a module round it that returns what the heads say, (N, anchors, …); loss and boxes are the objective's,
+What is pruned is a module round it that returns what the heads say, (N, anchors, …); loss and boxes are the task's,
 from the detector's own methods. The detector inside is cut with it, and works as before.
 
 `python examples/detection.py` takes a minute, and prints F1 at IoU 0.5 on test images before, one-shot and fine-tuned.
@@ -30,7 +30,7 @@ SIZE, CLASSES = 32, 3  # the first class is the background
 
 
 def scenes(count: int, seed: int) -> list[tuple[Tensor, list[dict[str, Tensor]]]]:
-    """Batches of images (20, 1, 32, 32), and for each image its boxes (n, 4) and labels (n,): dark or bright squares."""
+    """Batches of images (20, 1, 32, 32), and for each its boxes (n, 4) and labels (n,): dark or bright squares."""
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for _ in range(count // 20):
