@@ -189,7 +189,9 @@ def test_a_config_names_an_objective_that_runs_only_when_trusted(tmp_path, monke
         "from secateur.training.tasks import CrossEntropy\n\nclass Task(CrossEntropy):\n    name = 'mine'\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="objective.name='own_task:Task' names code to import and run, .*--trust-code"):
+    with pytest.raises(
+        ValueError, match=r"objective.name='own_task:Task' names code to import and run, .*--trust-code"
+    ):
         secateur.Session("digits", overrides=["objective=own_task:Task"])
     trusted = secateur.Session("digits", overrides=["objective=own_task:Task"], trust_code=True)
     assert trusted.objective.name == "mine"
