@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -89,4 +90,5 @@ def __getattr__(name: str) -> Any:
     """Import on first use: `secateur --help` should not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    with warnings.catch_warnings():  # some libraries add filters when they are imported
+        return getattr(importlib.import_module(_HOMES[name], __name__), name)

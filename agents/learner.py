@@ -140,24 +140,28 @@ class Learner:
             _start_at_zero(actor)
         return model
 
-    def run(self, past: Sequence[Sequence[float]] = ()) -> Iterator[Episode]:
+    def run(self, past: Sequence[Sequence[float]] = (), budgets: Sequence[float | None] = ()) -> Iterator[Episode]:
         """Walk episode after episode, learning after each group; the caller logs, and may stop at any time.
 
         Args:
             past: actions (episodes, layers) of a run to be replayed first; their plans should be known to the
                 evaluator. The last group may be there in part: the rest of it is walked as it would have been.
+            budgets: that they were walked on, where every episode has its own; none is the one that would be drawn now.
         """
         for first in range(0, self.config.episodes, self.workers):
-            yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past)
+            yield from self._group(range(first, min(first + self.workers, self.config.episodes)), past, budgets)
 
     def policy_plan(self, fraction: float) -> NDArray[np.int64]:
         """(layers,) kept that the policy gives without noise, on a budget; nothing is evaluated."""
         return self._walk(0, fraction, 0.0, lambda _t, observation: self._greedy(observation)).kept
 
-    def _group(self, numbers: range, past: Sequence[Sequence[float]]) -> list[Episode]:
+    def _group(self, numbers: range, past: Sequence[Sequence[float]], budgets: Sequence[float | None]) -> list[Episode]:
         """Episodes that are walked with the same policy, evaluated together, and learnt from in their order."""
         start = time.perf_counter()
-        walks = [self._episode(n, np.asarray(past[n], np.float32) if n < len(past) else None) for n in numbers]
+        walks = [
+            self._again(n, past[n], budgets[n] if n < len(budgets) else None) if n < len(past) else self._episode(n)
+            for n in numbers
+        ]
         evaluations = list(self.env.evaluator.evaluate_all([walk.kept for walk in walks]))
         began = time.perf_counter()
         rewards = []
@@ -189,9 +193,12 @@ class Learner:
             )
         return episodes
 
-    def _episode(self, number: int, past: NDArray[np.float32] | None) -> _Walk:
-        if past is not None:
-            return self._walk(number, self._fraction(number), 0.0, lambda t, _observation: float(past[t]))
+    def _again(self, number: int, actions: Sequence[float], budget: float | None) -> _Walk:
+        if budget is None or number == 0 or self.config.budgets is None:
+            budget = self._fraction(number)
+        return self._walk(number, budget, 0.0, lambda t, _observation: float(np.float32(actions[t])))
+
+    def _episode(self, number: int) -> _Walk:
         own = number > self.config.warmup
         policy: Policy = (lambda _t, observation: self._greedy(observation)) if own else (lambda _t, _observation: 0.0)
         return self._walk(number, self._fraction(number), self._noise(number), policy)

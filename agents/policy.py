@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from ..configs.schema import AgentConfig
 from ..envs import LayerSparsityEnv
-from ..storage.files import read_tensors, write_tensors
+from ..storage.files import check_finite, read_tensors, write_tensors
+from ..storage.reading import parse_json, validated
 from .learner import Learner
 
 POLICY_NAME = "policy.safetensors"
@@ -30,6 +34,7 @@ class Policy:
         fingerprint: of the layers of the network it was trained on.
         factors: (layers,) of the loss model, for that network.
         tensors: of its networks.
+        name: what messages call it: its file, if it comes from one.
     """
 
     config: AgentConfig
@@ -37,6 +42,7 @@ class Policy:
     fingerprint: str
     factors: NDArray[np.float64]
     tensors: dict[str, Tensor]
+    name: str = "the policy"
 
     @classmethod
     def of(cls, learner: Learner) -> Policy:
@@ -51,14 +57,20 @@ class Policy:
         )
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors."""
+        """Write it as safetensors.
+
+        Raises:
+            ValueError: a weight or a factor is NaN or infinite.
+        """
         about = {
             "algorithm": self.config.algorithm,
             "hidden": json.dumps(self.config.hidden),
             "features": json.dumps(self.features),
             "fingerprint": self.fingerprint,
         }
-        write_tensors(path, {**self.tensors, FACTORS: torch.from_numpy(self.factors)}, about)
+        tensors = {**self.tensors, FACTORS: torch.from_numpy(self.factors)}
+        check_finite(path, tensors)
+        write_tensors(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Policy:
@@ -71,13 +83,16 @@ class Policy:
         path = policy_path(path)
         tensors, about = read_tensors(path)
         try:
-            config = AgentConfig.model_validate(
-                {"algorithm": about["algorithm"], "hidden": json.loads(about["hidden"])}
-            )
-            factors = tensors.pop(FACTORS).numpy()
-            return cls(config, json.loads(about["features"]), about["fingerprint"], factors, tensors)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{path} is another version's ({error}): train it anew") from error
+            lists = {name: parse_json(about[name], name) for name in ("hidden", "features")}
+            told = validated(_About, {**about, **lists}, "metadata")
+            factors = tensors.pop(FACTORS)
+            _check_tensors(told, factors, tensors)
+        except KeyError as error:
+            raise ValueError(f"{path} is another version's (no {error} in it): train it anew") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is another version's ({error}): train it anew") from None
+        config = AgentConfig(algorithm=told.algorithm, hidden=told.hidden)
+        return cls(config, told.features, told.fingerprint, factors.numpy(), tensors, str(path))
 
     def knows(self, env: LayerSparsityEnv) -> bool:
         """Whether it was trained on this environment's network."""
@@ -90,16 +105,49 @@ class Policy:
         as predicted, and only the policy's corrections are carried over.
 
         Raises:
-            ValueError: it was trained on other observations.
+            ValueError: it was trained on other observations, or its networks are not those that its metadata tell of.
         """
         if self.features != env.feature_names:
             odd = sorted(set(self.features) ^ set(env.feature_names))
-            raise ValueError(f"the policy was trained on other observations (they differ in {odd}): train it anew")
+            raise ValueError(f"{self.name} was trained on other observations (they differ in {odd}): train it anew")
         if self.knows(env):
+            if self.factors.shape != env.loss_model.factors.shape:
+                layers = len(env.loss_model.factors)
+                raise ValueError(f"{self.name} has {len(self.factors)} factors for {layers} layers: train it anew")
             env.set_loss_model(replace(env.loss_model, factors=self.factors))
         learner = Learner(env, self.config, seed=0)
-        learner.model.policy.load_state_dict(self.tensors)
-        return learner.policy_plan(env.budget.fraction)
+        try:
+            learner.model.policy.load_state_dict(self.tensors)
+        except RuntimeError as error:  # with a line for every tensor
+            raise ValueError(f"{self.name} does not fit: {str(error).splitlines()[1].strip()}; train it anew") from None
+        try:
+            return learner.policy_plan(env.budget.fraction)
+        except ValueError as error:
+            raise ValueError(f"{self.name} gives no plan, its numbers are out of all range ({error})") from None
+
+
+class _About(BaseModel):
+    """The file's metadata."""
+
+    algorithm: Literal["ddpg", "td3", "sac"]
+    hidden: list[Annotated[int, Field(ge=1)]]
+    features: list[str]
+    fingerprint: str
+
+
+def _check_tensors(told: _About, factors: Tensor, tensors: Mapping[str, Tensor]) -> None:
+    """Before networks of that size are made.
+
+    Raises:
+        ValueError: something else than numbers, or other sizes than were told.
+    """
+    for name, tensor in {FACTORS: factors, **tensors}.items():
+        if not (tensor.is_floating_point() and bool(torch.isfinite(tensor.float()).all())):
+            raise ValueError(f"{name} holds something else than finite numbers")
+    if factors.dim() != 1 or factors.dtype != torch.float64:
+        raise ValueError(f"{FACTORS} is {factors.dtype} {tuple(factors.shape)}, expected one number a layer")
+    if odd := set(told.hidden) - {size for tensor in tensors.values() for size in tensor.shape}:
+        raise ValueError(f"hidden = {told.hidden}: no tensor has {min(odd)} rows")
 
 
 def policy_path(path: str | Path) -> Path:
@@ -110,6 +158,6 @@ def policy_path(path: str | Path) -> Path:
     """
     path = Path(path)
     path = path / POLICY_NAME if path.is_dir() else path
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no {path}: give a run folder, or a {POLICY_NAME} that `secateur train` wrote")
     return path

@@ -85,14 +85,16 @@ def train_command(
 
 @app.command("apply")
 def apply_command(
-    plan: Annotated[Path, typer.Argument(help="A plan.json, or the run folder that holds it.")],
+    plan: Annotated[Path | None, typer.Argument(help="A plan.json, or the run folder that holds it.")] = None,
     finetune: Annotated[
         int | None, typer.Option("--finetune", min=0, help="Epochs. [default: the config's finetune.epochs]")
     ] = None,
     schedule: Annotated[
-        str, typer.Option("--schedule", help="one_shot, or gradual: tighten masks while fine-tuning (weights).")
-    ] = "one_shot",
+        str | None,
+        typer.Option("--schedule", help="one_shot, or gradual: tighten masks while training. [default: one_shot]"),
+    ] = None,
     out: Out = None,
+    resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the one in this folder.")] = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
     trust_code: TrustCode = False,
@@ -101,14 +103,14 @@ def apply_command(
 
     Example: secateur apply runs/r20/plan.json --finetune 10 --out small
 
-    secateur.load("small") gives the network back in Python.
+    secateur.load("small") gives the network back in Python. What was interrupted goes on: secateur apply --resume small
     """
     from .apply import apply
     from .session import Session
 
     reporter = RichReporter()
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
-    done = apply(plan, session, finetune=finetune, schedule=schedule, out=out)
+    done = apply(plan, session, finetune=finetune, schedule=schedule, out=out, resume=resume)
     _wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
 
 

@@ -8,26 +8,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 from torch import Tensor
 
 from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..envs import Evaluation, Evaluator
 from ..networks.inference import accuracy, statistics
+from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
+from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import check_free, claimed, free_folder, interrupted_run
+from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
+from ..training.checkpoint import Checkpoint
 from .apply import session_for
+from .fingerprints import of_comparison
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
+from .tuning import holding, remove_checkpoints, row_checkpoint
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
+MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Comparison:
     folder: Path
 
 
+@undisturbed()
 def compare(
     plans: Sequence[RatioPlan | str | Path] = (),
     session: Session | Given = None,
@@ -59,8 +64,9 @@ def compare(
     """Evaluate plans and other allocators alike: same cost, same repair, same search and test images.
 
     Every candidate that an allocator has evaluated is on disk before the next (with workers: before the next of its
-    generation is looked at); an interrupted comparison goes on with `resume` and the same arguments, and evaluates none
-    of them again.
+    generation is looked at), and every row's fine-tuning after every epoch; an interrupted comparison goes on with
+    `resume` and the same arguments, and does none of that again. With other plans, arguments, images or settings it is
+    refused (`Fingerprint` says what is compared); workers, and how many plans are measured again, may differ.
 
     Args:
         plans: plans, their files or run folders; may be none if a session is given.
@@ -82,31 +88,40 @@ def compare(
         get_allocator(name)  # unknown, or not installed: said before the network is looked at
     check_free(out)
     previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
-    paths = [plan for plan in plans if not isinstance(plan, RatioPlan)]
-    beside = plan_path(paths[0]).parent if paths else None
+    files = [None if isinstance(plan, RatioPlan) else plan_path(plan) for plan in plans]
+    beside = next((file.parent for file in files if file is not None), None)
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
     _check_alike(loaded)
     overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
+    overrides += [] if candidates is None else [f"compare.candidates={candidates}"]
     session = Session.of(session).beside(previous or beside, overrides=overrides)
     method = loaded[0].method if loaded else session.config.method
     names = session.config.compare.against if against is None else against
     chosen = [get_allocator(name, method) for name in names]
     if not loaded and not chosen:
         raise ValueError("nothing to compare: give a plan, or an allocator (against)")
-    if any(allocator.searches for allocator in chosen) and not seeds:
-        raise ValueError("a search draws: give at least one seed (seeds)")
+    if any(allocator.searches for allocator in chosen) and not 0 < len(seeds) <= MOST_SEEDS:
+        raise ValueError(f"{len(seeds)} seeds: a search draws, give 1 to {MOST_SEEDS:,} (seeds)")
     session.check_workers()
     session.check_finetune(finetune)
-    session = session_for(loaded, session, None)
+    session = session_for(loaded, session, None, files)
+    use_threads(session.config.threads)
     session.reporter.say(session.describe())
-    if candidates is None:
-        candidates = session.config.compare.candidates or max(
-            (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
-        )
+    candidates = session.config.compare.candidates or max(
+        (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
+    )
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
-    with claimed(previous or free_folder(out, default), "compare", CANDIDATES_NAME) as folder:
-        session.save(folder)
-        return _compare(session, loaded, chosen, seeds, candidates, finetune, folder)
+    folder = previous or free_folder(out, default)
+    with claimed(folder, "compare", CANDIDATES_NAME, new=previous is None):
+        known = of_comparison(session, loaded, names, candidates, seeds, finetune)
+        log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
+        session.save(folder)  # not before it is known to go with what is there
+        try:
+            return _compare(session, loaded, chosen, seeds, candidates, finetune, log, folder)
+        except KeyboardInterrupt:
+            if any((folder / name).exists() for name in (CANDIDATES_NAME, FINETUNED_NAME)):
+                session.reporter.say(f"stopped; go on with the same arguments and --resume {folder} instead of --out")
+            raise
 
 
 def _compare(
@@ -116,9 +131,9 @@ def _compare(
     seeds: Sequence[int],
     candidates: int,
     finetune: int,
+    log: CandidateLog,
     folder: Path,
 ) -> Comparison:
-    log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers))
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
         for allocator in chosen:
@@ -129,14 +144,15 @@ def _compare(
     parts: list[Tensor | None] = []
     with session.reporter.bar("measure", len(loaded)) as advance:
         for i, plan in enumerate(loaded):
-            row, influence = _row(session, plan, finetune)
+            row, influence = _row(session, plan, finetune, row_checkpoint(folder, i))
             name = f"plans/{i}-{plan.provenance.allocator}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
             parts.append(influence)
             advance(plan.provenance.allocator)
     _add_gains(rows, parts)
-    write_json(
+    comparison_figure(rows, loaded, folder / "compare.png", session.objective.measure)
+    write_json(  # last: with it the comparison is finished
         folder / COMPARE_NAME,
         {
             "config": session.config.name,
@@ -151,7 +167,7 @@ def _compare(
             "rows": rows,
         },
     )
-    comparison_figure(rows, loaded, folder / "compare.png", session.objective.measure)
+    remove_checkpoints(folder)
     session.reporter.show(compare_table(rows, session.objective.measure))
     if (sentence := verdict(rows)) is not None:
         session.reporter.say(sentence)
@@ -193,7 +209,9 @@ def _allocate(
     return session.plan_of(kept, allocator=allocator.name, seed=seed, candidates=len(qualities))
 
 
-def _row(session: Session, plan: RatioPlan, finetune: int) -> tuple[dict[str, Any], Tensor | None]:
+def _row(
+    session: Session, plan: RatioPlan, finetune: int, checkpoint: Checkpoint
+) -> tuple[dict[str, Any], Tensor | None]:
     small = session.compress(plan.kept)
     measured = session.evaluator.measure(small, plan.kept)
     seen = None if session.test is None else statistics(small, session.test, session.objective)
@@ -208,7 +226,7 @@ def _row(session: Session, plan: RatioPlan, finetune: int) -> tuple[dict[str, An
     }
     if finetune:
         hold = session.compressor.compress(plan.kept).hold
-        session.finetune(small, finetune, None if hold is None else lambda _step, _total, _loss: hold(small))
+        session.finetune(small, finetune, on_step=holding(small, hold), checkpoint=checkpoint)
         tuned = None if session.test is None else accuracy(small, session.test, session.objective)
         row["finetuned_test_accuracy"] = tuned
     return row, None if seen is None else session.objective.influence(seen)
@@ -241,52 +259,55 @@ def _difference(
 def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
     """Whether the first row is ahead of the others beyond chance (two standard errors), in a sentence.
 
+    It is ahead of an allocator with several seeds where it is of each; its own other seeds do not count.
+
     Returns:
         None where there are no test images, or nothing to compare with.
     """
-    leads = [row for row in rows[1:] if "test_lead" in row]
+    leads: dict[str, list[float]] = {}  # allocator → of every seed, in standard errors
+    for row in rows[1:]:
+        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]:
+            lead = row["test_lead"] / max(row["test_lead_standard_error"], 1e-12)
+            leads.setdefault(row["allocator"], []).append(lead)
     if not leads:
         return None
-    ahead = [row["allocator"] for row in leads if row["test_lead"] > 2.0 * row["test_lead_standard_error"]]
-    behind = [row["allocator"] for row in leads if -row["test_lead"] > 2.0 * row["test_lead_standard_error"]]
-    level = [row["allocator"] for row in leads if row["allocator"] not in (*ahead, *behind)]
+    ahead = [name for name, found in leads.items() if min(found) > 2.0]
+    behind = [name for name, found in leads.items() if max(found) < -2.0]
+    level = [name for name in leads if name not in (*ahead, *behind)]
     parts = {"ahead of": ahead, "level with": level, "behind": behind}
-    told = "; ".join(f"{word} {', '.join(dict.fromkeys(names))}" for word, names in parts.items() if names)
+    told = "; ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names)
     return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
 
 
-def compare_table(rows: Sequence[dict[str, Any]], measure: str) -> Table:
+def compare_table(rows: Sequence[dict[str, Any]], measure: str) -> Figures:
     """One row an allocator and seed, in the order given; `measure` is the objective's."""
     tuned = any("finetuned_test_accuracy" in row for row in rows)
-    table = Table(
-        title="Same cost, same repair, same images",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        caption="cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, "
-        f"{measure.removesuffix(' %')} (search, test, tuned) and gains in per cent",
-    )
     timed = any("latency" in row for row in rows)
     columns = ["allocator", "seed", "cand.", "FLOPs", "params", *(["latency"] if timed else [])]
-    columns += ["search", "test", "over uniform"]
-    for column in [*columns, "tuned"] if tuned else columns:
-        table.add_column(column, justify="left" if column == "allocator" else "right", no_wrap=True)
-    for row in rows:
-        gain = row.get("test_gain_over_uniform")
-        cells = [
-            row["allocator"],
-            str(row["seed"]),
-            str(row["candidates"]),
-            f"{100 * row['flops']:.1f}",
-            f"{100 * row['params']:.1f}",
-            *([f"{100 * row['latency']:.1f}"] if timed else []),
-            f"{row['search_accuracy']:.2f}",
-            _percent(row["test_accuracy"]),
-            "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
-        ]
-        if tuned:
-            cells.append(_percent(row.get("finetuned_test_accuracy")))
-        table.add_row(*cells)
-    return table
+    columns += ["search", "test", "over uniform", *(["tuned"] if tuned else [])]
+    return Figures(
+        "Same cost, same repair, same images",
+        "cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, "
+        f"{measure.removesuffix(' %')} (search, test, tuned) and gains in per cent",
+        columns,
+        [_cells(row, timed=timed, tuned=tuned) for row in rows],
+    )
+
+
+def _cells(row: dict[str, Any], *, timed: bool, tuned: bool) -> list[str]:
+    gain = row.get("test_gain_over_uniform")
+    return [
+        row["allocator"],
+        str(row["seed"]),
+        str(row["candidates"]),
+        f"{100 * row['flops']:.1f}",
+        f"{100 * row['params']:.1f}",
+        *([f"{100 * row['latency']:.1f}"] if timed else []),
+        f"{row['search_accuracy']:.2f}",
+        _percent(row["test_accuracy"]),
+        "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
+        *([_percent(row.get("finetuned_test_accuracy"))] if tuned else []),
+    ]
 
 
 def _percent(value: float | None) -> str:

@@ -6,30 +6,36 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
+from pydantic import Field
 
 from ..agents import SearchProblem
 from ..agents.allocators.searches import random_plans
-from ..agents.log import PlanLog
+from ..agents.log import Line, PlanLog
 from ..configs import Config
 from ..configs.schema import Repair
 from ..envs import CandidateEvaluator
 from ..networks.inference import accuracy, count_images
+from ..networks.world import undisturbed, use_threads
 from ..pruners.structure import Kept
 from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
+from ..reports.tables import Figures
 from ..storage.files import package_versions, write_json
 from ..storage.folders import CONFIG_NAME, check_free, claimed, free_folder, interrupted_run
+from ..training.checkpoint import Checkpoint
+from .fingerprints import of_correlation
 from .resolve import Given
 from .session import Session
+from .tuning import holding, remove_checkpoints, row_checkpoint
 
 CORRELATE_NAME = "correlate.json"
 ROWS_NAME = "rows.jsonl"
 FEWEST = 3  # plans; two always correlate perfectly
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Distance = Annotated[float, Field(ge=0.0)]
 
 PROXIES = {  # on the search images: of a row → what it is, with the search's repair and the objective's measure
     "none_accuracy": "nothing repaired: {measure}",
@@ -44,6 +50,18 @@ TARGETS = {  # on the test images
     "finetuned_test_accuracy": "fine-tuned: {measure}",
 }
 LOSSES = {"reconstruction_loss", "test_reconstruction_loss"}  # the lower the better
+
+
+class _Row(Line):
+    """A line of `rows.jsonl`."""
+
+    none_accuracy: Percent
+    adaptive_bn_accuracy: Percent
+    accuracy: Percent
+    reconstruction_loss: Distance
+    test_accuracy: Percent
+    test_reconstruction_loss: Distance
+    finetuned_test_accuracy: Percent | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Correlation:
     folder: Path
 
 
+@undisturbed()
 def correlate(
     session: Session | Given = None,
     *,
@@ -78,7 +97,8 @@ def correlate(
     and batch-norm statistics use the calibration images, targets are measured on the test images. Fine-tuning starts
     from the final repair and uses the training split, which a pretrained network has seen before.
 
-    Every plan's row is on disk before the next is evaluated; an interrupted run goes on with `resume`.
+    Every plan's row is on disk before the next is evaluated, and its fine-tuning after every epoch; an
+    interrupted run goes on with `resume`.
 
     Args:
         session: a session, or a config, its name or its file; none is the embedded default.
@@ -98,6 +118,7 @@ def correlate(
     check_free(out)
     previous = interrupted_run(resume, "correlate", CORRELATE_NAME) if resume is not None else None
     session = Session.of(session).beside(previous, overrides=given)
+    use_threads(session.config.threads)
     settings = session.config.correlate
     _check_budget(session.config)
     if session.test is None:
@@ -108,12 +129,16 @@ def correlate(
         SearchProblem(session.budget, session.context, rng=np.random.default_rng(session.config.seed)), settings.plans
     )
     default = Path("runs") / f"{session.config.name}-correlate"
-    with claimed(previous or free_folder(out, default), "correlate", ROWS_NAME) as folder:
-        session.save(folder)
-        rows = _measure_all(session, drawn, folder)
+    folder = previous or free_folder(out, default)
+    with claimed(folder, "correlate", ROWS_NAME, new=previous is None):
+        log = PlanLog(folder / ROWS_NAME, _Row, of_correlation(session))
+        past = _past(session, log, drawn)
+        session.save(folder)  # not before it is known to go with what is there
+        rows = _measure_all(session, drawn, log, past)
         tree = _tree(session, rows)
-        write_json(folder / CORRELATE_NAME, tree)
+        remove_checkpoints(folder)
         correlation_figure(tree, folder / "correlate.png")
+        write_json(folder / CORRELATE_NAME, tree)  # last: with it the run is finished
     session.reporter.show(correlation_table(tree))
     return Correlation(rows, tree["coefficients"], folder)
 
@@ -127,11 +152,17 @@ def _check_budget(config: Config) -> None:
         )
 
 
-def _measure_all(session: Session, drawn: Sequence[Kept], folder: Path) -> list[dict[str, Any]]:
-    log = PlanLog(folder / ROWS_NAME, {*PROXIES, *TARGETS})
+def _past(session: Session, log: PlanLog, drawn: Sequence[Kept]) -> list[dict[str, Any]]:
     rows = log.read(len(session.structure.layers))
     if [row["kept"] for row in rows] != [kept.tolist() for kept in drawn[: len(rows)]]:
         raise ValueError(f"{log.path} holds other plans than {CONFIG_NAME} beside it draws: start anew with --out")
+    return rows
+
+
+def _measure_all(
+    session: Session, drawn: Sequence[Kept], log: PlanLog, past: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    rows = list(past)
     settings = session.config.correlate
     assert session.test is not None
     test = CandidateEvaluator(session.compressor, session.test, session.config.repair.search)
@@ -141,18 +172,20 @@ def _measure_all(session: Session, drawn: Sequence[Kept], folder: Path) -> list[
             for number, kept in enumerate(drawn[len(rows) :], len(rows)):
                 start = time.perf_counter()
                 epochs = settings.finetune if number < settings.finetune_plans else 0
-                row = measure_plan(session, test, kept, epochs)
+                row = measure_plan(session, test, kept, epochs, row_checkpoint(log.path.parent, number))
                 row["seconds"] = round(time.perf_counter() - start, 3)
                 log.write(row)
                 rows.append(row)
                 advance(f"quality {row['quality']:+.3f} test {row['test_accuracy']:.1f}%")
     except KeyboardInterrupt:
-        reporter.say(f"stopped after {len(rows)} plans; go on with: secateur correlate --resume {folder}")
+        reporter.say(f"stopped after {len(rows)} plans; go on with: secateur correlate --resume {log.path.parent}")
         raise
     return rows
 
 
-def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs: int) -> dict[str, Any]:
+def measure_plan(
+    session: Session, test: CandidateEvaluator, kept: Kept, epochs: int, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
     """A plan's proxies and targets.
 
     Args:
@@ -160,6 +193,7 @@ def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs:
         test: measures on the test images.
         kept: (layers,) the plan.
         epochs: of fine-tuning; 0 for none, and then that target is none.
+        checkpoint: where the fine-tuning is kept.
     """
     compressor, search = session.compressor, session.evaluator
     adapting = Repair(kind="none", adaptive_bn=count_images(session.calibration), guard=False)
@@ -168,7 +202,7 @@ def measure_plan(session: Session, test: CandidateEvaluator, kept: Kept, epochs:
     candidate = search.evaluate(kept)
     final = session.compress(kept)
     finished = test.measure(final, kept)
-    session.finetune(final, epochs)
+    session.finetune(final, epochs, on_step=holding(final, compressor.compress(kept).hold), checkpoint=checkpoint)
     return {
         "kept": kept.tolist(),
         "flops": candidate.flops,
@@ -235,30 +269,31 @@ def _tree(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def correlation_table(tree: Mapping[str, Any]) -> Table:
+def correlation_table(tree: Mapping[str, Any]) -> Figures:
     """A section a target, one row a proxy. Takes what `correlate.json` holds."""
-    table = Table(
-        title="Does the search pay for what counts?",
-        box=box.SIMPLE_HEAD,
-        caption="ρ Spearman with its 95 % bootstrap interval, r Pearson, τ Kendall: +1 where both prefer the same of n "
-        "plans; rows on the search images, sections on the test images",
-    )
-    for column in ("", "ρ", "95 %", "r", "τ", "n"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    rows: list[list[str]] = []
     for target in dict.fromkeys(entry["target"] for entry in tree["coefficients"]):
-        table.add_row(tree["targets"][target], style="bold")
+        rows.append([tree["targets"][target]])
         for entry in tree["coefficients"]:
             if entry["target"] == target:
                 interval = entry["spearman_interval"]
-                table.add_row(
-                    f"  {tree['proxies'][entry['proxy']]}",
-                    _signed(entry["spearman"]),
-                    "–" if interval is None else " … ".join(map(_signed, interval)),
-                    _signed(entry["pearson"]),
-                    _signed(entry["kendall"]),
-                    str(entry["n"]),
+                rows.append(
+                    [
+                        f"  {tree['proxies'][entry['proxy']]}",
+                        _signed(entry["spearman"]),
+                        "–" if interval is None else " … ".join(map(_signed, interval)),
+                        _signed(entry["pearson"]),
+                        _signed(entry["kendall"]),
+                        str(entry["n"]),
+                    ]
                 )
-    return table
+    return Figures(
+        "Does the search pay for what counts?",
+        "ρ Spearman with its 95 % bootstrap interval, r Pearson, τ Kendall: +1 where both prefer the same of n plans; "
+        "rows on the search images, sections on the test images",
+        ("", "ρ", "95 %", "r", "τ", "n"),
+        rows,
+    )
 
 
 def _signed(value: float | None) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
-from ..envs import CandidateEvaluator
 from ..networks.inference import count_images
 from ..pruners.costs.latency import measure_latency
-from ..reports.progress import Reporter
 
 if TYPE_CHECKING:
+    from ..envs import CandidateEvaluator
     from .session import Session
 
 
@@ -22,10 +22,10 @@ def dense_latency(session: Session) -> dict[str, float]:
     return {"predicted_ms": structure.cost("latency", structure.units) / 1e6, "measured_ms": measured}
 
 
-def watched(evaluator: CandidateEvaluator, reporter: Reporter) -> CandidateEvaluator:
-    """The evaluator; said is what makes a search on it pointless."""
+def warned(evaluator: CandidateEvaluator) -> CandidateEvaluator:
+    """The evaluator, with a RuntimeWarning of what makes a search on it pointless."""
     if evaluator.warning is not None:
-        reporter.say(evaluator.warning)
+        warnings.warn(evaluator.warning, RuntimeWarning, stacklevel=2)
     return evaluator
 
 

@@ -14,13 +14,15 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from ..configs import did_you_mean
-from ..networks.inference import Batches, channels_last, count_images
+from ..networks.inference import Batches, count_images, in_channels_last
+from ..networks.world import undisturbed, use_threads
 from ..pruners.channels.criteria.registry import Order
 from ..pruners.channels.criteria.removal import HARMS, Judge, remove_greedily
 from ..reports.colour import colour_selectivity, filter_tiles
 from ..reports.figures import filters_figure
 from ..storage.files import package_versions, write_json
 from ..storage.folders import check_free, new_folder
+from ..training.inputs import call, leaves, taken
 from .resolve import Given
 from .session import Session
 
@@ -41,6 +43,7 @@ class Filters:
     folder: Path
 
 
+@undisturbed()
 def filters(
     session: Session | Given = None,
     *,
@@ -76,6 +79,7 @@ def filters(
     if not 0.0 <= threshold < 1.0:
         raise ValueError(f"threshold = {threshold:g} is outside [0, 1): colour selectivity runs from 0 to 1")
     session = Session.of(session).beside(spends=False)
+    use_threads(session.config.threads)
     name = _choose(session, layer)
     weights = session.model.get_parameter(f"{name}.weight").detach().cpu().double().numpy()
     count = len(weights)
@@ -174,11 +178,12 @@ def _choose(session: Session, name: str | None) -> str:
 
 def _image_convolutions(session: Session) -> list[str]:
     """In the order in which they are called."""
-    image = session.search[0][0][:1]
+    image = taken(session.search[0][0], slice(1))
+    given = leaves(image).values()
     found: dict[str, None] = {}
 
     def look(name: str, x: torch.Tensor) -> None:
-        if x.shape == image.shape and torch.equal(x, image):
+        if any(x.shape == one.shape and torch.equal(x, one) for one in given):
             found[name] = None
 
     hooks = [
@@ -187,8 +192,8 @@ def _image_convolutions(session: Session) -> list[str]:
         if isinstance(module, nn.Conv2d)
     ]
     try:
-        with torch.inference_mode():
-            session.model(image)
+        with torch.no_grad():
+            call(session.model, image)
     finally:
         for hook in hooks:
             hook.remove()
@@ -196,8 +201,7 @@ def _image_convolutions(session: Session) -> list[str]:
 
 
 def _judge(session: Session, name: str, batches: Batches) -> Judge:
-    ready = [(channels_last(images), labels) for images, labels in batches]
-    return Judge.of_filters(session.model, name, ready, session.objective)
+    return Judge.of_filters(session.model, name, in_channels_last(batches), session.objective)
 
 
 def _removed_first(session: Session, name: str, criterion: str) -> Order:

@@ -13,18 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError
-from ..configs.schema import FitConfig, NetworkConfig
-from ..data import Splits, as_batches, load_splits
+from ..configs.schema import NetworkConfig
+from ..data import Splits, as_batches, check_pixels, load_splits
 from ..networks import build_network, load_weights
-from ..networks.inference import FAILURES, Batches
+from ..networks.batches import Batches, LazyBatches, targets_of
+from ..networks.checks import check_forward, check_weights
+from ..networks.copying import copied
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
-from ..training.fit import OnStep, fit
-from ..training.inputs import call, mapped, shape_of, taken, told
+from ..training.fit import modules_at_rest
+from ..training.inputs import mapped, shape_of, told
 from ..training.objective import Objective
 from ..training.tasks import DEFAULT
 from .resolve import weight_folders
+from .tuning import pretrain
+from .workers import check_threads
 
 DENSE_NAME = "dense.safetensors"
 
@@ -62,6 +66,7 @@ class Loaded:
         train: makes the loader for fine-tuning, for a batch size; none where the caller gave none.
         source: where the images come from, in a line.
         trained_here: whether the network was trained for this config, so that its weights are kept with the run.
+        at_rest: modules that its maker had in eval mode while the rest was not, or whose norms are frozen.
     """
 
     model: nn.Module
@@ -71,6 +76,7 @@ class Loaded:
     train: LoaderOf | None
     source: str
     trained_here: bool = False
+    at_rest: frozenset[str] = frozenset()
 
 
 def load(
@@ -95,9 +101,10 @@ def load(
         trust_code: whether code that the config names may run; see `build_network`.
 
     Raises:
-        ValueError, FileNotFoundError: a network, weights or images that cannot be used.
+        ValueError, FileNotFoundError: a network, weights or images that cannot be used, or too many threads.
     """
-    _prepare_torch(config)
+    check_threads(config)
+    _seed(config.seed)
     device = _device(config.device)
     if images is not None:
         calibration, search, test, train = _caller_batches(images, device, objective)
@@ -105,43 +112,25 @@ def load(
     else:
         calibration, search, test, train, source = _config_batches(config, device)
     trained = False
-    if model is None:
+    if model is not None:
+        check_weights(model)
+        model = copied(model)  # the caller's own stays as it is, whatever is done to this one
+    else:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
         reporter = reporter or Reporter()
         model, trained = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
-    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained)
+    at_rest = frozenset(modules_at_rest(model))
+    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest)
     _check_images(loaded, objective)
     return loaded
 
 
-def run_fit(
-    model: nn.Module,
-    batches: Loader,
-    config: FitConfig,
-    seed: int,
-    reporter: Reporter,
-    title: str,
-    on_step: OnStep | None = None,
-    objective: Objective = DEFAULT,
-) -> None:
-    """`fit` with a progress bar."""
-    with reporter.bar(title, config.epochs * len(batches)) as advance:
-
-        def after(step: int, total: int, loss: float) -> None:
-            if on_step is not None:
-                on_step(step, total, loss)
-            advance(f"loss {loss:.3f}")
-
-        fit(model, batches, config, seed=seed, on_step=after, objective=objective)
-
-
-def _prepare_torch(config: Config) -> None:
-    random.seed(config.seed)
-    np.random.seed(config.seed % 2**32)
-    torch.manual_seed(config.seed)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+def _seed(seed: int) -> None:
+    """For loaders that shuffle, and images that are changed at random; the session puts the caller's states back."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def _device(name: str) -> torch.device:
@@ -158,12 +147,16 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     if data is None:
         raise ConfigError("the config has no data section: add one, or pass images=")
     splits: Splits = load_splits(data, num_classes=None if network is None else network.num_classes)
-    size = data.batch_size
+    size = data.batch_size or splits.calibration.images_a_pass  # looking at none of the test images
+    calibration = splits.calibration.batches(size, device)
+    check_pixels(calibration[0][0], "calibration batch 0")  # files hold bytes, but mean and std may be anything
     return (
-        splits.calibration.batches(size, device),
+        calibration,
         splits.search.batches(size, device),
         splits.test.batches(size, device),
-        lambda batch: splits.train.loader(batch, augment=data.augment, flip=data.flip, seed=config.seed),
+        lambda batch: splits.train.loader(
+            batch, augment=data.augment, flip=data.flip, seed=config.seed, crop=data.crop
+        ),
         splits.source,
     )
 
@@ -171,14 +164,14 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
 def _caller_batches(
     images: Images, device: torch.device, objective: Objective
 ) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
-    def ready(loader: Iterable[Any]) -> Batches:
-        return [mapped(lambda tensor: tensor.to(device), batch) for batch in as_batches(loader, objective)]
+    def ready(side: str, loader: Iterable[Any]) -> Batches:
+        return [mapped(lambda tensor: tensor.to(device), batch) for batch in as_batches(loader, objective, side=side)]
 
     train = images.train
     return (
-        ready(images.calibration),
-        ready(images.search),
-        None if images.test is None else ready(images.test),
+        ready("calibration", images.calibration),
+        ready("search", images.search),
+        None if images.test is None else ready("test", images.test),
         None if train is None else lambda _batch: train,
     )
 
@@ -198,7 +191,7 @@ def _network(
     if network.weights is not None:
         return model, False
     saved = folder / DENSE_NAME if folder is not None else None
-    if saved is not None and saved.is_file():
+    if saved is not None and saved.exists():
         try:
             check_sha256(saved, recorded_sha256(saved))
             load_weights(model, saved)
@@ -208,8 +201,8 @@ def _network(
     assert network.pretrain is not None, "the schema asks for weights or training"
     if train is None:
         raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
-    batches = train(network.pretrain.batch_size)
-    run_fit(model.to(device), batches, network.pretrain, config.seed, reporter, "pretrain", objective=objective)
+    loader = train(network.pretrain.batch_size)
+    pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache, objective)
     return model, True
 
 
@@ -224,21 +217,15 @@ def _clean(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _check_images(loaded: Loaded, objective: Objective) -> None:
     """Images must be what the network takes, all alike, and outputs and targets what the objective takes."""
-    splits = {"search": loaded.search, "calibration": loaded.calibration, "test": loaded.test or ()}
-    first, targets = taken(loaded.search[0], slice(2))
+    first, targets = loaded.search[0]
     ours = told(shape_of(first))
-    for split in ("calibration", "test"):
-        for images, _ in splits[split]:
+    for split, batches in {"calibration": loaded.calibration, "test": loaded.test or ()}.items():
+        for images, _ in () if isinstance(batches, LazyBatches) else batches:  # a source's images are alike
             if (theirs := told(shape_of(images))) != ours:
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
-    try:
-        with torch.inference_mode():
-            outputs = call(loaded.model, first)
-    except FAILURES as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"the network does not run on images of {ours}: {reason}") from error
-    with torch.inference_mode():
+    outputs = check_forward(loaded.model, first)
+    with torch.no_grad():
         objective.check(outputs, targets)
-        for batches in splits.values():
-            for _, others in batches:
+        for batches in (loaded.search, loaded.calibration, loaded.test or ()):
+            for others in targets_of(batches):
                 objective.check_targets(outputs, others)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agents.policy import Policy, policy_path
+from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.figures import plan_figure
 from ..storage.folders import check_free, new_folder
@@ -28,6 +29,7 @@ class Proposal:
     trained_on_it: bool
 
 
+@undisturbed()
 def plan(
     policy: str | Path,
     session: Session | Given = None,
@@ -59,6 +61,7 @@ def plan(
         raise ValueError(f"one budget at a time, not {' and '.join(asked)}")
     overrides = [f"budget.{kind}={value}" for kind, value in asked.items()]
     session = Session.of(session).beside(path.parent, overrides=overrides)
+    use_threads(session.config.threads)
     session.reporter.say(session.describe())
     env = session.env()
     known = agent.knows(env)

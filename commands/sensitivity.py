@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from rich import box
-from rich.table import Table
-
 from ..configs import did_you_mean
 from ..networks.inference import count_images
+from ..networks.world import undisturbed, use_threads
 from ..pruners import METHODS, Context, Kept, Layer, Method, Structure
 from ..pruners.repair.gram import DenseMoments, collect_moments, output_error, repair_from_moments
 from ..reports.figures import sensitivity_figure
+from ..reports.tables import Figures
 from ..storage.files import package_versions, write_json
 from ..storage.folders import check_free, new_folder
 from .resolve import Given
@@ -42,6 +41,7 @@ class Sensitivity:
     folder: Path
 
 
+@undisturbed()
 def sensitivity(
     session: Session | Given = None,
     *,
@@ -74,6 +74,7 @@ def sensitivity(
     start = time.perf_counter()
     check_free(out)
     session = Session.of(session).beside(spends=False)
+    use_threads(session.config.threads)
     reporter, method = session.reporter, METHODS[session.config.method]
     if criteria is None:
         criteria = CRITERIA if method.name == "channels" else (method.criterion,)
@@ -194,20 +195,18 @@ def _point(
     }
 
 
-def sensitivity_table(points: Sequence[dict[str, Any]]) -> Table:
+def sensitivity_table(points: Sequence[dict[str, Any]]) -> Figures:
     """A section a layer, one row a criterion, one column a sparsity."""
     asked = sorted({point["asked"] for point in points})
     errors = {(point["layer"], point["criterion"], point["asked"]): f"{100 * point['error']:.2f}" for point in points}
-    table = Table(
-        title="One layer cut, the others whole",
-        box=box.SIMPLE_HEAD,
-        caption="error of the consumers' outputs (1 − R²) on the search images in per cent, by sparsity",
-    )
-    table.add_column("", no_wrap=True)
-    for sparsity in asked:
-        table.add_column(f"{sparsity:g}", justify="right", no_wrap=True)
+    rows: list[list[str]] = []
     for layer in dict.fromkeys(point["layer"] for point in points):
-        table.add_row(layer, style="bold")
+        rows.append([layer])
         for criterion in dict.fromkeys(point["criterion"] for point in points):
-            table.add_row(f"  {criterion}", *(errors.get((layer, criterion, s), "") for s in asked))
-    return table
+            rows.append([f"  {criterion}", *(errors.get((layer, criterion, s), "") for s in asked)])
+    return Figures(
+        "One layer cut, the others whole",
+        "error of the consumers' outputs (1 − R²) on the search images in per cent, by sparsity",
+        ("", *(f"{sparsity:g}" for sparsity in asked)),
+        rows,
+    )

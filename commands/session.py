@@ -6,25 +6,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 from torch import nn
 
 from ..configs import Config
-from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights, layer_statistics
+from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights
 from ..networks.inference import Batches
-from ..pruners import METHODS, Budget, Compressor, Context, Kept, LossModel, RatioPlan, Structure, dense_store
+from ..networks.world import undisturbed
+from ..pruners import METHODS, Budget, Compressor, Context, Kept, RatioPlan, Structure, dense_store
 from ..pruners.costs.latency_profile import take_table
 from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
-from ..training.fit import OnStep
 from ..training.inputs import InputShape, shape_of
 from ..training.objective import Objective, make_objective, settings_of
 from . import workers
-from .describe import dense_latency, describe, watched
-from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load, run_fit
+from .describe import dense_latency, describe, warned
+from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load
 from .resolve import Given, absolute, home_of, resolve_config, save_config
+from .setup import set_up
+from .tuning import FitOptions, check_trainable, run_fit
 
 T = TypeVar("T")
 
@@ -33,12 +35,13 @@ class Session:
     """A config, the network and the images that it names, and all that is computed on them once.
 
     Nothing is loaded before it is needed. Commands take a session or what makes one (a config, its name or its file);
-    several commands on one session trace, rank and measure the network once.
+    several commands on one session trace, rank and measure the network once. What is the caller's stays as it was: his
+    network is copied, his batches are only read, random states and torch's settings are put back (`undisturbed`).
 
     Args:
         config: a built-in name, a YAML file or a `Config`; none is the embedded default, or the config of the run
             folder or plan that a command is given.
-        model: your own network instead of the config's; it is put in eval mode, and not changed otherwise.
+        model: your own network instead of the config's; as it is when it is first needed; never changed.
         images: your own images instead of the config's.
         objective: your own task instead of the config's: its loss, its score.
         overrides: `section.key=value` on top of the config.
@@ -150,7 +153,8 @@ class Session:
     def _once(self, key: Sequence[Any], make: Callable[[], T]) -> T:
         """What was made under this key, in this session or one that shares with it."""
         if key not in self._memory:
-            self._memory[key] = make()
+            with undisturbed(self.config.threads):
+                self._memory[key] = make()
         return cast(T, self._memory[key])
 
     @property
@@ -220,10 +224,8 @@ class Session:
     def _find(self, timed: bool) -> Structure:
         config = self.config
         found = METHODS[config.method].find(self.model, self.input_shape, config.layers)
-        if not timed:
-            return found
-        table = take_table(self.model, found, config.latency)
-        return replace(found, costs={**found.costs, "latency": table})
+        table = {"latency": take_table(self.model, found, config.latency)} if timed else {}
+        return replace(found, costs={**found.costs, **table})
 
     @property
     def budget(self) -> Budget:
@@ -253,7 +255,7 @@ class Session:
         """Evaluates candidates the fast way, on the search images."""
         repair = self.config.repair.search
         key = ("evaluator", id(self.compressor), repr(repair))
-        return self._once(key, lambda: watched(CandidateEvaluator(self.compressor, self.search, repair), self.reporter))
+        return self._once(key, lambda: warned(CandidateEvaluator(self.compressor, self.search, repair)))
 
     def evaluators(self) -> AbstractContextManager[CandidateEvaluator | ParallelEvaluator]:
         """The evaluator, or for the length of a `with` block workers that do as it does; they share what is known.
@@ -270,22 +272,16 @@ class Session:
 
     def env(self) -> LayerSparsityEnv:
         """A new environment that walks this network."""
-        context = self.context
-        key = ("statistics", id(context))
-        return LayerSparsityEnv(
-            self.budget,
-            self.evaluator,
-            self._once(key, lambda: layer_statistics(context)),
-            self.weights,
-            self._once(("loss model", id(context)), lambda: LossModel.of(context)),
-            action_penalty=self.config.agent.action_penalty,
-        )
+        statistics, losses = self._once(("set-up", id(self.context)), lambda: set_up(self))
+        penalty = self.config.agent.action_penalty
+        return LayerSparsityEnv(self.budget, self.evaluator, statistics, self.weights, losses, action_penalty=penalty)
 
     @property
     def dense_latency(self) -> Mapping[str, float]:
         """Milliseconds of the dense network: `predicted_ms` by the table and `measured_ms`; empty without a table."""
         return self._once(("dense latency", id(self.structure)), lambda: dense_latency(self))
 
+    @undisturbed()
     def compress(self, kept: Kept) -> nn.Module:
         """A smaller network (layers,), repaired as a finished plan is; it owns all its tensors."""
         small = self.compressor(kept, self.config.repair.final)
@@ -294,28 +290,26 @@ class Session:
         return small
 
     def check_finetune(self, epochs: int) -> None:
-        """Whether there is anything to fine-tune on.
+        """Whether there is anything to fine-tune, and images to do it on.
 
         Raises:
-            ValueError: a negative number of epochs, or there are no training images.
+            ValueError: there is not, or a negative number of epochs.
         """
         if epochs < 0:
             raise ValueError(f"finetune = {epochs}: a number of epochs, 0 or more")
-        if epochs and self.train_loader is None:
-            raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
+        if epochs:
+            check_trainable(self.model, self.train_loader, epochs)
 
-    def finetune(self, model: nn.Module, epochs: int, on_step: OnStep | None = None) -> None:
-        """Train a compressed network in place: SGD, cosine; `on_step` as in `fit`.
-
-        Raises:
-            ValueError: there are no training images.
-        """
+    @undisturbed()
+    def finetune(self, model: nn.Module, epochs: int, **options: Unpack[FitOptions]) -> None:
+        """Train a compressed network in place: SGD, cosine; options and errors as in `fit`."""
         self.check_finetune(epochs)
         if epochs == 0 or self.train_loader is None:
             return
         config = self.config.finetune.model_copy(update={"epochs": epochs})
-        batches = self.train_loader(config.batch_size)
-        run_fit(model, batches, config, self.config.seed, self.reporter, "fine-tune", on_step, self.objective)
+        options = {"at_rest": self._loaded.at_rest, "objective": self.objective, **options}
+        loader = self.train_loader(config.batch_size)
+        run_fit(model, loader, config, self.config.seed, self.reporter, "fine-tune", **options)
 
     def plan_of(
         self, kept: Kept, *, allocator: str, seed: int, candidates: int, figures: Mapping[str, float] | None = None

@@ -13,11 +13,13 @@ import numpy as np
 from ..agents import Episode, Learner
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
 from ..agents.policy import POLICY_NAME, Policy
+from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.events import Events
 from ..reports.figures import plan_figure, quality_figure
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, existing_run, free_folder
+from .fingerprints import of_training
 from .rerank import Reranked, rerank
 from .resolve import Given, save_config
 from .session import Session
@@ -42,6 +44,7 @@ class Training:
     finished: bool
 
 
+@undisturbed()
 def train(
     session: Session | Given = None,
     *,
@@ -54,7 +57,12 @@ def train(
     Every episode is on disk before the next begins; with workers, every group of as many episodes before the next
     group. Ctrl-C ends the search early and keeps what was found; a run that was killed goes on with `resume`, which
     replays the log: the agent learns again what it had learnt, without evaluating any candidate twice, and continues as
-    if it had never stopped (with the same number of workers).
+    if it had never stopped.
+
+    It goes on with the network, images and settings that it was begun with, and is refused with others (`Fingerprint`
+    says what is compared). What may differ: where files lie, the number of threads (with a warning: rounding errors),
+    `agent.rerank`, a lower `agent.learning_rate`, and `agent.episodes`, down to what is logged; with more of them the
+    exploration is that of the longer search from there on. Nothing that is logged is ever cut back.
 
     Args:
         session: a session, or a config, its name or its file; none is the embedded default.
@@ -69,19 +77,36 @@ def train(
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     session = Session.of(session).beside(previous)
+    use_threads(session.config.threads)
     session.check_workers()
     folder = previous or free_folder(out, Path("runs") / session.config.name)
-    with claimed(folder, "train", LOG_NAME) as folder:
+    with claimed(folder, "train", LOG_NAME, new=previous is None) as folder:
         session.reporter.say(f"run folder: {folder}")
         if previous is None:
             save_config(session.config, folder)  # from here on the run can be resumed
-        session.save(folder)
-        return _search(session, folder, on_episode, start)
+        if not (folder / LOG_NAME).exists():
+            session.save(folder)  # a network that was just trained, before anything else
+        log = EpisodeLog(folder / LOG_NAME, of_training(session))
+        past = _past(session, log)
+        session.save(folder)  # not before it is known to go with what is there
+        return _search(session, folder, log, past, on_episode, start)
+
+
+def _past(session: Session, log: EpisodeLog) -> list[dict[str, Any]]:
+    past, asked = log.read(len(session.structure.layers)), session.config.agent.episodes
+    if len(past) > asked:
+        raise ValueError(
+            f"{log.path} holds {len(past)} episodes, agent.episodes = {asked} asks for fewer: nothing is cut back, "
+            f"ask for {len(past)} or more"
+        )
+    return past
 
 
 def _search(
     session: Session,
     folder: Path,
+    log: EpisodeLog,
+    past: Sequence[dict[str, Any]],
     on_episode: Callable[[Episode], None] | None,
     start: float,
 ) -> Training:
@@ -89,8 +114,6 @@ def _search(
     reporter.say(session.describe())
     env = session.env()
 
-    log = EpisodeLog(folder / LOG_NAME)
-    past = log.read(len(session.structure.layers))
     session.evaluator.known.update({tuple(record["kept"]): evaluation_of(record) for record in past})
     learner = Learner(env, session.config.agent, session.config.seed, session.config.workers)
     setup = time.perf_counter() - start
@@ -105,7 +128,7 @@ def _search(
         ):
             env.evaluator = evaluator
             spent = dict(evaluator.seconds)  # by other commands of this session
-            for episode in learner.run([record["actions"] for record in past]):
+            for episode in learner.run(*_walked(past)):
                 episodes.append(episode)
                 if episode.number < len(past):
                     log.check(episode, past[episode.number])
@@ -137,6 +160,11 @@ def _search(
     plan_figure(plan, folder / "plan.png")
     quality_figure([episode.quality for episode in episodes], folder / "quality.png")
     return Training(plan, folder, summary, finished)
+
+
+def _walked(past: Sequence[dict[str, Any]]) -> tuple[list[list[float]], list[float | None]]:
+    """Actions and budgets of the episodes that are there; 0.1 wrote none where all walked on the budget asked."""
+    return [record["actions"] for record in past], [record.get("budget") for record in past]
 
 
 def _asked(session: Session, episodes: Sequence[Episode]) -> list[Episode]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -10,6 +12,8 @@ from ..configs import Config
 from ..envs import CandidateEvaluator, ParallelEvaluator
 from ..envs.workers.processes import Processes
 from ..envs.workers.ray import Actors, require_ray
+
+CROWD = 4  # workers, or threads, for every core: what more there are only wait
 
 
 def check(config: Config, ray_address: str | None, trust_code: bool) -> None:
@@ -36,6 +40,25 @@ def check(config: Config, ray_address: str | None, trust_code: bool) -> None:
         require_ray()
 
 
+def check_threads(config: Config) -> None:
+    """Whether this machine can run so many threads; some more than it has cores, at most.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    for key, threads in (("threads", config.threads), ("latency.threads", config.latency.threads)):
+        if threads is not None and threads > most():
+            raise ValueError(
+                f"{key} = {threads}: this machine has {os.cpu_count()} cores, more than {most()} threads only get in "
+                f"each other's way; set {key} to that or less"
+            )
+
+
+def most() -> int:
+    """Threads, or workers, that a machine is kept busy with."""
+    return CROWD * (os.cpu_count() or 1)
+
+
 def start(
     evaluator: CandidateEvaluator, config: Config, ray_address: str | None
 ) -> AbstractContextManager[CandidateEvaluator | ParallelEvaluator]:
@@ -50,5 +73,13 @@ def start(
         return ParallelEvaluator(evaluator, Actors(evaluator, threads or 1, count, address), count)
     if count == 1:
         return nullcontext(evaluator)
-    share = threads or max(1, torch.get_num_threads() // count)
-    return ParallelEvaluator(evaluator, Processes(evaluator, share), count)
+    started = min(count, most())
+    if started < count:
+        warnings.warn(
+            f"workers = {count}: this machine has {os.cpu_count()} cores, {started} processes share the work (with the "
+            "same results); set workers lower, or use more machines (ray_address)",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    share = threads or max(1, torch.get_num_threads() // started)
+    return ParallelEvaluator(evaluator, Processes(evaluator, share), started)

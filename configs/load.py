@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ..storage.reading import explain, listed, parse_yaml, place_of, read_text, shown
 from .registry import did_you_mean
 from .schema import BudgetConfig, Config
 
 DEFAULT = "digits"
+LARGEST = 2**20  # bytes of a file
 
 _MOVED = {  # keys of version 0.1, and where they are now
     "pruning.criterion": ["criterion"],
@@ -73,13 +75,12 @@ def check_config(tree: Mapping[str, Any], where: str = "config") -> Config:
     """Validate a tree of plain values.
 
     Raises:
-        ConfigError: with one line for every fault.
+        ConfigError: in one line with the first faults.
     """
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        faults = "; ".join(_explain(fault) for fault in error.errors())
-        raise ConfigError(f"{where}: {faults}") from None
+        raise ConfigError(f"{where}: {listed([_explain(fault) for fault in error.errors()])}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -88,11 +89,13 @@ def dump_config(config: Config) -> str:
 
 
 def _parsed(source: str | Path | None) -> tuple[Any, str]:
-    text, where = _read(source)
     try:
-        return yaml.safe_load(text), where
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+        text, where = _read(source)
+        return parse_yaml(text, where), where
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _read(source: str | Path | None) -> tuple[str, str]:
@@ -100,13 +103,12 @@ def _read(source: str | Path | None) -> tuple[str, str]:
     if name in builtin_configs():
         return resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8"), f"config {name}"
     path = Path(name)
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8"), str(path)
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from error
+    if path.exists():
+        return read_text(path, LARGEST), str(path)
     known = builtin_configs()
-    raise ConfigError(f"no config {name!r}: neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}")
+    raise ConfigError(
+        f"no config {shown(name)}: neither a file nor one of {', '.join(known)}{did_you_mean(name, known)}"
+    )
 
 
 def _moved(tree: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def _moved(tree: dict[str, Any]) -> dict[str, Any]:
 def _set(tree: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {override!r}: expected section.key=value, such as budget.flops=0.4")
+        raise ConfigError(f"--set {shown(override)}: expected section.key=value, such as budget.flops=0.4")
     *path, last = key.split(".")
     node: Any = tree
     for step in path:
@@ -144,28 +146,25 @@ def _set(tree: dict[str, Any], override: str) -> None:
             node[step] = {}
         node = node[step]
         if not isinstance(node, dict):
-            raise ConfigError(f"--set {override!r}: {step} is a value, not a section")
+            raise ConfigError(f"--set {shown(override)}: {step} is a value, not a section")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        parsed = parse_yaml(value, f"--set {shown(override)}: the value")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if last in BudgetConfig.model_fields and path == ["budget"]:
         node.clear()  # the budgets are alternatives: setting one replaces the other
     node[last] = parsed
 
 
 def _explain(fault: Any) -> str:
-    key = ".".join(str(part) for part in fault["loc"]) or "config"
+    key = place_of(fault["loc"]) or "config"
     if fault["type"] == "extra_forbidden":
         known = _known_keys(fault["loc"][:-1])
         hint = did_you_mean(str(fault["loc"][-1]), known) or f" (known here: {', '.join(known)})"
         return f"unknown key {key}{hint}"
     if fault["type"] == "missing":
         return f"{key} is missing"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+    return explain(fault, key)
 
 
 def _known_keys(location: Iterable[Any]) -> list[str]:

@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-Fraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Weight = Annotated[float, Field(ge=0.0)]
+from .fields import (
+    Batch,
+    Candidates,
+    Count,
+    Epochs,
+    File,
+    FileName,
+    Fraction,
+    Integer,
+    Natural,
+    Number,
+    Seed,
+    Sparsity,
+    Threads,
+    Weight,
+    Width,
+)
+
 Cut = Literal["inner", "sampled", "all"]
+Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency"]
-
-
-def check_file_name(name: str) -> str:
-    """A name that files and folders are called by, wherever it came from: never a path, nothing invisible.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not 0 < len(name.strip()) <= len(name) <= 100:
-        raise ValueError(
-            f"the name {name[:100]!r} has {len(name)} characters: files are called by it, give it 1 to 100"
-        )
-    odd = [part for part in ("/", "\\", "..") if part in name] + [part for part in name if not part.isprintable()]
-    if odd or name == ".":
-        raise ValueError(
-            f"the name {name!r} holds {(odd or name)[0]!r}: files are called by it; use letters, digits, '-' and '_'"
-        )
-    return name
-
-
-FileName = Annotated[str, AfterValidator(check_file_name)]
+LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
 
 
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values never change after the check."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class FitConfig(Section):
     """SGD with momentum, weight decay and a cosine schedule: for pretraining and for fine-tuning."""
 
-    epochs: Annotated[int, Field(ge=0)] = 0
-    learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    epochs: Epochs = 0
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 0.01
+    momentum: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
     weight_decay: Weight = 5e-4
-    batch_size: Count = 128
+    batch_size: Batch = 128
 
 
 class NetworkConfig(Section):
@@ -58,9 +52,9 @@ class NetworkConfig(Section):
     name: str = Field(
         description="cifar_resnetN, digits_resnet, torchvision:NAME, timm:NAME or package.module:callable"
     )
-    num_classes: Annotated[int, Field(ge=2)]
+    num_classes: Annotated[Integer, Field(ge=2, le=1_000_000)]
     kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="plain data, handed to the constructor")
-    weights: Path | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
+    weights: File | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
     pretrain: FitConfig | None = Field(default=None, description="train there and then, where there are no weights")
 
     @model_validator(mode="after")
@@ -77,17 +71,37 @@ class DataConfig(Section):
     """Images and how they are split. Calibration and search images come from the training side."""
 
     name: Literal["digits", "cifar10", "cifar100", "folder"]
-    root: Path | None = Field(default=None, description="folder of the data set; not needed for digits")
-    mean: list[float] = Field(default=[0.485, 0.456, 0.406], min_length=1)
-    std: list[Annotated[float, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
-    image_size: Count | None = Field(default=None, description="resize and centre-crop to this many pixels")
+    root: File | None = Field(default=None, description="folder of the data set; not needed for digits")
+    mean: list[Number] = Field(default=[0.485, 0.456, 0.406], min_length=1)
+    std: list[Annotated[Number, Field(gt=0.0)]] = Field(default=[0.229, 0.224, 0.225], min_length=1)
+    image_size: Width | None = Field(default=None, description="resize and centre-crop to this many pixels")
+    resize: Width | None = Field(
+        default=None,
+        description="pixels of the shorter side before the crop; none: 8/7 of image_size from 64 up (256 for 224)",
+    )
     calibration: Count = Field(default=500, description="images that repair")
     search: Count = Field(default=1000, description="images that pay the reward")
     test: Count | None = Field(default=None, description="images looked at in the end; none means all of them")
-    batch_size: Count = Field(default=100, description="images a forward pass; does not change any result")
+    batch_size: Batch | None = Field(
+        default=None, description="images a forward pass; does not change any result; none: 100, fewer of large ones"
+    )
     augment: bool = Field(default=True, description="random crops and flips while fine-tuning")
+    crop: Crop | None = Field(
+        default=None,
+        description="shifted: by up to 4 pixels; resized: a part of random place, size and shape, resized; "
+        "none: resized from 64 pixels up",
+    )
     flip: bool = Field(default=True, description="flips are part of the augmentation (not for digits)")
-    split_seed: int = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
+    split_seed: Seed = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
+
+    @model_validator(mode="after")
+    def _resized_before_cropped(self) -> DataConfig:
+        if self.resize is not None and (self.image_size is None or self.resize < self.image_size):
+            raise ValueError(
+                f"resize={self.resize}, image_size={self.image_size}: the crop of image_size is cut from what was "
+                "resized, so give both, and resize no less than image_size"
+            )
+        return self
 
     @model_validator(mode="after")
     def _channels(self) -> DataConfig:
@@ -113,7 +127,7 @@ class LayersConfig(Section):
     round_to: Count | dict[str, Count] = Field(
         default=1, description="units kept are multiples of it (runtimes pad to 8 or 16); or one by pattern of layers"
     )
-    max_sparsity: Annotated[float, Field(gt=0.0, lt=1.0)] | None = Field(
+    max_sparsity: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="of any one layer; none: the method's own"
     )
     bounds: dict[str, tuple[Sparsity, Sparsity]] = Field(
@@ -142,7 +156,7 @@ class Repair(Section):
     images: Count | None = Field(default=None, description="calibration images of a sequential repair; none: all")
     samples: Count = Field(default=64, description="output positions an image that a fit looks at, at most")
     refit: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
-    adaptive_bn: Annotated[int, Field(ge=0)] = Field(
+    adaptive_bn: Natural = Field(
         default=0, description="calibration images that batch-norm statistics are re-estimated on, 0 for none"
     )
     guard: bool = Field(default=True, description="never worse than unrepaired: falls back, and says so")
@@ -192,9 +206,11 @@ class BudgetConfig(Section):
 class LatencyConfig(Section):
     """How latency is measured: that of a finished plan, and the table that a latency budget counts by."""
 
-    batch: Count = Field(default=32, description="images a pass")
-    threads: Count | None = Field(default=None, description="torch's while measuring; none: the run's own number")
-    repeats: Count = Field(default=5, description="passes of every network that the table is made from")
+    batch: Width = Field(default=32, description="images a pass")
+    threads: Threads | None = Field(default=None, description="torch's while measuring; none: the run's own number")
+    repeats: Annotated[int, Field(ge=1, le=1_000)] = Field(
+        default=5, description="passes of every network that the table is made from"
+    )
     channels_last: bool = Field(default=False, description="the memory format of weights and images")
 
 
@@ -231,25 +247,29 @@ class AgentConfig(Section):
     """The reinforcement learner and its schedule."""
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
-    episodes: Count = 200
+    episodes: Candidates = 200
     budgets: tuple[Fraction, Fraction] | None = Field(
         default=None,
         description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",
     )
-    warmup: Annotated[int, Field(ge=0)] = Field(default=10, description="episodes that explore round the base plan")
-    noise_start: Annotated[float, Field(gt=0.0)] = 0.15
-    noise_end: Annotated[float, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
+    warmup: Annotated[Integer, Field(ge=0, le=100_000)] = Field(
+        default=10, description="episodes that explore round the base plan"
+    )
+    noise_start: Annotated[Number, Field(gt=0.0)] = 0.15
+    noise_end: Annotated[Number, Field(gt=0.0)] = Field(default=0.05, description="never 0: exploration does not die")
     action_penalty: Weight = Field(
         default=2.0, description="taken from the reward, times the action's square: what brings nothing fades"
     )
     rerank: Count = Field(
         default=10, description="best plans of a search, of any, that are measured again, repaired as in the end"
     )
-    hidden: list[Count] = [64, 64]
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    hidden: Annotated[list[Width], Field(max_length=8)] = [64, 64]
+    learning_rate: Annotated[Number, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
-    batch_size: Count = 64
-    updates: Annotated[int, Field(ge=0)] = Field(default=1, description="gradient steps for every layer walked")
+    batch_size: Batch = 64
+    updates: Annotated[Integer, Field(ge=0, le=1_000)] = Field(
+        default=1, description="gradient steps for every layer walked"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> AgentConfig:
@@ -269,15 +289,19 @@ class CompareConfig(Section):
     """What the comparison evaluates by."""
 
     against: list[str] = ["uniform", "shallow", "deep", "random"]
-    candidates: Count | None = Field(default=None, description="of every search; none: as many as the plan's search")
+    candidates: Candidates | None = Field(
+        default=None, description="of every search; none: as many as the plan's search"
+    )
 
 
 class CorrelateConfig(Section):
     """How many random plans tell whether the search pays for what counts. Two always correlate perfectly."""
 
-    plans: Annotated[int, Field(ge=3)] = 50
-    finetune_plans: Annotated[int, Field(ge=3)] = Field(default=15, description="the first so many are fine-tuned")
-    finetune: Annotated[int, Field(ge=0)] = Field(default=0, description="epochs, 0 for no fine-tuning")
+    plans: Annotated[Integer, Field(ge=3, le=100_000)] = 50
+    finetune_plans: Annotated[Integer, Field(ge=3, le=100_000)] = Field(
+        default=15, description="the first so many are fine-tuned"
+    )
+    finetune: Epochs = Field(default=0, description="epochs, 0 for no fine-tuning")
 
 
 class Config(Section):
@@ -287,12 +311,12 @@ class Config(Section):
     """
 
     name: FileName
-    seed: int = 0
+    seed: Seed = 0
     device: str = "cpu"
-    threads: Count | None = Field(
+    threads: Threads | None = Field(
         default=None, description="torch's, of every worker too; none leaves torch's own choice, shared by the workers"
     )
-    workers: Count = Field(default=1, description="candidates evaluated at a time, each by a process of its own")
+    workers: Threads = Field(default=1, description="candidates evaluated at a time, each by a process of its own")
     ray_address: str | None = Field(
         default=None, description="the workers are actors of this Ray cluster: auto, host:port, local to start one"
     )

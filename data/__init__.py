@@ -2,8 +2,8 @@
 
 from .images import Images
 from .load import load_splits
-from .loaders import TrainLoader, as_batches
+from .loaders import TrainLoader, as_batches, check_pixels
 from .sources import Source
 from .splits import Splits
 
-__all__ = ["Images", "Source", "Splits", "TrainLoader", "as_batches", "load_splits"]
+__all__ = ["Images", "Source", "Splits", "TrainLoader", "as_batches", "check_pixels", "load_splits"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from ..configs.schema import DataConfig
 from .sources import FileSource, Indices
@@ -39,7 +40,7 @@ def open_folder(root: Path, config: DataConfig) -> DataSet:
         labels += [label for _, label in listed]
     counts = ", ".join(f"{len(member)} in {side.name}/" for side, member in zip(sides, members, strict=True))
     return DataSet(
-        source=FileSource(paths, np.array(labels, dtype=np.int64), len(config.mean), config.image_size),
+        source=FileSource(paths, np.array(labels, dtype=np.int64), len(config.mean), config.image_size, config.resize),
         train=members[0],
         test=members[1],
         search=members[2] if len(members) == 3 else None,
@@ -70,8 +71,23 @@ def _list(side: Path, classes: list[str]) -> list[tuple[Path, int]]:
         where = f"is in {side.name}/ only" if odd in found else f"is in train/ but not in {side.name}/"
         raise ValueError(f"{side.parent}: class folder {odd!r} {where}: every side needs the same classes")
     numbers = {name: number for number, name in enumerate(classes)}
-    listed = [(Path(path), int(label)) for path, label in make_dataset(side, numbers, IMG_EXTENSIONS, allow_empty=True)]
+    listed = [(path, label) for name, label in numbers.items() for path in _images(side / name)]
     empty = set(numbers.values()) - {label for _, label in listed}
     if empty:
         raise ValueError(f"{side / classes[min(empty)]} holds no images ({', '.join(IMG_EXTENSIONS)})")
     return listed
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images of a class, at any depth, sorted; what is hidden is none, and no folder is walked twice."""
+    found: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to where the walk has been, and would come by again
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [(place, name) for name in names if not name.startswith(".")]
+    return [Path(place, name) for place, name in sorted(found) if has_file_allowed_extension(name, IMG_EXTENSIONS)]

@@ -63,7 +63,7 @@ def _digits(config: DataConfig) -> DataSet:
     everything = np.arange(len(pixels))
     test = everything % 4 == 0
     return DataSet(
-        source=ArraySource(pixels, bunch.target.astype(np.int64), len(config.mean), config.image_size),
+        source=ArraySource(pixels, bunch.target.astype(np.int64), len(config.mean), config.image_size, config.resize),
         train=everything[~test],
         test=everything[test],
         search=None,
@@ -88,7 +88,7 @@ def _cifar(root: Path, config: DataConfig) -> DataSet:
     labels = np.array([*train.targets, *test.targets], dtype=np.int64)
     everything = np.arange(len(labels))
     return DataSet(
-        source=ArraySource(pixels, labels, len(config.mean), config.image_size),
+        source=ArraySource(pixels, labels, len(config.mean), config.image_size, config.resize),
         train=everything[: len(train.targets)],
         test=everything[len(train.targets) :],
         search=None,

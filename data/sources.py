@@ -15,6 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as tvf
 
+from ..configs.schema import LARGE
+from ..storage.reading import regular
+
 Indices = NDArray[np.int64]
 
 _MODES = {1: "L", 3: "RGB"}
@@ -32,33 +35,48 @@ class Source(Protocol):
         """(len(indices), C, H, W) uint8, in the order asked for."""
         ...
 
+    def original(self, index: int) -> Tensor:
+        """(C, H, W) uint8 of one image, neither resized nor cropped."""
+        ...
+
 
 class ArraySource:
     """Images that are in memory already."""
 
-    def __init__(self, pixels: Tensor, labels: Indices, channels: int, image_size: int | None) -> None:
-        """Pixels are (N, C, H, W) uint8; `channels` and `image_size` are what `decode` gives."""
+    def __init__(
+        self, pixels: Tensor, labels: Indices, channels: int, image_size: int | None, resize: int | None = None
+    ) -> None:
+        """Pixels are (N, C, H, W) uint8; `channels` and `image_size` are what `decode` gives, see `_framed`."""
         self._pixels = pixels
         self._channels = channels
-        self._image_size = image_size
+        self._image_size, self._resize = image_size, resize
         self.labels = labels
 
     def decode(self, indices: Indices) -> Tensor:
         """(len(indices), C, H, W) uint8, in the order asked for."""
+        return _framed(self._coloured(indices), self._image_size, self._resize)
+
+    def original(self, index: int) -> Tensor:
+        """(C, H, W) uint8 of one image, neither resized nor cropped."""
+        return self._coloured(np.array([index]))[0]
+
+    def _coloured(self, indices: Indices) -> Tensor:
         pixels = self._pixels[torch.from_numpy(indices)]
-        if pixels.shape[1] != self._channels:
-            pixels = pixels.expand(-1, 3, -1, -1) if self._channels == 3 else _tensor(tvf.rgb_to_grayscale(pixels))
-        return _resize(pixels, self._image_size)
+        if pixels.shape[1] == self._channels:
+            return pixels
+        return pixels.expand(-1, 3, -1, -1) if self._channels == 3 else _tensor(tvf.rgb_to_grayscale(pixels))
 
 
 class FileSource:
     """Image files, decoded by a few threads."""
 
-    def __init__(self, paths: Sequence[Path], labels: Indices, channels: int, image_size: int | None) -> None:
-        """Paths and labels go pairwise; `channels` is 1 (grey) or 3 (RGB)."""
+    def __init__(
+        self, paths: Sequence[Path], labels: Indices, channels: int, image_size: int | None, resize: int | None = None
+    ) -> None:
+        """Paths and labels go pairwise; `channels` is 1 (grey) or 3 (RGB); for the sizes see `_framed`."""
         self._paths = paths
         self._mode = _MODES[channels]
-        self._image_size = image_size
+        self._image_size, self._resize = image_size, resize
         self._first: tuple[Path, torch.Size] | None = None
         self.labels = labels
 
@@ -71,22 +89,32 @@ class FileSource:
         paths = [self._paths[index] for index in indices]
         images = []
         with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            for path, image in zip(paths, pool.map(self._open, paths), strict=True):
+            for path, image in zip(paths, pool.map(self._decoded, paths), strict=True):
                 self._check_size(path, image)
                 images.append(image)
         return torch.stack(images)
 
+    def original(self, index: int) -> Tensor:
+        """(C, H, W) uint8 of one image, neither resized nor cropped.
+
+        Raises:
+            ValueError: the file is no image.
+        """
+        return self._open(self._paths[index])
+
+    def _decoded(self, path: Path) -> Tensor:
+        return _framed(self._open(path), self._image_size, self._resize)
+
     def _open(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
+            with Image.open(regular(path)) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"it has {image.mode} pixels: convert it to 8 bits a channel")
-                pixels = _tensor(tvf.pil_to_tensor(image.convert(self._mode)))
+                return _tensor(tvf.pil_to_tensor(image.convert(self._mode)))
         except FileNotFoundError:
             raise
         except Exception as error:  # decoders fail on a damaged file in any way there is
             raise ValueError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from error
-        return _resize(pixels, self._image_size)
 
     def _check_size(self, path: Path, image: Tensor) -> None:
         if self._first is None:
@@ -99,11 +127,18 @@ class FileSource:
             )
 
 
-def _resize(pixels: Tensor, image_size: int | None) -> Tensor:
-    """The shorter side resized to `image_size`, and the centre cropped to a square; (…, H, W) uint8."""
-    if image_size is None or pixels.shape[-2:] == (image_size, image_size):
+def _framed(pixels: Tensor, image_size: int | None, resize: int | None) -> Tensor:
+    """The shorter side resized to `resize`, and the centre cropped to a square of `image_size`; (…, H, W) uint8.
+
+    Where no `resize` is given it is 8/7 of an `image_size` from `LARGE` up (256 for 224, as is usual for ImageNet),
+    unless the image is smaller than that; else it is `image_size`.
+    """
+    if image_size is None or (resize is None and pixels.shape[-2:] == (image_size, image_size)):
         return pixels
-    return _tensor(tvf.center_crop(tvf.resize(pixels, [image_size], antialias=True), [image_size]))
+    if resize is None:
+        margin = image_size * 8 // 7
+        resize = margin if image_size >= LARGE and min(pixels.shape[-2:]) >= margin else image_size
+    return _tensor(tvf.center_crop(tvf.resize(pixels, [resize], antialias=True), [image_size]))
 
 
 def _tensor(value: Any) -> Tensor:

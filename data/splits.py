@@ -61,10 +61,8 @@ def draw_splits(data: DataSet, config: DataConfig) -> Splits:
     that asking for more of one never changes the other. Test images keep their order.
 
     Raises:
-        ValueError: more images asked for than there are, or a negative seed.
+        ValueError: more images asked for than there are.
     """
-    if config.split_seed < 0:
-        raise ValueError(f"data.split_seed={config.split_seed}: must be 0 or more")
     rng = np.random.default_rng(config.split_seed)
     shuffled = rng.permutation(data.train)
     if data.search is not None:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
+from ..networks.batches import Batches, targets_of
 from ..networks.fused import Fused
-from ..networks.inference import Batches, channels_last
+from ..networks.inference import in_channels_last
 from ..pruners.compressor import Compressor
 from ..pruners.structure import Structure
 from ..storage.cache import digest
@@ -76,7 +77,7 @@ class CandidateEvaluator:
     def __init__(self, compressor: Compressor, search: Batches, repair: Repair):
         self.compressor = compressor
         self.repair = repair
-        self.search = [(channels_last(images), labels) for images, labels in search]
+        self.search = in_channels_last(search)
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
         self._fused = Fused(compressor.dense, taken(self.search[0][0], slice(1)))
@@ -101,7 +102,7 @@ class CandidateEvaluator:
     @property
     def warning(self) -> str | None:
         """That the dense network does no better than guessing, in a line; none where it does, or nobody can tell."""
-        chance = self.objective.chance(joined(targets for _, targets in self.search))
+        chance = self.objective.chance(joined(targets_of(self.search)))
         spread = self.objective.influence(self._statistics)
         spread = spread[spread.isfinite()]
         if chance is None or len(spread) < 2:
@@ -110,7 +111,7 @@ class CandidateEvaluator:
         if self.dense.accuracy > chance + 2.0 * error:
             return None
         return (
-            f"warning: the dense network is no better than guessing on the search images ({self.objective.measure} "
+            f"the dense network is no better than guessing on the search images ({self.objective.measure} "
             f"{self.dense.accuracy:.1f} ± {error:.1f}, an answer that looks at no image has {chance:.1f}): check its "
             "weights, the order of the classes, and the data's mean and std"
         )
@@ -148,7 +149,7 @@ class CandidateEvaluator:
         seen = self._looked_at(self._fused(candidate), self.search)
         return self._figures(seen["features"], seen["statistics"], kept)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _looked_at(self, model: nn.Module, batches: Batches) -> dict[str, Tensor]:
         """The objective's features and statistics of all images."""
         features, statistics = [], []

@@ -6,7 +6,7 @@ from .channel_pad import ChannelPad
 from .cifar_resnet import BasicBlock, CifarResNet, cifar_resnet, digits_resnet
 from .registry import register_network, registered_networks
 from .sampled_conv import SampledConv2d
-from .weights import find_weights, load_tensors, load_weights
+from .weights import check_tensors, find_weights, load_tensors, load_weights
 
 __all__ = [
     "BasicBlock",
@@ -16,6 +16,7 @@ __all__ = [
     "OnStep",
     "SampledConv2d",
     "build_network",
+    "check_tensors",
     "cifar_resnet",
     "digits_resnet",
     "find_weights",

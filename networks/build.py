@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torchvision import models
 from ..configs import did_you_mean
 from ..configs.registry import imported
 from ..configs.schema import NetworkConfig
+from ..storage.reading import shown
 from .registry import registered_networks
 from .weights import load_weights
 
@@ -65,7 +67,8 @@ def _construct(config: NetworkConfig, trust_code: bool) -> nn.Module:
     name = config.name
     registered = registered_networks()
     if name in registered:
-        return _call(name, registered[name], config)
+        with _arguments_named(config):
+            return _call(name, registered[name], config)
     prefix, separator, rest = name.partition(":")
     if prefix == "torchvision" and separator:
         return _torchvision(rest, config)
@@ -107,10 +110,20 @@ def _made(builder: Callable[..., nn.Module], config: NetworkConfig, defaults: Ma
     """Call a library's builder; weights come from a file only."""
     for key in _WEIGHTS_ARGUMENTS & config.kwargs.keys():
         raise ValueError(f"network.kwargs.{key}: give the weights as a file in network.weights")
-    try:
+    with _arguments_named(config):
         return builder(**{"num_classes": config.num_classes, **defaults, **config.kwargs})
-    except TypeError as error:
-        raise ValueError(f"network.kwargs={config.kwargs} for {config.name}: {error}") from error
+
+
+@contextlib.contextmanager
+def _arguments_named(config: NetworkConfig) -> Iterator[None]:
+    """A library's constructor fails in any way there is on arguments that it does not expect."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("network."):
+            raise  # said already
+        given = f"network.num_classes={config.num_classes}, network.kwargs={shown(config.kwargs)}"
+        raise ValueError(f"{given} for {config.name}: {' '.join(str(error).split())}") from error
 
 
 def _call(name: str, builder: Callable[..., object], config: NetworkConfig) -> nn.Module:

@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from ..training.inputs import Inputs, call
-from .graph import UntraceableError, arguments, trace
+from .graph import UntraceableError, arguments, attribute, trace
 from .inference import alike, channels_last
 from .norms import fold, following_norms
 
@@ -39,7 +39,7 @@ class Fused:
         self._graph: fx.Graph | None = None
         self._norms: dict[str, str] = {}
         self._in_place: set[str] = set()
-        with torch.inference_mode():
+        with torch.no_grad():
             try:
                 graph = trace(dense, image)
             except UntraceableError:
@@ -60,7 +60,7 @@ class Fused:
         for node in graph.nodes:
             name = str(node.target)
             if node.op == "get_attr":
-                parts[name] = operator.attrgetter(name)(model)
+                parts[name] = attribute(model, node)
             elif node.op == "call_module" and name not in parts:
                 parts[name] = self._part(model, name)
         return fx.GraphModule(parts, graph)

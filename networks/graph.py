@@ -12,8 +12,10 @@ from torch import fx, nn
 
 from ..training.inputs import Inputs, call
 from .channel_pad import ChannelPad
+from .copying import copied
 from .inference import alike
 
+CONSTANT = "constant"  # in a node's meta: a tensor that the forward makes anew each time
 _UNTRACEABLE = "sequential repair cannot follow this network's forward"
 _REMEDY = "set repair.search.kind=gram and repair.final.kind=gram"
 _IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
@@ -40,11 +42,15 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
             that is used again.
     """
     try:
-        graph = _Tracer().trace(model)
+        root = copied(model)  # tracing leaves constants in it, and proxies where its modules keep what they compute
+        graph = _Tracer().trace(root)
     except Exception as error:  # fx raises whatever the user's forward raises on a proxy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UntraceableError(f"{_UNTRACEABLE} ({reason}); {_REMEDY}") from error
-    with torch.inference_mode():
+    for node in graph.nodes:
+        if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+            node.meta[CONSTANT] = getattr(root, str(node.target))
+    with torch.no_grad():
         if not alike(Walk(graph, model, [image]).result()[0], call(model, image)):
             raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
     return graph
@@ -167,7 +173,9 @@ def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
         method = name.removesuffix("_") if name in ("add_", "mul_", "relu_", "clamp_") else name
         return getattr(args[0], method)(*args[1:], **kwargs)
     assert node.op == "get_attr"
-    value: Any = model
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    return value
+    return attribute(model, node)
+
+
+def attribute(model: nn.Module, node: fx.Node) -> Any:
+    """What a node takes from the network: a constant of its forward, or what it holds under that name."""
+    return node.meta[CONSTANT] if CONSTANT in node.meta else operator.attrgetter(str(node.target))(model)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..training import inputs
-from ..training.inputs import Inputs, InputShape, call, flat, leaves, mapped, random_inputs, told
+from ..training.inputs import Inputs, InputShape, call, flat, joined, leaves, mapped, random_inputs, taken, told
 from ..training.objective import Objective
 from ..training.tasks import DEFAULT
-
-Batches = Sequence[tuple[Inputs, Any]]
-"""Inputs and targets: of images (N, C, H, W) and labels (N,), or whatever the objective takes."""
+from .batches import Batches as Batches
+from .batches import LazyBatches, targets_of, with_images
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a forward, where shapes do not fit
 
@@ -26,28 +27,59 @@ def channels_last(inputs: Inputs) -> Any:
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
+def in_channels_last(batches: Batches) -> LazyBatches:
+    """The batches in that memory format, each brought into it when it is looked at."""
+    return with_images(batches, channels_last)
+
+
 def first_images(batches: Batches, count: int) -> Batches:
-    """Whole batches from the front that hold at least `count` images, or all there are."""
-    taken = 0
-    for i, (images, _) in enumerate(batches):
-        taken += inputs.count(images)
-        if taken >= count:
-            return batches[: i + 1]
-    return batches
+    """The first `count` images, or all there are, in their batches; of the last one only as many as are missing."""
+    targets = targets_of(batches)
+    ends = np.cumsum([inputs.count(part) for part in targets])
+    last = int(np.searchsorted(ends, count))
+    if count <= 0 or last == len(batches):
+        return batches[: len(batches) if count > 0 else 0]
+    missing = count - int(ends[last]) + inputs.count(targets[last])
+    images = partial(_of_the_last_only, batches, last, missing)
+    return LazyBatches(images, [*targets[:last], taken(targets[last], slice(missing))], range(last + 1))
+
+
+def _of_the_last_only(batches: Batches, last: int, count: int, number: int) -> Inputs:
+    images = batches[number][0]
+    return taken(images, slice(count)) if number == last else images
+
+
+def regrouped(batches: Batches, size: int) -> Iterator[Inputs]:
+    """The same images `size` at a time, whatever their batches were.
+
+    The last group is smaller where they do not divide, but never a single image: that one goes with those before it.
+    """
+    whole, rest = divmod(count_images(batches), size)
+    sizes = [size] * whole + [rest] * (rest > 0)
+    if rest == 1 and whole:
+        sizes[-2:] = [size + 1]
+    left = iter(images for images, _ in batches)
+    held: list[Inputs] = []
+    for wanted in sizes:
+        while sum(map(inputs.count, held)) < wanted:
+            held.append(next(left))
+        together = held[0] if len(held) == 1 else joined(held)
+        yield taken(together, slice(wanted))
+        held = [taken(together, slice(wanted, None))]
 
 
 def count_images(batches: Batches) -> int:
     """How many images the batches hold."""
-    return sum(inputs.count(images) for images, _ in batches)
+    return sum(map(inputs.count, targets_of(batches)))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits(model: nn.Module, batches: Batches, of: Callable[[Any], Tensor] = flat) -> Tensor:
     """(images, d) over all batches: what the network returns, or what the function (an objective's `features`) says."""
     return torch.cat([of(call(model, images)) for images, _ in batches])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def statistics(model: nn.Module, batches: Batches, objective: Objective) -> Tensor:
     """(images, …) over all batches, of which `Objective.total` is the measure."""
     return torch.cat([objective.statistics(call(model, images), targets) for images, targets in batches])
@@ -81,7 +113,7 @@ def example_images(model: nn.Module, input_shape: InputShape) -> Inputs:
     drawn = random_inputs(input_shape, 2, torch.Generator().manual_seed(0))
     example = mapped(lambda tensor: tensor.to(device), drawn)
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             output = call(model, example)
     except FAILURES as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

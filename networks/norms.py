@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Collection
 from typing import Any, cast
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..training.inputs import Inputs, call
+from .copying import copied
 from .inference import alike
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -71,7 +71,7 @@ def following_norms(model: nn.Module, example: Inputs) -> dict[str, str]:
         elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             hooks.append(module.register_forward_pre_hook(lambda _m, inputs, name=name: take(name, inputs[0])))
     try:
-        with torch.inference_mode(), uses:
+        with torch.no_grad(), uses:
             call(model, example)
     finally:
         for hook in hooks:
@@ -107,12 +107,12 @@ def fold_batchnorm(model: nn.Module, example: Inputs, keep: Collection[str] = ()
     Returns:
         The copy; the model itself where the copy computes something else (a module known by two names, say).
     """
-    folded = copy.deepcopy(model)
+    folded = copied(model)
     for name, norm in following_norms(model, example).items():
         if name not in keep and norm not in keep:
             folded.set_submodule(name, fold(model.get_submodule(name), model.get_submodule(norm)))
             folded.set_submodule(norm, nn.Identity())
-    with torch.inference_mode():
+    with torch.no_grad():
         same = alike(call(folded, example), call(model, example))
     return folded if same else model
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ..storage.files import read_tensors
+from ..storage.reading import regular
 
 SUFFIXES = (".safetensors", ".th", ".pt", ".pth", ".tar")
 _NESTED = ("state_dict", "model")
@@ -35,13 +36,26 @@ def load_weights(model: nn.Module, path: str | Path, search_folders: Sequence[Pa
     """
     file = find_weights(path, search_folders)
     state = _fitted(_read(file), model)
+    check_tensors(file, state, model)
+    load_tensors(model, state)
+
+
+def check_tensors(file: Path, state: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Whether tensors are a network's: their names, shapes and kinds of numbers, all of them finite.
+
+    Raises:
+        ValueError: they are not; the first fault is named.
+    """
     expected = model.state_dict()
     _check_names(file, state, expected, model)
     _check_shapes(file, state, expected, model)
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        mine = expected[name]
+        kinds = [(t.is_floating_point(), t.is_complex()) for t in (tensor, mine)]
+        if mine.dim() and kinds[0] != kinds[1]:  # a counter may have been written as any number
+            raise ValueError(f"{file}: {name} holds {tensor.dtype} numbers, the network's are {mine.dtype}")
+        if mine.is_floating_point() and not bool(torch.isfinite(tensor.to(mine.dtype)).all()):
             raise ValueError(f"{file}: {name} holds NaN or infinity: the training that made it diverged")
-    load_tensors(model, state)
 
 
 def load_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -60,7 +74,7 @@ def find_weights(path: str | Path, search_folders: Sequence[Path] = ()) -> Path:
 
     Raises:
         FileNotFoundError: nowhere; the message names every place.
-        ValueError: it is a folder.
+        ValueError: it is a folder, or no file.
     """
     given = Path(path).expanduser()
     candidates = [given, *([] if given.is_absolute() else [folder / given for folder in search_folders])]
@@ -69,6 +83,8 @@ def find_weights(path: str | Path, search_folders: Sequence[Path] = ()) -> Path:
             return place
     if given.is_dir():
         raise ValueError(f"network.weights={given} is a folder: give the file ({', '.join(SUFFIXES)})")
+    if given.exists():
+        return regular(given)
     looked = ", ".join(str(place.absolute()) for place in candidates)
     raise FileNotFoundError(f"no weights {given}: looked at {looked}; set network.weights=FILE")
 
@@ -78,13 +94,9 @@ def _read(file: Path) -> dict[str, Tensor]:
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{file}: unknown kind of checkpoint {file.suffix!r}, expected one of {', '.join(SUFFIXES)}")
     if file.suffix == ".safetensors":
-        try:
-            tensors: dict[str, Tensor] = load_file(file)
-        except (SafetensorError, ValueError) as error:
-            raise ValueError(f"{file} is not a safetensors file: {_one_line(error)}") from error
-        return tensors
+        return read_tensors(file, ours=False)[0]
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(regular(file), map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file makes the unpickler fail in any way there is
         raise ValueError(
             f"{file} is not a checkpoint that loads safely (weights_only=True): {_one_line(error)}; "
@@ -117,7 +129,7 @@ def _fitted(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return {**counters, **state}
 
 
-def _check_names(file: Path, state: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module) -> None:
+def _check_names(file: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module) -> None:
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     faults = []
@@ -129,7 +141,7 @@ def _check_names(file: Path, state: dict[str, Tensor], expected: dict[str, Tenso
         raise ValueError(f"{file} is not of this network ({type(model).__name__}): {', '.join(faults)}")
 
 
-def _check_shapes(file: Path, state: dict[str, Tensor], expected: dict[str, Tensor], model: nn.Module) -> None:
+def _check_shapes(file: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor], model: nn.Module) -> None:
     wrong = [name for name, tensor in expected.items() if state[name].shape != tensor.shape]
     if not wrong:
         return

@@ -11,8 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
-from ..networks.inference import Batches, channels_last, first_images, logits
-from ..training.inputs import joined, taken
+from ..networks.inference import Batches, count_images, first_images, in_channels_last, logits
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
@@ -34,7 +33,7 @@ class Compressor:
     def __init__(self, context: Context):
         self.context = context
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
-        self._calibration = [(channels_last(images), labels) for images, labels in context.calibration]
+        self._calibration = in_channels_last(context.calibration)
         self._sequential: dict[tuple[int, int], SequentialRepair] = {}
 
     @property
@@ -92,9 +91,9 @@ class Compressor:
         self.compress(self.structure.units)
 
     def sequential(self, images: int | None, samples: int) -> SequentialRepair:
-        """The sequential repair on about so many calibration images, none for all; made once. See `Repair`."""
+        """The sequential repair on so many calibration images, none for all; made once. See `Repair`."""
         batches = self._calibration if images is None else first_images(self._calibration, images)
-        key = len(batches), samples
+        key = count_images(batches), samples
         if key not in self._sequential:
             self._sequential[key] = SequentialRepair(self.dense, batches, samples=samples)
         return self._sequential[key]
@@ -121,6 +120,5 @@ class Compressor:
 
     @cached_property
     def _guard(self) -> tuple[Batches, Tensor]:
-        batches = first_images(self._calibration, GUARD_IMAGES)
-        few = [taken(joined(batch for batch in batches), slice(GUARD_IMAGES))]
-        return few, self._features(self.dense, few)
+        images = first_images(self._calibration, GUARD_IMAGES)
+        return images, self._features(self.dense, images)

@@ -8,8 +8,7 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 
 from ..networks.inference import Batches, logits
 from ..networks.norms import following_norms
-from ..storage.cache import Store, cache_folder, digest
+from ..storage.cache import Store, cache_folder, code_of, digest
 from ..storage.files import package_versions
 from ..training.inputs import leaves, taken
 from ..training.objective import Objective, is_built_in
 from ..training.tasks import DEFAULT
 from .method import METHODS, Method
 from .repair.gram import DenseMoments, collect_inputs
-from .repair.statistics import Moments
+from .repair.statistics import Moments, repairable
 from .structure import Structure
 
 PROBE = 8  # images that tell what the network's forward does with its weights
@@ -65,16 +64,27 @@ class Context:
     @cached_property
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
-        state = self.store.get("moments", self._moments)
-        device = _device(self.calibration)
+        example = taken(self.calibration[0][0], slice(1))
+        device = next(iter(leaves(example).values())).device
+        names = [name for name in consumers(self.structure) if repairable(self.model.get_submodule(name))]
         inputs = {
-            name: Moments.restored(state, f"{name}:", device) for name in sorted({k.split(":")[0] for k in state})
+            name: Moments.restored(self.store.get(f"moments-{name}", partial(collected, name)), device)
+            for collected in [partial(self._moments, names, {})]
+            for name in names
         }
-        return DenseMoments(inputs, following_norms(self.model, taken(self.calibration[0][0], slice(1))))
+        return DenseMoments(inputs, following_norms(self.model, example))
 
-    def _moments(self) -> dict[str, Tensor]:
-        found = collect_inputs(self.model, consumers(self.structure), self.calibration)
-        return {key: tensor for name, moments in found.items() for key, tensor in moments.state(f"{name}:").items()}
+    def _moments(self, names: Sequence[str], found: dict[str, Moments], name: str) -> dict[str, Tensor]:
+        """Those of a consumer; the first that is asked for brings all that are not in the store, in one pass."""
+        if name not in found:
+            missing = [other for other in names if other == name or not self.store.holds(f"moments-{other}")]
+            found |= collect_inputs(self.model, missing, self.calibration)
+        return found.pop(name).state()
+
+    def forget_moments(self) -> None:
+        """Out of memory, where they are on disk: those of a VGG take 1.2 GB. Whoever asks has them read again."""
+        for name in self.__dict__.pop("moments", DenseMoments({}, {})).inputs:
+            self.store.forget(f"moments-{name}")
 
     @cached_property
     def memo(self) -> dict[str, Any]:
@@ -97,10 +107,6 @@ def dense_store(
     if not is_built_in(objective):
         return Store()
     return Store(cache_folder() / "dense" / _key(model, structure, calibration, seed, objective))
-
-
-def _device(calibration: Batches) -> torch.device:
-    return next(iter(leaves(calibration[0][0]).values())).device
 
 
 def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int, objective: Objective) -> str:
@@ -135,11 +141,7 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
 
 def _code(method: Method) -> str:
     """Hash of the source that computes what is kept: a key never outlives the code, the package's or a plug-in's."""
-    found = hashlib.sha256()
-    package = Path(__file__).parents[1]
-    for room in ("networks", "pruners", "storage", "training"):
-        for file in sorted((package / room).rglob("*.py")):
-            found.update(file.read_bytes())
+    found = hashlib.sha256(code_of("networks", "pruners", "storage", "training").encode())
     with suppress(TypeError, OSError):  # made where there is no file: in a shell, say
         found.update(inspect.getsource(inspect.getmodule(type(method)) or type(method)).encode())
     return found.hexdigest()

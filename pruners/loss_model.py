@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 from sklearn.isotonic import isotonic_regression
+from torch import Tensor
 
-from ..networks.inference import first_images, logits
+from ..configs.schema import LARGE
+from ..networks.inference import Batches, first_images, logits
+from ..training.inputs import InputShape, Integers
 from .budget import Budget
 from .context import Context
 from .repair.gram import repair_from_moments
@@ -26,6 +30,7 @@ LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
 TRUST = 1.0  # in the curves as predicted, against the plans evaluated: a ridge, in units of the curves' own spread
 IMAGES = 200  # calibration images that layer sensitivities are measured on
+LARGE_IMAGES = 50  # of large ones
 LOST = 0.01  # of a consumer's output: where less is gone, the network's answer is mostly noise
 
 
@@ -44,30 +49,49 @@ def layer_sensitivity(context: Context) -> Floats:
     """(layers,) how far the logits move for a layer's error: distance a unit of lost output; computed once a context.
 
     Measured on the calibration images: half of the layer goes, its consumers are re-fitted, everything else stays
-    whole. The distance is that of the reward, over the variance of the dense logits.
+    whole. The distance is that of the reward, over the variance of the dense logits. Every layer costs a pass of these
+    images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
     """
-    found = context.store.get("layer_sensitivity", lambda: {"factors": torch.from_numpy(_measure(context))})
-    return np.asarray(found["factors"].numpy())
-
-
-def _measure(context: Context) -> Floats:
-    structure = context.structure
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
-    images = first_images(context.calibration, IMAGES)
-    dense = logits(context.model, images, context.objective.features)
+    images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
+
+    @cache
+    def dense() -> Tensor:
+        return logits(context.model, images, context.objective.features)
+
+    def measured(index: int, curve: Floats) -> dict[str, Tensor]:
+        return {"factor": torch.tensor(_measure(context, index, curve, images, dense()), dtype=torch.float64)}
+
+    layers = zip(context.structure.layers, context.method.curves(context), strict=True)
+    found = [
+        context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve))["factor"]
+        for index, (layer, curve) in enumerate(layers)
+    ]
+    return np.array([float(factor) for factor in found])
+
+
+def _large(shape: InputShape) -> bool:
+    """Whether a pass of such images is what costs most: of all that goes in, one is an image of `LARGE` pixels up."""
+    if isinstance(shape, Integers):
+        return False
+    if not isinstance(shape, Mapping) and all(isinstance(size, int) for size in shape):
+        return len(shape) > 2 and min(shape[1:]) >= LARGE
+    return any(map(_large, shape.values() if isinstance(shape, Mapping) else shape))
+
+
+def _measure(context: Context, index: int, curve: Floats, images: Batches, dense: Tensor) -> float:
+    """The distance that one layer's cut brings, over what its consumers lose."""
+    layer = context.structure.layers[index]
+    telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
+    choice = int(telling[-1]) if len(telling) else 0
+    kept = context.structure.units.copy()
+    kept[index] = layer.levels[choice]
+    compressed = context.method.apply(context, kept)
+    repair_from_moments(compressed, context.model, context.moments)
     spread = float(dense.var(dim=0).sum())
-    factors = np.zeros(len(structure.layers))
-    for index, (layer, curve) in enumerate(zip(structure.layers, context.method.curves(context), strict=True)):
-        telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
-        choice = int(telling[-1]) if len(telling) else 0
-        kept = structure.units.copy()
-        kept[index] = layer.levels[choice]
-        compressed = context.method.apply(context, kept)
-        repair_from_moments(compressed, context.model, context.moments)
-        outputs = logits(compressed.model, images, context.objective.features)
-        distance = float((outputs - dense).square().sum(dim=1).mean()) / spread
-        factors[index] = distance / max(float(curve[choice]), LOST)
-    return factors
+    outputs = logits(compressed.model, images, context.objective.features)
+    distance = float((outputs - dense).square().sum(dim=1).mean()) / spread
+    return distance / max(float(curve[choice]), LOST)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
-from ..configs.schema import FileName, ObjectiveConfig
+from ..configs.fields import FileName
+from ..configs.schema import ObjectiveConfig
 from ..storage.files import package_versions, write_json
+from ..storage.reading import explain, place_of, read_json, shown
 from .method import METHODS
 from .structure import PlanError, Structure
 
@@ -22,7 +24,7 @@ PLAN_NAME = "plan.json"
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LayerPlan(_Model):
@@ -39,7 +41,7 @@ class LayerPlan(_Model):
     name: str
     sparsity: float = Field(ge=0.0, le=1.0)
     kept: int = Field(ge=0)
-    units: int = Field(ge=1)
+    units: int = Field(ge=1, le=2**53)
     members: list[str]
 
     @model_validator(mode="after")
@@ -95,6 +97,13 @@ class RatioPlan(_Model):
     figures: dict[str, float] = Field(default_factory=dict)
     provenance: Provenance
 
+    @model_validator(mode="after")
+    def _each_once(self) -> RatioPlan:
+        names = [layer.name for layer in self.layers]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"layer {twice[0]} is there twice")
+        return self
+
     @classmethod
     def make(
         cls,
@@ -143,18 +152,18 @@ class RatioPlan(_Model):
         """
         path = plan_path(path)
         try:
-            tree = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanError(f"{path} is not JSON ({error}): write it anew, or restore it") from error
+            tree = read_json(path)
+        except ValueError as error:
+            raise PlanError(f"{error}: write it anew, or restore it") from None
         version = tree.get("schema_version", SCHEMA_VERSION) if isinstance(tree, dict) else SCHEMA_VERSION
         if version == 1:
             tree = _from_schema_1(tree)
         elif version != SCHEMA_VERSION:
             raise PlanError(
-                f"{path} has schema version {version!r}, this secateur reads 1 and {SCHEMA_VERSION}: upgrade"
+                f"{path} has schema version {shown(version)}, this secateur reads 1 and {SCHEMA_VERSION}: upgrade"
             )
         try:
-            return cls.model_validate(tree)
+            return cls.model_validate(tree, strict=True)
         except ValidationError as error:
             raise PlanError(f"{path} is not a ratio plan: {_explain(error, tree)}") from None
 
@@ -194,10 +203,10 @@ class RatioPlan(_Model):
                     f"({self.architecture}), {mine.units} here"
                 )
             if list(mine.members) != layer.members:
-                odd = sorted(set(mine.members) ^ set(layer.members))[0]
-                raise PlanError(
-                    f"the plan is for another network: layer {layer.name} is coupled differently here (at {odd})"
-                )
+                pairs = zip_longest(mine.members, layer.members)
+                odd = next(theirs or ours for ours, theirs in pairs if ours != theirs)
+                where = f"layer {layer.name} is coupled differently here (at {shown(odd)[1:-1]})"
+                raise PlanError(f"the plan is for another network: {where}")
         names = [layer.name for layer in structure.layers]
         if names != [layer.name for layer in self.layers]:
             missing = [name for name in names if name not in self.sparsities]
@@ -231,7 +240,8 @@ def _from_schema_1(tree: Any) -> Any:
     """What version 0.1 wrote, in today's words; what it could not have written is left for the check to name."""
     tree = {**tree, "schema_version": SCHEMA_VERSION}
     methods = {"channel": "channels", "magnitude": "weights"}
-    tree["method"] = methods.get(tree.get("method", "channel"), tree.get("method"))
+    method = tree.get("method", "channel")
+    tree["method"] = methods.get(method, method) if isinstance(method, str) else method
     words = {"width": "kept", "dense_width": "units"}
     if isinstance(tree.get("layers"), list):
         tree["layers"] = [
@@ -257,13 +267,10 @@ def plan_path(path: str | Path) -> Path:
 def _explain(error: ValidationError, tree: Any) -> str:
     fault = error.errors()[0]
     location = list(fault["loc"])
-    if len(location) >= 2 and location[0] == "layers":
-        entry = tree["layers"][location[1]]
-        name = entry.get("name", location[1]) if isinstance(entry, dict) else location[1]
-        where = ".".join(["layer " + str(name), *map(str, location[2:])])
-    else:
-        where = ".".join(map(str, location)) or "the file"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] in ("missing", "extra_forbidden", "value_error"):
-        return message if fault["type"] == "value_error" else f"{where}: {message.lower()}"
-    return f"{where} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+    if fault["type"] == "value_error":  # names its layer itself
+        return fault["msg"].removeprefix("Value error, ")
+    if len(location) < 2 or location[0] != "layers":
+        return explain(fault, None if location else "the file")
+    entry = tree["layers"][location[1]]
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return explain(fault, place_of([f"layer {name if isinstance(name, str) else location[1]}", *location[2:]]))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from ..networks.graph import UntraceableError, Walk, trace
+from ..networks.inference import first_images
 from ..training.inputs import Inputs, taken
 from .context import Context
 from .repair.sequential import summands
@@ -39,12 +40,13 @@ def _measure(context: Context) -> NDArray[np.float64]:
         graph = trace(context.model, taken(context.calibration[0][0], slice(1)))
     except UntraceableError:
         return np.ones(len(layers))
-    with torch.inference_mode():
-        walk = _Sums(graph, context.model, [taken(context.calibration[0][0], slice(IMAGES))])
-        walk.run()
     behind: Behind = {}
     for node in graph.nodes:
         behind[node] = {node}.union(*(behind[before] for before in node.all_input_nodes))
+    with torch.no_grad():
+        images = [images for images, _ in first_images(context.calibration, IMAGES)]
+        walk = _Sums(graph, context.model, images, behind)
+        walk.run()
     shares: dict[str, float] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -59,25 +61,34 @@ def _share(node: fx.Node, sums: Sequence[Sequence[tuple[fx.Node, float]]], behin
 
 
 class _Sums(Walk):
-    """Computes a network, one batch.
+    """Computes a network.
 
     Attributes:
+        behind: what every node is computed from.
         shares: for every sum its two operands, and the share of each.
     """
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Inputs]):
+    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Inputs], behind: Behind):
         super().__init__(graph, model, images)
+        self.behind = behind
         self.shares: list[list[tuple[fx.Node, float]]] = []
 
     def compute(self, node: fx.Node) -> None:
         """One node; a sum's operands are looked at while they are there."""
-        operands = {operand: self.values[operand][0] for operand in summands(node)}
+        operands = {operand: self.values[operand] for operand in summands(node)}
         super().compute(node)
-        result = self.values[node][0]
-        if operands and all(isinstance(x, Tensor) and x.shape == result.shape for x in operands.values()):
-            size = float(result.square().mean(dim=0).sum()) or 1.0
-            self.shares.append([(operand, _variance(x) / size) for operand, x in operands.items()])
+        results = self.values[node]
+        if operands and all(self._alike(operand, values, results) for operand, values in operands.items()):
+            size = float(torch.cat(results).square().mean(dim=0).sum()) or 1.0
+            self.shares.append([(operand, _variance(values) / size) for operand, values in operands.items()])
+
+    def _alike(self, operand: fx.Node, values: Sequence[Any], results: Sequence[Any]) -> bool:
+        """Whether a value is one an image, as the sum is: neither a constant nor something broadcast."""
+        from_images = any(node.op == "placeholder" for node in self.behind[operand])
+        pairs = zip(values, results, strict=True)
+        return from_images and all(isinstance(x, Tensor) and x.dim() > 0 and x.shape == y.shape for x, y in pairs)
 
 
-def _variance(x: Any) -> float:
-    return float(x.var(dim=0, correction=0).sum()) if isinstance(x, Tensor) and x.is_floating_point() else 0.0
+def _variance(values: Sequence[Tensor]) -> float:
+    x = torch.cat(list(values))
+    return float(x.var(dim=0, correction=0).sum()) if x.is_floating_point() else 0.0

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
+from torch import Tensor, nn
 
 from ..configs.schema import NetworkConfig, ObjectiveConfig
-from ..networks import build_network, load_tensors
-from ..storage.files import check_sha256, sha256, write_json, write_tensors
-from ..training.inputs import InputShape, as_json
+from ..networks import build_network, check_tensors, load_tensors
+from ..networks.checks import check_weights
+from ..networks.copying import copied
+from ..networks.world import undisturbed
+from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
+from ..storage.reading import read_json, validated
+from ..training.inputs import InputShape, as_json, check_json
 from .method import METHODS
 
 NETWORK_NAME = "network.json"
 WEIGHTS_NAME = "weights.safetensors"
+REPAIRED_NAME = "repaired"  # the network before it is fine-tuned, in the folder of the one that is
 SCHEMA_VERSION = 2
 
 
@@ -33,7 +36,7 @@ def save_network(
     input_shape: InputShape,
     objective: ObjectiveConfig,
 ) -> None:
-    """Write the weights, and what is needed to rebuild the smaller network round them.
+    """Write the weights, and what is needed to rebuild the smaller network round them; a frozen parameter stays frozen.
 
     Args:
         model: the compressed network.
@@ -43,9 +46,14 @@ def save_network(
         network: names the dense architecture; none where it was the caller's own module.
         input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
         objective: what the network is for.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
     """
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    check_finite(folder / WEIGHTS_NAME, tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_NAME, {name: tensor.clone() for name, tensor in model.state_dict().items()})
+    write_tensors(folder / WEIGHTS_NAME, tensors)
     tree = {
         "schema_version": SCHEMA_VERSION,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
@@ -54,11 +62,13 @@ def save_network(
         "objective": objective.model_dump(mode="json"),
         "method": method,
         "recipe": dict(recipe),
+        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "sha256": sha256(folder / WEIGHTS_NAME),
     }
     write_json(folder / NETWORK_NAME, tree)
 
 
+@undisturbed()
 def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
     """The compressed network that `apply` saved, in eval mode, on the CPU.
 
@@ -72,45 +82,87 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
             is not trusted.
     """
     folder = Path(folder)
+    if not (folder / NETWORK_NAME).is_file() and (folder / REPAIRED_NAME / NETWORK_NAME).is_file():
+        raise FileNotFoundError(
+            f"no {NETWORK_NAME} in {folder}: its fine-tuning is not finished; go on with secateur apply --resume "
+            f"{folder}, or load {folder / REPAIRED_NAME}"
+        )
     for name in (NETWORK_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
+        if not (folder / name).exists():
             raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
+    weights = folder / WEIGHTS_NAME
     try:
-        tree = _as_schema_2(json.loads((folder / NETWORK_NAME).read_text(encoding="utf-8")))
-        method, recipe, network = METHODS[tree["method"]], tree["recipe"], _network_of(tree)
-        check_sha256(folder / WEIGHTS_NAME, tree.get("sha256"))
-        state = load_file(folder / WEIGHTS_NAME)
-    except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        told = _read(folder / NETWORK_NAME)
+        method, network = METHODS[told.method], told.named(folder / NETWORK_NAME)
+        check_sha256(weights, told.sha256)
+        state, _ = read_tensors(weights, ours=False)
+        if network is not None and not trust_code:  # before a network of any size is made
+            _check_classes(network.num_classes, state)
+    except ValueError as error:
         raise ValueError(f"{folder} is damaged ({error}): restore the file, or apply the plan anew") from error
     if model is None:
         if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
         model = build_network(network, trust_code=trust_code)
-    small = method.rebuild(copy.deepcopy(model).cpu(), recipe)
+    check_weights(model)
     try:
-        load_tensors(small, state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{folder} was made from another architecture: {str(error).splitlines()[-1].strip()}"
-        ) from error
+        small = method.rebuild(copied(model).cpu(), told.recipe)
+        check_tensors(weights, state, small)
+        _check_indices(small, state)
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # a plug-in may raise any
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{folder} was made from another architecture, or is damaged: {reason}") from error
+    load_tensors(small, state)
+    for name, parameter in small.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name not in told.frozen)
     return small.eval()
 
 
-def _network_of(tree: Mapping[str, Any]) -> NetworkConfig | None:
-    """The dense network that `network.json` names: checked as a config is, without its weights.
+class _Saved(BaseModel):
+    """`network.json`."""
 
-    Raises:
-        ValueError, KeyError, TypeError: it is not what `save_network` writes.
-    """
-    if tree["network"] is None:
-        return None
-    named = NetworkConfig.model_validate({**tree["network"], "kwargs": tree["kwargs"], "weights": WEIGHTS_NAME})
-    return named.model_copy(update={"weights": None})
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[2]
+    network: dict[str, JsonValue] | None
+    kwargs: dict[str, JsonValue]
+    input_shape: Annotated[JsonValue, AfterValidator(check_json)]
+    objective: ObjectiveConfig = ObjectiveConfig()  # 0.1 knew no other
+    method: str
+    recipe: dict[str, JsonValue]
+    frozen: frozenset[str] = frozenset()
+    sha256: str | None = None
+
+    def named(self, path: Path) -> NetworkConfig | None:
+        """The dense network: checked as a config is, without its weights.
+
+        Raises:
+            ValueError: it is not what `save_network` writes.
+        """
+        if self.network is None:
+            return None
+        tree = {**self.network, "kwargs": self.kwargs, "weights": Path(WEIGHTS_NAME)}
+        return validated(NetworkConfig, tree, f"{path}, network").model_copy(update={"weights": None})
 
 
-def _as_schema_2(tree: dict[str, Any]) -> dict[str, Any]:
-    """Version 0.1 wrote which positions of which tensors stay: none for single weights."""
-    if tree.get("schema_version", 1) == 1:
+def _read(path: Path) -> _Saved:
+    """Of this version or of 0.1, which wrote which positions of which tensors stay: none for single weights."""
+    tree = read_json(path)
+    if isinstance(tree, dict) and tree.get("schema_version", 1) == 1 and "kept" in tree:
         kept = tree["kept"]
-        tree = {**tree, "method": "channels" if kept else "weights", "recipe": {"kept": kept, "masked": []}}
-    return tree
+        tree = {key: value for key, value in tree.items() if key != "kept"}
+        tree["schema_version"] = SCHEMA_VERSION
+        tree |= {"method": "channels" if kept else "weights", "recipe": {"kept": kept} if kept else {"masked": []}}
+    return validated(_Saved, tree, str(path))
+
+
+def _check_classes(classes: int, state: Mapping[str, Tensor]) -> None:
+    if classes not in {len(tensor) for tensor in state.values() if tensor.dim()}:
+        raise ValueError(f"network.num_classes = {classes}: no tensor of {WEIGHTS_NAME} has so many rows")
+
+
+def _check_indices(small: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Buffers of integers say which channels go where: they follow from the recipe, and must not say otherwise."""
+    for name, buffer in small.named_buffers():
+        if name in state and buffer.dim() and not buffer.is_floating_point() and not torch.equal(buffer, state[name]):
+            raise ValueError(f"{name} in {WEIGHTS_NAME} is not what {NETWORK_NAME} says")

@@ -11,13 +11,16 @@ from ..configs import did_you_mean
 from .structure import PlanError
 
 
-def ignored_names(model: nn.Module, known: Mapping[str, Collection[str]], patterns: Iterable[str]) -> set[str]:
+def ignored_names(
+    model: nn.Module, known: Mapping[str, Collection[str]], patterns: Iterable[str], whole: Collection[str] = ()
+) -> set[str]:
     """The layers that the user leaves whole.
 
     Args:
         model: that the modules are of.
         known: layer → names it goes by (its own, its modules').
         patterns: names, patterns (`layer4.*`) or types (`Linear`, `BasicBlock`: of a module or one round it).
+        whole: modules that are left whole in any case; to name one is no mistake.
 
     Raises:
         PlanError: one fits nothing; the near miss is named.
@@ -30,8 +33,8 @@ def ignored_names(model: nn.Module, known: Mapping[str, Collection[str]], patter
             for layer, names in known.items()
             if any(fnmatchcase(name, pattern) or pattern in _types_round(name, types) for name in names)
         }
-        if not fits:
-            near = did_you_mean(pattern, [*known, *set(types.values())])
+        if not fits and not any(fnmatchcase(name, pattern) for name in whole):
+            near = did_you_mean(pattern, [*known, *whole, *set(types.values())])
             raise PlanError(f"layers.ignore names {pattern!r}, which is no layer here, nor a module's type{near}")
         found |= fits
     return found

@@ -6,7 +6,6 @@ network is no faster. Channels are for that.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +16,12 @@ from torch import Tensor, nn
 
 from ..configs import Registry
 from ..configs.schema import LayersConfig
-from ..networks.copying import rebuilt
+from ..networks.checks import check_weights
+from ..networks.copying import copied, rebuilt
 from ..networks.inference import example_images
 from ..networks.norms import CONVOLUTIONS
+from ..networks.world import undisturbed
+from ..storage.reading import shown
 from ..training.inputs import InputShape, as_shape
 from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
@@ -78,6 +80,7 @@ class Weights:
     criterion = "magnitude"
     max_sparsity = 0.99
 
+    @undisturbed()
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
         """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
 
@@ -89,9 +92,10 @@ class Weights:
         """
         if config.tie:
             raise PlanError("layers.tie: weight tensors are not tied; leave it out with method: weights")
-        still = copy.deepcopy(model).eval()  # counting must not touch batch-norm statistics
-        example = example_images(still, input_shape)
-        operations = count_operations(still, example)
+        check_weights(model)
+        model = copied(model).eval()
+        example = example_images(model, input_shape)
+        operations = count_operations(model, example)
         users = _users(model)
         ignored = dict.fromkeys(
             sorted(ignored_names(model, {name: [name, *modules] for name, modules in users.items()}, config.ignore)),
@@ -113,7 +117,7 @@ class Weights:
         positions = {op.module: op.positions for op in operations}
         factors = np.array([sum(positions.get(m, 0) for m in layer.consumers) for layer in layers], dtype=np.int64)
         sizes = np.array([layer.units for layer in layers], dtype=np.int64)
-        macs = sum(op.flops for op in operations) + uncounted_flops(still, example, operations)
+        macs = sum(op.flops for op in operations) + uncounted_flops(model, example, operations)
         params = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
         return Structure(
             method=self.name,
@@ -180,14 +184,18 @@ class Weights:
 
     def masked(self, context: Context, kept: Kept) -> nn.Module:
         """What `apply` makes is its own oracle: the weights are set in another way."""
-        model = copy.deepcopy(context.model)
+        model = copied(context.model)
         Masked(self.masks(context, kept))(model)
         return model
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
         """The architecture itself: zeros are among the saved weights."""
-        if "masked" not in recipe:
-            raise ValueError("this is no recipe of pruned weights (it names none that were masked)")
+        masked = recipe.get("masked")
+        if not isinstance(masked, list) or not all(isinstance(name, str) for name in masked):
+            raise ValueError("this is no recipe of pruned weights (masked is no list of names)")
+        names = {name for name, _ in model.named_parameters()}
+        if odd := [name for name in masked if name not in names or masked.count(name) > 1]:
+            raise ValueError(f"the recipe masks {shown(odd[0])}: {'twice' if odd[0] in names else 'no such weights'}")
         return model
 
     def masks(self, context: Context, kept: Kept) -> Masks:

@@ -21,6 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .reading import regular
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -85,27 +87,35 @@ def write_tensors(
                 line.write_text(f"{sha256(temporary)}  {path.name}\n", encoding="utf-8")
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What `write_tensors` wrote: tensors, on the CPU, and metadata.
+def read_tensors(path: Path, *, ours: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata.
+
+    Args:
+        path: of the file.
+        ours: whether `write_tensors` wrote it, with a checksum; another one's is checked where there is one.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged.
     """
+    regular(path)
     try:
         with safe_open(path, framework="pt") as file:
             about = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 – no mapping
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
-    if about.pop("checksum", None) != _checksum(tensors):
+    except OSError:
+        raise
+    except Exception as error:  # a header may name types that torch has not: what comes then is not one kind of error
+        raise ValueError(f"{path} is damaged (not a safetensors file: {' '.join(str(error).split())})") from error
+    recorded = about.pop("checksum", None)
+    if (ours or re.fullmatch("[0-9a-f]{8}", recorded or "")) and recorded != _checksum(tensors):
         raise ValueError(f"{path} is damaged (its checksum is wrong)")
     return tensors, about
 
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -132,9 +142,19 @@ def beside(path: Path) -> Path:
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """What `write_tensors` recorded beside a file; none if there is nothing."""
+    """What `write_tensors` recorded beside a file; none if there is nothing.
+
+    Raises:
+        ValueError: what lies there holds no SHA-256.
+    """
     record = beside(path)
-    return record.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if record.is_file() else None
+    if not record.exists():
+        return None
+    with regular(record).open("rb") as file:
+        found = file.read(64).decode("ascii", "replace")
+    if not re.fullmatch("[0-9a-f]{64}", found):
+        raise ValueError(f"{record} is damaged (it does not begin with a SHA-256)")
+    return found
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
@@ -150,6 +170,22 @@ def _checksum(tensors: Tensors) -> str:
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
         value = zlib.crc32(as_bytes(tensor), value)
     return f"{value:08x}"
+
+
+def not_finite(tensors: Mapping[str, object]) -> str | None:
+    """The first name whose tensor holds NaN or infinity; none if all are finite."""
+    floats = {n: t for n, t in tensors.items() if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())}
+    return next((name for name, tensor in floats.items() if not bool(torch.isfinite(tensor).all())), None)
+
+
+def check_finite(path: Path, tensors: Mapping[str, object]) -> None:
+    """Refuse to write a network that computes nothing.
+
+    Raises:
+        ValueError: a tensor holds NaN or infinity.
+    """
+    if (name := not_finite(tensors)) is not None:
+        raise ValueError(f"{path} is not written: {name} holds NaN or infinity; the training that made it diverged")
 
 
 def write_json(path: str | Path, tree: Any) -> None:

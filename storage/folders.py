@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .files import is_temporary, sweep
+from .lock import LOCK_NAME, alone, is_held
+from .reading import regular
 
 CONFIG_NAME = "config.yaml"
-LOCK_NAME = ".lock"
+BEGUN_NAME = "apply.json"
+FIRST = {BEGUN_NAME, "plan.json", "dense.safetensors", "dense.safetensors.sha256"}  # before the config: nothing is lost
+FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -24,7 +27,7 @@ def check_free(out: str | Path | None) -> None:
         ValueError: `out` is a file, or holds something already.
     """
     folder = Path(out) if out is not None else None
-    if folder is not None and not _free(folder):
+    if folder is not None and not _empty(folder):
         what = "is a file" if not folder.is_dir() else "is not empty, and nothing is overwritten"
         raise ValueError(f"--out {folder}: it {what}; choose another folder (a run goes on with --resume {folder})")
 
@@ -41,7 +44,7 @@ def free_folder(out: str | Path | None, default: Path) -> Path:
     number = 1
     while True:
         folder = default if number == 1 else default.with_name(f"{default.name}-{number}")
-        if _free(folder):
+        if _empty(folder) and not is_held(folder):
             return folder
         number += 1
 
@@ -84,8 +87,8 @@ def interrupted_run(folder: str | Path, command: str, result: str) -> Path:
 
 
 @contextmanager
-def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
-    """The folder of a run while it is written to: by this process alone, and without what a killed one left half done.
+def claimed(folder: Path, command: str, log: str, *, new: bool) -> Iterator[Path]:
+    """The folder of a run while it is written to: by one writer alone, and without what a killed one left half done.
 
     What was made new goes away again if an error comes before there is anything to go on with.
 
@@ -93,38 +96,48 @@ def claimed(folder: Path, command: str, log: str) -> Iterator[Path]:
         folder: a run's to go on with, or free; made if it is not there.
         command: that resumes it.
         log: its file of what was achieved.
+        new: whether the run begins here: then nobody else may have begun one since the folder was found free.
 
     Raises:
-        ValueError: another process writes there, or what is appended to is a link to somewhere else.
+        ValueError: somebody else writes there, or what is appended to is no file, or a link to somewhere else.
         OSError: the disk is full; in one line.
     """
-    for path in (folder / LOCK_NAME, folder / log, folder / "tensorboard"):
+    for path in (folder / name for name in (LOCK_NAME, log, "tensorboard", FINETUNED_NAME, "repaired")):
         if path.is_symlink():  # in a folder of somebody else's making it may lead to any file of yours
             raise ValueError(f"{path} is a link, and would be written through: put what it leads to in its place")
-    new = _free(folder)
+    for path in (folder / LOCK_NAME, folder / log):
+        if path.exists():
+            regular(path)  # a pipe would be waited for without end
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        sweep(folder)
-        try:
-            yield folder
-        except BaseException as error:
-            if new and not (folder / log).exists():
-                _clear(folder, made)
-            if isinstance(error, OSError) and error.errno in _FULL:
-                again = f"--resume {folder}" if folder.exists() else "again"  # what was finished is kept
-                raise OSError(
-                    f"disk full: {folder} cannot be written ({error.strerror}): free space, "
-                    f"then secateur {command} {again}"
-                ) from error
+    try:
+        with alone(folder):
+            if new:
+                check_free(folder)
+            sweep(folder)
+            try:
+                yield folder
+            except BaseException:
+                if new and not any((folder / name).exists() for name in (log, FINETUNED_NAME)):
+                    _clear(folder, made)
+                raise
+    except OSError as error:
+        if error.errno not in _FULL:
             raise
+        again = f"--resume {folder}" if folder.exists() else "again"  # what was finished is kept
+        raise OSError(
+            f"disk full: {folder} cannot be written ({error.strerror}): free space, then secateur {command} {again}"
+        ) from error
 
 
-def _free(folder: Path) -> bool:
+def _empty(folder: Path) -> bool:
     """Whether nothing is there, or nothing but what a process left that was killed before it had written anything."""
     if not folder.exists():
         return True
-    return folder.is_dir() and all(path.name == LOCK_NAME or is_temporary(path) for path in folder.iterdir())
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir() if path.name != LOCK_NAME and not is_temporary(path)}
+    return not names or (BEGUN_NAME in names and names <= FIRST)
 
 
 def _clear(folder: Path, made: list[Path]) -> None:
@@ -136,20 +149,3 @@ def _clear(folder: Path, made: list[Path]) -> None:
                 entry.unlink()
         for path in made:
             path.rmdir()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. It is the system's: it ends with the process, however that ends."""
-    with (folder / LOCK_NAME).open("w") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):  # else a file system without locks
-                    raise ValueError(
-                        f"{folder}: another process writes there; wait for it, or choose another folder"
-                    ) from error
-        yield

@@ -65,7 +65,7 @@ def toy_images(model: nn.Module, counts: tuple[int, ...] = (24, 16), seed: int =
     batches = []
     for count in counts:
         images = torch.randn((count, *SHAPE), generator=generator)
-        with torch.inference_mode():
+        with torch.no_grad():
             labels = model(images).argmax(1)
         batches.append((images, labels.clone()))
     return batches

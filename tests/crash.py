@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import secateur
+from secateur.training.checkpoint import Checkpoint
 
 
 @contextmanager
@@ -56,3 +57,24 @@ def run_and_die(command: str, cache: str, at: int, session: Mapping[str, Any], *
 
     os.fsync, Path.replace = deadly_fsync, deadly_replace  # type: ignore[assignment, method-assign]
     getattr(secateur, command)(session=secateur.Session(**session), **arguments)
+
+
+def run_and_die_in_epoch(command: str, cache: str, session: Mapping[str, Any], **arguments: Any) -> None:
+    """Call a command, and kill the process two steps into the second epoch of a training."""
+    os.environ["SECATEUR_CACHE"] = cache
+    torch.set_num_threads(1)
+    write, step, since = Checkpoint.write, torch.optim.SGD.step, []
+
+    def written(self: Checkpoint, *given: Any) -> None:
+        write(self, *given)
+        since.append(0)
+
+    def deadly_step(self: torch.optim.SGD) -> None:
+        step(self)
+        if since:
+            since[-1] += 1
+            if since[-1] == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Checkpoint.write, torch.optim.SGD.step = written, deadly_step  # type: ignore[method-assign, assignment]
+    getattr(secateur, command)(**({"session": secateur.Session(**session)} if session else {}), **arguments)

@@ -175,6 +175,26 @@ def as_json(shape: InputShape) -> Any:
     return [part if isinstance(part, int) else as_json(part) for part in shape]
 
 
+def check_json(tree: Any) -> Any:
+    """What `as_json` writes, as it was read.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(tree, dict) and tree.keys() == {field.name for field in dataclasses.fields(Integers)}:
+        sizes, known = tree["shape"], isinstance(tree["most"], int) and hasattr(torch, str(tree["dtype"]))
+    else:
+        sizes, known = tree, isinstance(tree, list | dict)
+    if not known:
+        raise ValueError(f"{tree!r} is no shape of inputs: expected sizes, (C, H, W) say, or lists or a dict of such")
+    for part in sizes.values() if isinstance(sizes, dict) else sizes:
+        if isinstance(part, bool) or not isinstance(part, int):
+            check_json(part)
+        elif part < 1:
+            raise ValueError(f"the shape of inputs has a size of {part}: must be 1 or more")
+    return tree
+
+
 def told(shape: InputShape) -> str:
     """A shape for a person: 3×32×32."""
     if isinstance(shape, Integers):

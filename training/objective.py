@@ -180,6 +180,11 @@ def settings_of(objective: Objective) -> ObjectiveConfig:
     return ObjectiveConfig(name=objective.name, kwargs=kwargs)
 
 
+def identity(objective: Objective) -> str:
+    """What tells an objective from another, as far as it can be told: class, name and settings; not its code."""
+    return f"{type(objective).__qualname__} {settings_of(objective).model_dump_json()}"
+
+
 def is_built_in(objective: Objective) -> bool:
     """Whether name and settings say all that it computes."""
     return type(objective).__module__.startswith(f"{__package__}.")

@@ -60,7 +60,8 @@ class CubicSchedule:
 
 
 class Gradual:
-    """Tightens a compression while training: `fit(model, …, on_step=gradual)`, then `gradual.finish()`.
+    """Tightens a compression while training: `fit(model, …, on_step=gradual, on_epoch=gradual.begin_epoch)`, then
+    `gradual.finish()`.
 
     The part of the way to the final sparsity rises from 0 to 1 by the cubic schedule; after every step of the optimizer
     what was removed is removed again, since momentum would bring it back.
@@ -93,6 +94,15 @@ class Gradual:
             self._hold = self._tighten(self._model, schedule.sparsity(step))
         elif self._hold is not None:
             self._hold(self._model)
+
+    def begin_epoch(self, step: int, total: int) -> None:
+        """Called before every epoch, with the steps done: what holds the model is found anew, from the model alone.
+
+        So a training that goes on from a checkpoint holds what the uninterrupted one does.
+        """
+        schedule = CubicSchedule.over(total, self._ramp, self._every)
+        if step >= schedule.every:
+            self._hold = self._tighten(self._model, schedule.sparsity(step))
 
     def finish(self) -> None:
         """Make the sparsity the final one, wherever the training ended."""

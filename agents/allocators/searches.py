@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import count
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ...pruners.structure import Kept
 from .ranks import knapsack
 from .registry import SearchProblem, register_allocator
 
+TOGETHER = 1_024  # random plans that are drawn before the first of them is evaluated: enough for any number of workers
 PATIENCE = 200  # plans known already that a search may propose in a row; then there is nothing new where it looks
 FIRST_SHARE, LAST_SHARE = 0.5, 0.05  # of a layer's channels that a hill climb moves at most, first and last
 FIRST_MISTAKE, LAST_MISTAKE = 0.5, 0.16  # standard deviation of a factor's logarithm, first and last
@@ -76,7 +76,8 @@ class Evaluated:
 def random_search(problem: SearchProblem) -> Kept:
     """The best of so many random plans on the budget (EagleEye, Li et al., ECCV 2020)."""
     evaluated = Evaluated(problem)
-    evaluated(random_plan(problem) for _ in count())
+    while not evaluated.over:
+        evaluated(random_plan(problem) for _ in range(TOGETHER))
     return evaluated.best
 
 

@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 from ...configs import Cut
+from ...networks.checks import check_weights
+from ...networks.copying import copied
 from ...networks.inference import FAILURES, example_images
+from ...networks.world import undisturbed
 from ...training.inputs import Inputs, InputShape, as_shape, call, flat
 from ..costs.counts import ChannelCost, count_operations, uncounted_flops
 from ..scope import choices_of, ignored_names, tied_names
@@ -26,6 +29,7 @@ from .shrink import first_units, mask, shrink
 from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
 
 
+@undisturbed()
 def find_layers(
     model: nn.Module,
     input_shape: InputShape,
@@ -50,36 +54,30 @@ def find_layers(
         ValueError: the network does not run on such an image, or returns no row for each.
         PlanError: nothing can be cut, or a name fits no layer.
     """
-    training = {name: module.training for name, module in model.named_modules()}
-    model.eval()
-    try:
-        example = example_images(model, input_shape)
-        operations = count_operations(model, example)
-        layers, ignored = trace_groups(model, example, [op.module for op in operations])
-        if cut == "sampled":
-            layers += _sampled(model, layers)
-        layers.sort(key=lambda layer: ([op.module for op in operations].index(layer.module), not layer.sampled))
-        layers, ignored = _choose(model, layers, ignored, cut, ignore)
-        layers = [replace(layer, choices=choices_of(layer.name, layer.units, round_to)) for layer in _tied(layers, tie)]
-        structure = ChannelStructure(
-            layers=tuple(layers),
-            costs={},
-            ignored=ignored,
-            operations=tuple(operations),
-            shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
-            input_shape=as_shape(input_shape),
-            first_units=first_units,
-        )
-        structure = _verified(model, structure, example)
-        if not structure.layers:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.ignored.items())[:3])
-            raise PlanError(
-                f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})"
-            )
-        return replace(structure, costs=channel_costs(structure, uncounted_flops(model, example, operations)))
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
+    check_weights(model)
+    model = copied(model).eval()
+    example = example_images(model, input_shape)
+    operations = count_operations(model, example)
+    layers, ignored = trace_groups(model, example, [op.module for op in operations])
+    if cut == "sampled":
+        layers += _sampled(model, layers)
+    layers.sort(key=lambda layer: ([op.module for op in operations].index(layer.module), not layer.sampled))
+    layers, ignored = _choose(model, layers, ignored, cut, ignore)
+    layers = [replace(layer, choices=choices_of(layer.name, layer.units, round_to)) for layer in _tied(layers, tie)]
+    structure = ChannelStructure(
+        layers=tuple(layers),
+        costs={},
+        ignored=ignored,
+        operations=tuple(operations),
+        shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
+        input_shape=as_shape(input_shape),
+        first_units=first_units,
+    )
+    structure = _verified(model, structure, example)
+    if not structure.layers:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.ignored.items())[:3])
+        raise PlanError(f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})")
+    return replace(structure, costs=channel_costs(structure, uncounted_flops(model, example, operations)))
 
 
 def channel_costs(structure: ChannelStructure, uncounted: int = 0) -> dict[str, CostModel]:
@@ -117,7 +115,7 @@ def _sampled(model: nn.Module, layers: Sequence[ChannelLayer]) -> list[ChannelLa
 def _choose(
     model: nn.Module, layers: list[ChannelLayer], ignored: dict[str, str], cut: str, ignore: Sequence[str]
 ) -> tuple[list[ChannelLayer], dict[str, str]]:
-    excluded = ignored_names(model, {layer.name: [layer.name, *layer.producers] for layer in layers}, ignore)
+    excluded = ignored_names(model, {layer.name: [layer.name, *layer.producers] for layer in layers}, ignore, ignored)
     chosen = []
     for layer in layers:
         if layer.name in excluded:
@@ -179,7 +177,7 @@ def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Inputs,
     for layer in structure.layers:
         width = int(rng.integers(max(1, layer.units // 2), layer.units))
         selection.append(np.sort(rng.choice(layer.units, size=width, replace=False)))
-    with torch.inference_mode():
+    with torch.no_grad():
         expected = flat(call(mask(model, structure, selection), example))
         try:
             actual = flat(call(shrink(model, structure, selection), example))

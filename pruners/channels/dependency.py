@@ -47,7 +47,7 @@ def trace_groups(model: nn.Module, example: Inputs, order: Sequence[str]) -> tup
     """Every coupling group that can be cut, and why the others cannot.
 
     Args:
-        model: in eval mode; left as it was.
+        model: in eval mode; a copy, of which all parameters are made to require gradients.
         example: images (N, C, H, W).
         order: names of its convolutions and linear layers, in the order of execution.
 
@@ -61,7 +61,8 @@ def trace_groups(model: nn.Module, example: Inputs, order: Sequence[str]) -> tup
     parameters = {id(p): name for name, p in model.named_parameters()}
     layers: list[ChannelLayer] = []
     ignored: dict[str, str] = {}
-    with _gradients(model), _forgiving_reshapes(), warnings.catch_warnings():
+    model.requires_grad_(True)
+    with torch.enable_grad(), _forgiving_reshapes(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph()
         try:
@@ -159,19 +160,6 @@ def _replaced(owner: Any, name: str, function: Callable[..., None]) -> Iterator[
         yield
     finally:
         setattr(owner, name, original)
-
-
-@contextlib.contextmanager
-def _gradients(model: nn.Module) -> Iterator[None]:
-    before = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        with torch.enable_grad():
-            for parameter, _ in before:
-                parameter.requires_grad_(True)
-            yield
-    finally:
-        for parameter, flag in before:
-            parameter.requires_grad_(flag)
 
 
 class _CannotCutError(Exception):

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ...configs.schema import LayersConfig
+from ...storage.reading import validated
 from ...training.inputs import InputShape
 from ..context import Context
 from ..method import METHODS, Compressed
 from ..structure import Floats, Kept, Layer
 from .coupling import find_layers
 from .criteria import check_criterion, elimination, filters, rank, scale_statistics, select
-from .shrink import mask, narrow, shrink
+from .shrink import check_positions, mask, narrow, shrink
 from .slices import ChannelLayer, ChannelStructure, Selection
+
+
+class _Cut(BaseModel):
+    """Which positions of a tensor's dimension stay."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tensor: str
+    dim: Annotated[int, Field(ge=0)]
+    positions: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+
+class _Recipe(BaseModel):
+    kept: list[_Cut]
 
 
 class Channels:
@@ -73,10 +89,11 @@ class Channels:
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
         """By the positions that stay."""
-        try:
-            positions = {(str(e["tensor"]), int(e["dim"])): np.array(e["positions"]) for e in recipe["kept"]}
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"this is no recipe of pruned channels ({type(error).__name__}: {error})") from error
+        cuts = validated(_Recipe, recipe, "this is no recipe of pruned channels").kept
+        positions = {(cut.tensor, cut.dim): np.array(cut.positions, dtype=np.int64) for cut in cuts}
+        if len(positions) < len(cuts):
+            raise ValueError("this is no recipe of pruned channels: it cuts a dimension of a tensor twice")
+        check_positions(model, positions)
         return narrow(model, positions)
 
     def selection(self, context: Context, kept: Kept) -> Selection:

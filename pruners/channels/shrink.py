@@ -65,6 +65,28 @@ def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) 
     return small
 
 
+def check_positions(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> None:
+    """Whether a network has what `narrow` is told to keep; the arguments are its.
+
+    Raises:
+        ValueError: it has no such tensor, dimension or positions, or they do not ascend.
+    """
+    shapes = {name: tuple(t.shape) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for name, module in model.named_modules():
+        if isinstance(module, ChannelPad):
+            shapes[f"{name}.{SOURCE}"] = (module.out_channels, module.in_channels)
+        elif isinstance(module, nn.Conv2d):
+            shapes.setdefault(f"{name}.{SOURCE}", (module.in_channels,))
+    for (name, dim), positions in kept.items():
+        if name not in shapes or dim >= len(shapes[name]):
+            what = f"tensor {name[:80]!r}" if name not in shapes else f"dimension {dim} of {name}"
+            raise ValueError(f"this network has no {what}")
+        if np.any(np.diff(positions) <= 0) or positions[-1] >= shapes[name][dim]:
+            raise ValueError(
+                f"the positions that stay of {name}, dimension {dim}, do not ascend within 0 … {shapes[name][dim] - 1}"
+            )
+
+
 def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) -> nn.Module:
     """The dense-shaped network with the removed units zeroed, in producers, between, and in consumers.
 

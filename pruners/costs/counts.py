@@ -73,7 +73,7 @@ def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
 
     hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             call(model, example)
     finally:
         for hook in hooks:

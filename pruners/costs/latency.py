@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...configs import LatencyConfig
+from ...networks.copying import copied
 from ...networks.inference import channels_last
 from ...training.inputs import Inputs, InputShape, call, leaves, mapped, random_inputs
 
@@ -32,7 +32,7 @@ def measure_latency(
         runs: counted passes of each, after three that warm up.
     """
     config = config or LatencyConfig()
-    ready = {name: formatted(copy.deepcopy(model), config) for name, model in models.items()}
+    ready = {name: formatted(copied(model), config) for name, model in models.items()}
     images = random_images(next(iter(ready.values())), input_shape, config)
     times: dict[str, list[float]] = {name: [] for name in models}
     with stopwatch(next(iter(leaves(images).values())).device, config) as clock, torch.inference_mode():

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import os
 import platform
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
 from ...configs import LatencyConfig
 from ...storage.cache import cache_folder
 from ...storage.files import write_json
+from ...storage.reading import read_json, validated
 
 
 class LatencyCache:
@@ -45,7 +48,8 @@ class LatencyCache:
         """Keep more times; where another process was first, its are taken, so that a run's table stays the same."""
         self.times = {**self.times, **times, **self._read()}
         try:
-            write_json(self.path, {**self.about, "microseconds": dict(sorted(self.times.items()))})
+            times = dict(sorted(self.times.items()))
+            write_json(self.path, {**self.about, "microseconds": times, "sha256": _sha256(times)})
         except OSError as error:
             warnings.warn(
                 f"{self.path} cannot be written ({error.strerror}): latency will be measured anew the next time; set "
@@ -55,22 +59,32 @@ class LatencyCache:
             )
 
     def _read(self) -> dict[str, float]:
-        if not self.path.is_file():
-            return {}
         try:
-            return _checked(json.loads(self.path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            found = validated(_Times, read_json(self.path), str(self.path))
+            if found.model_extra != self.about:
+                raise ValueError("it is of another machine, or of other settings")
+            if found.sha256 not in (None, _sha256(found.microseconds)):
+                raise ValueError("its checksum is wrong")
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             warnings.warn(f"{self.path} is damaged ({reason}): latency is measured anew", RuntimeWarning, stacklevel=2)
             return {}
+        return found.microseconds
 
 
-def _checked(tree: dict[str, dict[str, float]]) -> dict[str, float]:
-    times = {key: float(value) for key, value in tree["microseconds"].items()}
-    for key, value in times.items():
-        if not (math.isfinite(value) and value >= 0.0):
-            raise ValueError(f"{key} takes {value} microseconds")
-    return times
+class _Times(BaseModel):
+    """What the file holds besides what `about` says; older versions wrote no checksum."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    microseconds: dict[str, Annotated[float, Field(ge=0.0)]]
+    sha256: str | None = None
+
+
+def _sha256(times: Mapping[str, float]) -> str:
+    return hashlib.sha256(json.dumps(times, sort_keys=True).encode()).hexdigest()
 
 
 def _machine(device: torch.device) -> str:

@@ -70,7 +70,7 @@ def collect_inputs(model: nn.Module, names: Collection[str], batches: Batches) -
                 )
             )
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for images, _ in batches:
                 call(model, images)
     finally:

@@ -3,29 +3,32 @@
 He, Zhang, Sun (ICCV 2017): inputs from the network pruned so far, targets from the dense one; where a consumer's
 output joins a residual sum, its target is Y₁ − Y₁′ + Y₂, so that the *sum* matches and not only the branch.
 
-One pass over the calibration images is enough. The pruned network walks its torch.fx graph node by node, all images at
-a time; a consumer is solved when its inputs are there, and what follows is computed with its new weights. A residual
-sum's other operand is computed first, whatever the order of the code. Of the dense network only samples of the outputs
-are needed: they are kept where they are not too large, and otherwise it walks along.
+The pruned network walks its torch.fx graph from one fitted layer to the next, batch by batch; a consumer is solved on
+what reaches it, and what follows is computed with its new weights. A residual sum's other operand is computed first,
+whatever the order of the code. Of the dense network only samples of the outputs are needed: they are kept where they
+are not too large, and otherwise it walks along. What both go on from is kept as long as it fits (`networks/stream.py`),
+so that small networks take one pass of the images, and memory does not grow without end for large ones.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from ...networks.graph import UntraceableError as UntraceableError
-from ...networks.graph import Walk, trace
-from ...networks.inference import Batches
+from ...networks.graph import trace
+from ...networks.inference import Batches, count_images
 from ...networks.norms import following_norms, shift_output
-from ...training.inputs import Inputs, count, taken
+from ...networks.stream import FRONT, Stream, computing_order
+from ...training.inputs import taken
 from ..method import Compressed
 from .solve import RIDGE, damping, fit
 from .statistics import SAMPLES, Sampler, repairable
@@ -60,12 +63,17 @@ class Site:
         """What the dense network is asked for."""
         return [self.node] if self.other is None else [self.node, self.other]
 
+    @property
+    def reads(self) -> list[fx.Node]:
+        """What the pruned network is asked for."""
+        return [self.node.all_input_nodes[0], *self.nodes[1:]]
+
 
 class Feature(NamedTuple):
-    """What the dense network computes at a site: (samples, channels) a batch, at the sampler's positions."""
+    """What the dense network computes at a site: (samples, channels) of a batch, at the sampler's positions."""
 
-    output: list[Tensor]
-    other: list[Tensor] | None
+    output: Tensor
+    other: Tensor | None
 
 
 class SequentialRepair:
@@ -76,7 +84,9 @@ class SequentialRepair:
         images: that repair, in batches.
     """
 
-    def __init__(self, dense: nn.Module, batches: Batches, *, samples: int = SAMPLES, held: int = HELD):
+    def __init__(
+        self, dense: nn.Module, batches: Batches, *, samples: int = SAMPLES, held: int = HELD, front: int = FRONT
+    ):
         """Trace the network.
 
         Args:
@@ -84,19 +94,23 @@ class SequentialRepair:
             batches: calibration images, (N, C, H, W) and labels.
             samples: output positions an image that a fit looks at, at most.
             held: keep the dense network's features if they take no more than this many bytes.
+            front: bytes that each network's values may take from which the next layer is reached.
 
         Raises:
             UntraceableError: torch.fx cannot trace the network, or what it traces computes something else.
         """
         self.dense = dense
-        self.images = [images for images, _ in batches]
+        self.images = batches
         self._samples = samples
         self._held = held
-        self._example = taken(self.images[0], slice(1))
-        self._graph = trace(dense, self._example)
-        self._sites = _possible_sites(self._graph, dense, following_norms(dense, self._example))
+        self._front = front
+        self._example: Batches = [taken(batches[0], slice(1))]
+        image, _ = self._example[0]
+        self._graph = trace(dense, image)
+        sites = _possible_sites(self._graph, dense, following_norms(dense, image))
+        self._sites = self._joining(sites, [taken(batches[0], slice(2))])
 
-    @torch.no_grad()  # not inference_mode: what is fitted becomes a parameter, and may be trained
+    @torch.no_grad()
     def __call__(self, compressed: Compressed, *, refit: bool = False) -> None:
         """Re-fit every module that was cut, in the order the images reach them.
 
@@ -107,32 +121,69 @@ class SequentialRepair:
         """
         if not compressed.cut:
             return
-        sites = _chosen_sites(self._sites, compressed.cut, refit)
-        features = self._source(sites.values())
-        _PrunedWalk(self._graph, compressed, self.images, self._samples, sites, features).run()
+        chosen = _chosen_sites(self._sites, compressed.cut, refit)
+        order = computing_order(self._graph, partial(_needed, chosen))
+        sites = [chosen[node] for node in order if node in chosen]
+        first = next((i for i, site in enumerate(sites) if site.cut), len(sites))
+        sites = sites[first:]  # in front of the first cut nothing has drifted
+        reads = [node for site in sites for node in site.reads]
+        pruned = Stream(order, compressed.model, self.images, reads, self._front)
+        fitting = _Fitting(compressed, pruned, self._samples, count_images(self.images))
+        features = self._source(sites)
+        for site in sites:
+            fitting.solve(site, features(site))
 
     @cached_property
     @torch.no_grad()
     def bytes(self) -> int:
         """What the dense network's features take."""
-        alone = self._walk([self._example], self._sites)
-        tensors = [t for site in self._sites for part in alone.feature(site) if part is not None for t in part]
-        return sum(t.numel() * t.element_size() for t in tensors) * sum(map(count, self.images))
+        alone = self._read(self._example)
+        tensors = [t for features in alone.values() for feature in features for t in feature if t is not None]
+        return sum(t.numel() * t.element_size() for t in tensors) * count_images(self.images)
 
     @cached_property
-    def _features(self) -> Mapping[str, Feature]:
-        walk = self._walk(self.images, self._sites)
-        return {site.name: walk.feature(site) for site in self._sites}
+    def _features(self) -> Mapping[str, Sequence[Feature]]:
+        return self._read(self.images)
 
-    def _source(self, sites: Collection[Site]) -> Callable[[Site], Feature]:
+    def _read(self, batches: Batches) -> dict[str, list[Feature]]:
+        """The features of all sites, in one pass."""
+        looks = [look for site in self._sites for look in self._looks(site)]
+        found: dict[str, list[Feature]] = {site.name: [] for site in self._sites}
+        for values in self._stream(batches, self._sites).read(*looks):
+            seen = iter(values)
+            for site in self._sites:
+                found[site.name].append(Feature(next(seen), None if site.other is None else next(seen)))
+        return found
+
+    def _source(self, sites: Collection[Site]) -> Callable[[Site], Iterator[Feature]]:
         if self.bytes > self._held:
-            return self._walk(self.images, sites).feature
-        features = self._features
-        return lambda site: features[site.name]
+            stream = self._stream(self.images, sites)
 
-    def _walk(self, images: Sequence[Inputs], sites: Collection[Site]) -> _DenseWalk:
+            def walk(site: Site) -> Iterator[Feature]:
+                return (Feature(*values, *[None][: 2 - len(values)]) for values in stream.read(*self._looks(site)))
+
+            return walk
+        features = self._features
+        return lambda site: iter(features[site.name])
+
+    def _stream(self, batches: Batches, sites: Collection[Site]) -> Stream:
         reads = [node for site in sites for node in site.nodes]
-        return _DenseWalk(self._graph, self.dense, images, self._samples, reads)
+        return Stream(self._graph.nodes, self.dense, batches, reads, self._front)
+
+    def _looks(self, site: Site) -> list[tuple[fx.Node, Callable[[Any], Any]]]:
+        rows = Sampler(self.dense.get_submodule(site.name), self._samples).rows
+        return [(node, rows) for node in site.nodes]
+
+    @torch.no_grad()
+    def _joining(self, sites: Sequence[Site], example: Batches) -> list[Site]:
+        """The sites, without the other operands that are constants, which do not drift, or broadcast."""
+        shapes = [(node, lambda value: getattr(value, "shape", None)) for site in sites for node in site.nodes]
+        values = next(self._stream(example, sites).read(*shapes)) if sites else []
+        found = dict(zip((node for node, _ in shapes), values, strict=True))
+        return [
+            site if site.other is None or found[site.other] == found[site.node] else replace(site, other=None)
+            for site in sites
+        ]
 
 
 def repair_sequentially(compressed: Compressed, dense: nn.Module, batches: Batches, *, refit: bool = False) -> None:
@@ -225,74 +276,42 @@ def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> boo
     return False
 
 
-class _DenseWalk(Walk):
-    """The dense network, computed as far as its features are asked for."""
-
-    def __init__(
-        self, graph: fx.Graph, dense: nn.Module, images: Sequence[Inputs], samples: int, reads: Sequence[fx.Node]
-    ):
-        super().__init__(graph, dense, images, reads)
-        self.samples = samples
-
-    def feature(self, site: Site) -> Feature:
-        """What it computes there; once a site."""
-        sampler = Sampler(self.model.get_submodule(site.name), self.samples)
-        outputs = self.read(site.node)
-        others = None if site.other is None else self.read(site.other)
-        if others is not None and not (isinstance(others[0], Tensor) and others[0].shape == outputs[0].shape):
-            others = None  # a constant, which does not drift, or something broadcast
-        return Feature([sampler.rows(y) for y in outputs], others and [sampler.rows(y) for y in others])
+def _needed(sites: Mapping[fx.Node, Site], node: fx.Node) -> list[fx.Node]:
+    """The inputs, and what the site's sum has on its other side."""
+    site = sites.get(node)
+    return list(node.all_input_nodes) + ([] if site is None or site.other is None else [site.other])
 
 
-class _PrunedWalk(Walk):
-    """The pruned network; every site is solved before it is computed."""
+class _Fitting:
+    """Fits the pruned network's sites, each before anything behind it is computed."""
 
-    def __init__(
-        self,
-        graph: fx.Graph,
-        compressed: Compressed,
-        images: Sequence[Inputs],
-        samples: int,
-        sites: Mapping[fx.Node, Site],
-        features: Callable[[Site], Feature],
-    ):
-        others = [site.other for site in sites.values() if site.other is not None]
-        super().__init__(graph, compressed.model, images, others)
-        self.samples = samples
-        self.sites = sites
+    def __init__(self, compressed: Compressed, stream: Stream, samples: int, images: int):
         self.compressed = compressed
-        self.features = features
-        self.drifted = False
+        self.model = compressed.model
+        self.stream = stream
+        self.samples = samples
+        self.images = images
 
-    def needed(self, node: fx.Node) -> list[fx.Node]:
-        """The inputs, and what the site's sum has on its other side."""
-        site = self.sites.get(node)
-        return super().needed(node) + ([] if site is None or site.other is None else [site.other])
-
-    def compute(self, node: fx.Node) -> None:
-        """Solve, then compute."""
-        site = self.sites.get(node)
-        if site is not None:
-            feature = self.features(site)
-            if site.cut or self.drifted:
-                self._solve(site, feature)
-                self.drifted = True
-        super().compute(node)
-
-    def _solve(self, site: Site, feature: Feature) -> None:
+    def solve(self, site: Site, features: Iterator[Feature]) -> None:
+        """Fit one site to what the dense network computes there."""
         module: Any = self.model.get_submodule(site.name)
-        inputs = self.values[site.node.all_input_nodes[0]]
         sampler = Sampler(module, self.samples)
-        targets = self._targets(site, feature, sampler)
-        samples = sum(len(target) for target in targets)
+        looks: list[Callable[[Any], Any]] = [lambda x: (len(x), sampler.inputs(x)), sampler.rows]
+        pruned = self.stream.read(*zip(site.reads, looks, strict=False))
+        batches = (
+            (count, x, self._target(site, feature, *other))
+            for ((count, x), *other), feature in zip(pruned, features, strict=True)
+        )
+        count, x, target = next(batches)
+        per_image = self.images / self.stream.first
+        samples, inputs = round(len(target) * per_image), round(count * per_image)
         weight = sampler.weight(module.weight.detach())
         solve = self.compressed.solve
-        believed = independent(samples, sum(len(x) for x in inputs))
         fitted, constant = fit(
-            ((sampler.inputs(x), sampler.grouped(t)) for x, t in zip(inputs, targets, strict=True)),
+            ((x, sampler.grouped(target)) for _, x, target in chain([(count, x, target)], batches)),
             samples,
             weight,
-            damping(believed, weight.shape[2], RIDGE if site.cut else REFIT_RIDGE),
+            damping(independent(samples, inputs), weight.shape[2], RIDGE if site.cut else REFIT_RIDGE),
             intercept=module.bias is not None or site.norm is not None,
             solve=partial(solve, site.name) if solve is not None and site.cut else None,
         )
@@ -300,16 +319,12 @@ class _PrunedWalk(Walk):
         bias = 0.0 if module.bias is None else module.bias.detach().double()
         shift_output(self.model, site.name, site.norm, constant.flatten() - bias)
 
-    def _targets(self, site: Site, feature: Feature, sampler: Sampler) -> list[Tensor]:
-        """(samples, outputs) a batch: Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
-        targets = [self._rows(site, y) for y in feature.output]
-        if site.other is None or feature.other is None:
-            return targets
-        gain = self._gain(site)
-        return [
-            target + (self._rows(site, dense) - sampler.rows(pruned)) * gain
-            for target, dense, pruned in zip(targets, feature.other, self.values[site.other], strict=True)
-        ]
+    def _target(self, site: Site, feature: Feature, other: Tensor | None = None) -> Tensor:
+        """(samples, outputs): Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
+        target = self._rows(site, feature.output)
+        if site.other is None or feature.other is None or other is None:
+            return target
+        return target + (self._rows(site, feature.other) - other) * self._gain(site)
 
     def _rows(self, site: Site, feature: Tensor) -> Tensor:
         """The outputs that are left."""

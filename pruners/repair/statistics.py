@@ -140,17 +140,16 @@ class Moments:
             self._t = self._t + t.sum(1).double()
             self._xt = self._xt + (x.transpose(1, 2) @ t).double()
 
-    def state(self, prefix: str = "") -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         """What the inputs' moments are made of, by name; `restored` makes them again."""
-        state = {"count": torch.tensor(self.count), "origin": self._origin_x, "x": self._x, "xx": self._xx}
-        return {prefix + name: tensor for name, tensor in state.items()}
+        return {"count": torch.tensor(self.count), "origin": self._origin_x, "x": self._x, "xx": self._xx}
 
     @classmethod
-    def restored(cls, state: Mapping[str, Tensor], prefix: str, device: torch.device) -> Moments:
+    def restored(cls, state: Mapping[str, Tensor], device: torch.device) -> Moments:
         """The moments that `state` described, without targets."""
         moments = cls()
-        moments.count = int(state[f"{prefix}count"])
-        moments._origin_x, moments._x, moments._xx = (state[prefix + name].to(device) for name in ("origin", "x", "xx"))
+        moments.count = int(state["count"])
+        moments._origin_x, moments._x, moments._xx = (state[name].to(device) for name in ("origin", "x", "xx"))
         return moments
 
     @property

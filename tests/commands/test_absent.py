@@ -123,7 +123,7 @@ def test_compare_fine_tuned_without_test_images(method, tmp_path):
     ("arguments", "message"),
     [
         ({"against": []}, "nothing to compare: give a plan, or an allocator"),
-        ({"against": ["random"], "seeds": []}, "give at least one seed"),
+        ({"against": ["random"], "seeds": []}, "0 seeds: a search draws, give 1 to 1,000"),
         ({"against": ["uniform"], "finetune": 1}, "there are no training images: pass images.train"),
     ],
 )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import secateur
+from secateur.commands.compare import verdict
 from secateur.envs import CandidateEvaluator
 from secateur.pruners.structure import PlanError
 
@@ -27,7 +28,8 @@ def test_one_row_an_allocator_and_seed(comparison):
 
 
 def candidates(folder):
-    return [json.loads(line) for line in (folder / "candidates.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (folder / "candidates.jsonl").read_text().splitlines())
+    return [{key: line[key] for key in line.keys() - {"fingerprint", "check"}} for line in lines]
 
 
 def test_every_candidate_of_a_search_is_logged_and_counted_and_the_best_measured_again(run, comparison):
@@ -131,3 +133,16 @@ def test_an_unknown_allocator_names_the_near_miss(run):
         secateur.compare([run.folder], against=["unifrom"])
     with pytest.raises(ValueError, match="did you mean uniform"):  # before anything is loaded
         secateur.compare([run.folder / "gone"], against=["unifrom"])
+
+
+def test_the_verdict_is_ahead_of_an_allocator_where_it_is_of_every_seed():
+    def row(allocator, lead, error=0.3):
+        return {"allocator": allocator, "test_lead": lead, "test_lead_standard_error": error}
+
+    first = {"allocator": "ddpg"}
+    rows = [first, row("ddpg", 5.0), row("random", 0.7), row("random", 0.5), row("uniform", 4.0), row("same", 0.0, 0.0)]
+    assert verdict([*rows, row("lamp", -0.7), row("lamp", -9.0)]) == (
+        "ddpg on the test images, beyond two standard errors: ahead of uniform; level with random, same; behind lamp"
+    )
+    assert verdict([first]) is None
+    assert verdict([first, row("ddpg", 5.0)]) is None

@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,12 +16,12 @@ import pytest
 import torch
 
 import crash
+import kills
 import secateur
 from secateur.agents.log import EpisodeLog
 from secateur.commands import cli
 from secateur.pruners.compressor import Compressor
 from secateur.storage.files import is_temporary, read_tensors
-from secateur.storage.folders import claimed
 
 SERVER = multiprocessing.get_context("forkserver")  # real processes, that need not import everything first
 SERVER.set_forkserver_preload(["crash", "secateur.commands.train", "secateur.commands.compare"])
@@ -86,21 +85,11 @@ def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run,
     assert_same_run(folder, run.folder)
 
 
-def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(run, quick, tmp_path):
-    folder = tmp_path / "run"
-    fresh = {"session": {"config": "digits", "overrides": quick}, "out": folder}
-    moments = random.Random(0)
-
-    def go_on() -> multiprocessing.Process:
-        return start("train", **({"resume": folder} if (folder / "config.yaml").exists() else fresh))
-
-    for _ in range(2):
-        process = go_on()
-        process.join(moments.uniform(0.2, 2.0))
-        process.kill()
-        was_killed(process)
-    assert not was_killed(go_on())
-    assert_same_run(folder, run.folder)
+@pytest.mark.parametrize("name", kills.CASES)
+def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(name, tmp_path):
+    found = kills.check(kills.CASES[name], tmp_path, 1, random.Random(name))
+    assert sum(found.killed.values()) == 1
+    assert found.runs >= 1
 
 
 def test_a_killed_comparison_ends_as_the_uninterrupted_one(run, tmp_path):
@@ -173,7 +162,7 @@ def test_on_a_full_disk_a_start_leaves_nothing_behind(quick, tmp_path, error_lin
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml is not YAML: .*; restore it, or write it anew"),
+        ("config.yaml", b"\xff\xfe\x00", r"config\.yaml is not text in UTF-8 .*; restore it, or write it anew"),
         ("config.yaml", b"", r"config\.yaml holds no config: .*; restore it"),
         ("config.yaml", b"name: [", r"config\.yaml is not YAML: .*; restore it"),
         ("config.yaml", b"name: digits\nbudge: 1\n", r"config\.yaml: .*unknown key budge .*; restore it"),
@@ -209,26 +198,20 @@ def test_a_damaged_line_is_named(run, tmp_path, line):
             EpisodeLog(log).read(6)
 
 
-def test_a_log_that_does_not_replay_is_refused(run, tmp_path):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("budget.flops=0.2", "its actions give another plan now"),
+        ("reward.accuracy=3", r"its evaluation is worth \d\.\d+, not \d\.\d+ now"),
+    ],
+)
+def test_a_log_without_a_fingerprint_that_does_not_replay_is_refused(run, tmp_path, override, message):
     folder = copy(run, tmp_path / "run", 3)
-    for checkpoint in folder.glob("learner-*"):
-        checkpoint.unlink()
-    with pytest.raises(ValueError, match=r"episodes\.jsonl, line 1: its actions give another plan now"):
-        secateur.train(secateur.Session(overrides=["budget.flops=0.2"]), resume=folder)
-
-
-def test_two_processes_do_not_write_one_run(run, tmp_path):
-    folder = copy(run, tmp_path / "run", 3)
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
-    command = [sys.executable, "-u", "-c", hold, str(folder / ".lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="another process writes there; wait for it, or choose another folder"):
-            secateur.train(resume=folder)
-        other.kill()
-        other.wait()
-        with claimed(folder, "train", "episodes.jsonl"):
-            pass  # a killed process holds nothing
+    records = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    lines = ({key: value for key, value in r.items() if key not in ("fingerprint", "check")} for r in records)
+    (folder / "episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(ValueError, match=rf"episodes\.jsonl, line 1: {message}"):
+        secateur.train(secateur.Session(overrides=[override]), resume=folder)
 
 
 def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(run, tmp_path, monkeypatch):
@@ -255,12 +238,14 @@ def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(ru
     assert done.plan.kept.tolist() != calls[1]
 
 
-def test_an_agent_that_diverges_stops_the_run_and_it_goes_on_with_a_lower_rate(run, tmp_path, monkeypatch):
-    folder = copy(run, tmp_path / "run", 2)
+def test_an_agent_that_diverges_stops_the_run_and_it_goes_on_with_a_lower_rate(run, quick, tmp_path):
+    folder = tmp_path / "run"
+    weights = f"network.weights={run.folder / 'dense.safetensors'}"
+    diverging = secateur.Session("digits", overrides=[*quick, weights, "agent.learning_rate=1e30"])
     with pytest.raises(
         RuntimeError, match=r"the agent diverged after \d episodes .* below agent\.learning_rate=1e\+30"
     ):
-        secateur.train(secateur.Session(overrides=["agent.learning_rate=1e30"]), resume=folder)
+        secateur.train(diverging, out=folder)
     logged = untimed(folder / "episodes.jsonl")
     assert len(logged) >= 2
     assert secateur.RatioPlan.load(folder).provenance.candidates >= 2

@@ -141,6 +141,8 @@ def as_0_1(folder: Path) -> Path:
     log = folder / "episodes.jsonl"
     lines = []
     for record in map(json.loads, log.read_text().splitlines()):
+        for new in ("check", "fingerprint"):
+            record.pop(new, None)
         record["reward"] = record.pop("quality")
         record["widths"], record["ratios"] = record.pop("kept"), record.pop("sparsity")
         lines.append(json.dumps(record) + "\n")
@@ -174,6 +176,11 @@ def test_a_run_goes_on_and_ends_as_it_would_have(run, tmp_path):
     assert resumed.summary["replayed"] == 4
     assert resumed.plan == run.plan
     assert resumed.summary["best"] == run.summary["best"]
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert ["fingerprint" in record for record in records] == [False] * 4 + [True, False]  # what is new is marked
+    log.write_text(log.read_text().replace('"accuracy": ', '"accuracy": 1', 1))  # in a line of 0.1
+    with pytest.raises(ValueError, match=r"line 5 is not what was written there: .* or a line above it"):
+        secateur.train(resume=folder)
 
 
 def test_a_plan_is_applied_and_its_network_loaded(run, tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from PIL import Image
 
 from secateur.configs.schema import DataConfig
 from secateur.data import Images, Splits, load_splits
+from secateur.networks.inference import count_images
 
 Maker = Callable[..., Path]
 SIDES = {"train": {"cat": 5, "ant": 4}, "test": {"cat": 2, "ant": 3}}  # images 0-3 ants, 4-8 cats, 9-11 ants, …
@@ -171,6 +175,60 @@ def test_hidden_folders_are_no_classes(make_folder: Maker) -> None:
     assert load(root).classes == ["ant", "cat"]
 
 
+def test_what_is_hidden_is_no_image_and_a_link_back_is_not_followed(make_folder: Maker) -> None:
+    root = make_folder(SIDES)
+    expected = numbers(load(root, calibration=4, search=5).test)
+    (root / "test/ant/._00.png").write_bytes(b"what a Mac leaves beside an image")
+    (root / "test/ant/.checkpoints").mkdir()
+    (root / "test/ant/.checkpoints/00.png").write_bytes(b"")
+    (root / "test/ant/again").symlink_to(root / "test/ant")
+    (root / "test/ant/a.png").mkdir()
+    assert numbers(load(root, calibration=4, search=5).test) == expected
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as opened:
+        opened.bind(str(path))
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to(path.with_name("nothing.png"))
+
+
+def enormous(path: Path) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    size = (200_000).to_bytes(4, "big")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + size + b"\x08\x02\0\0\0") + chunk(b"IDAT", b""))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (pipe, r"02\.png is a pipe, not a file"),
+        (listening, r"02\.png is a socket, not a file"),
+        (dangling, r"No such file or directory: '.*02\.png'"),
+        (enormous, r"02\.png cannot be read as an image: Image size .* exceeds limit"),
+    ],
+)
+def test_what_only_looks_like_an_image_is_named(
+    make_folder: Maker, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], message: str
+) -> None:
+    root = make_folder(SIDES)
+    monkeypatch.chdir(root / "train/ant")  # a socket's path must be short
+    path = Path("02.png")
+    path.unlink()
+    make(path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        load(root, calibration=4, search=5)
+    assert "\n" not in str(caught.value)
+
+
 def test_roots_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"data\.name=folder needs a folder: set data\.root=DIR"):
@@ -179,3 +237,38 @@ def test_roots_that_are_not_there(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"file is not a folder: set data\.root=DIR"):
         load(tmp_path / "file")
+
+
+def test_test_images_are_decoded_when_they_are_looked_at_and_not_before(
+    make_folder: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = Image.open
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(f"{path.parent.parent.name}") or real(path))
+    splits = load(make_folder(SIDES))
+    batches = splits.test.batches(splits.calibration.images_a_pass)
+    _ = splits.train.labels, count_images(batches)
+    assert opened == ["train"] * 5  # calibration and search images
+    _ = list(batches)
+    assert opened.count("test") == 6  # one of them twice, for the shape
+    _ = list(batches)
+    assert opened.count("test") == 6  # they fit into memory
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "seen"), [(None, None, 80), (64, None, 70), (64, 64, 80), (40, None, 80), (56, 64, 70)]
+)
+def test_the_margin_round_the_crop(make_folder: Maker, size: int | None, resize: int | None, seen: int) -> None:
+    """Of a square of 80 pixels whose columns count up, how many are inside the frame."""
+    root = make_folder(SIDES)
+    columns = np.broadcast_to(np.arange(80, dtype=np.uint8)[None, :, None] * 3, (80, 80, 3))
+    for path in root.rglob("*.png"):
+        Image.fromarray(np.ascontiguousarray(columns)).save(path)
+    pixels = load(root, image_size=size, resize=resize).test.pixels[0, 0, 0].int()
+    assert len(pixels) == (size or 80)
+    assert int(pixels[-1] - pixels[0]) / 3 == pytest.approx(seen - 1, abs=2)
+
+
+def test_a_crop_larger_than_what_it_is_cut_from_is_refused() -> None:
+    with pytest.raises(ValueError, match="resize=50, image_size=64"):
+        DataConfig(name="folder", image_size=64, resize=50)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from secateur.data import Images, TrainLoader, as_batches
 from secateur.data.loaders import random_crop, random_flip
 from secateur.data.sources import ArraySource
+from secateur.data.streaming import StreamedLoader
+from secateur.networks.batches import targets_of
+from secateur.networks.inference import count_images, first_images
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 
@@ -26,7 +31,7 @@ def images(count: int = 23, size: int = 8) -> Images:
     return Images(source, np.arange(count), MEAN, STD)
 
 
-def same(first: list[tuple[Tensor, Tensor]], second: list[tuple[Tensor, Tensor]]) -> bool:
+def same(first: Sequence[tuple[Tensor, Tensor]], second: Sequence[tuple[Tensor, Tensor]]) -> bool:
     return all(torch.equal(a, b) and torch.equal(y, z) for (a, y), (b, z) in zip(first, second, strict=True))
 
 
@@ -191,12 +196,79 @@ X, Y = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
         ([({"x": X, "m": X.byte()}, Y)], "batch 0: m are uint8 .* expected floats"),
         ([(X, Y[:1])], "batch 0 has 2 images and 1 targets"),
         ([(X[:0], Y[:0])], "batch 0 has 0 images"),
-        ([(X, Y), (X / 0, Y)], "batch 1: the images hold NaN"),
-        ([(X + torch.inf, Y)], "batch 0: the images hold NaN or infinity"),
-        ([{"a": X, "b": X / 0, "labels": Y}], "batch 0: b hold NaN"),
+        ([(X, Y), (X / 0, Y)], "batch 1: image 0 holds nan: pixels must be numbers within"),
+        ([(X + torch.inf, Y)], "batch 0: image 0 holds inf"),
+        ([{"a": X, "b": X / 0, "labels": Y}], r"batch 0: image 0 \(b\) holds nan"),
+        ([([X[0], X[1] + 1e10], [Y, Y])], r"batch 0: image 1 holds 1e\+10"),
         ([(X, Y), (X[..., 1:], Y)], "batch 1 has images of 3×4×3, batch 0 of 3×4×4"),
     ],
 )
 def test_batches_that_cannot_be_used(batches: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         as_batches(batches)
+
+
+def test_a_split_that_does_not_fit_is_decoded_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, kept = images(), images()
+    monkeypatch.setattr("secateur.data.images.KEPT", 23 * 3 * 8 * 8 - 1)
+    decoded: list[list[int]] = []
+    decode = some.source.decode
+    monkeypatch.setattr(some.source, "decode", lambda indices: decoded.append(indices.tolist()) or decode(indices))
+    batches = some.batches(10)
+    assert count_images(batches) == 23
+    assert torch.cat(targets_of(batches)).tolist() == list(range(23))
+    assert decoded == []  # nothing was looked at
+    assert batches[1][0].shape == (10, 3, 8, 8)
+    assert decoded == [[0], list(range(10, 20))]  # one for the shape, then one batch
+    assert "pixels" not in vars(some)
+    assert same(list(batches), list(kept.batches(10)))
+
+
+def test_slices_of_batches_are_batches() -> None:
+    batches = images().batches(5)
+    assert same(list(batches[1:3]), list(batches)[1:3])
+    assert count_images(batches[3:]) == 8
+    assert count_images(first_images(batches, 6)) == 6
+    with pytest.raises(IndexError):
+        _ = batches[5]
+
+
+def test_pixels_in_memory_go_to_other_processes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = images()
+    batches = some.batches(10)
+    _ = some.pixels
+    monkeypatch.setattr(type(some.source), "decode", lambda *_: pytest.fail("the source was asked"))
+    sent = pickle.loads(pickle.dumps(batches))
+    assert same(list(sent), list(batches))
+
+
+def test_large_images_go_through_a_network_in_smaller_batches() -> None:
+    assert images(size=32).images_a_pass == 100
+    assert images(2, size=224).images_a_pass == 25
+    assert images(1, size=2000).images_a_pass == 1
+
+
+def test_streamed_batches_are_those_of_memory_where_crops_are_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = images()
+    plain = list(some.loader(5, augment=False, seed=2))
+    monkeypatch.setattr("secateur.data.images.KEPT", 0)
+    streamed = images().loader(5, augment=False, seed=2, workers=0)
+    assert isinstance(streamed, StreamedLoader)
+    assert same(plain, list(streamed))
+    shifted = list(images().loader(5, flip=False, seed=2, workers=0))
+    assert len(shifted) == 4
+    assert not same(shifted, plain)
+    assert [y.tolist() for _, y in shifted] == [y.tolist() for _, y in plain]
+
+
+def test_large_images_are_cut_anew_whatever_the_workers() -> None:
+    some = images(6, size=64)
+    loaders = [some.loader(3, flip=False, seed=1, workers=workers) for workers in (0, 2)]
+    epochs = [[list(loader) for _ in range(2)] for loader in loaders]
+    assert same(epochs[0][0], epochs[1][0])
+    assert same(epochs[0][1], epochs[1][1])
+    assert not torch.equal(epochs[0][0][0][0], epochs[0][1][0][0])
+    assert {tuple(x.shape) for x, _ in epochs[0][0]} == {(3, 3, 64, 64)}
+    assert isinstance(some.loader(3, augment=False), TrainLoader)
+    assert isinstance(some.loader(3, crop="shifted"), TrainLoader)
+    assert isinstance(images(6, size=32).loader(3, crop="resized"), StreamedLoader)

@@ -104,7 +104,6 @@ def test_image_size_applies_to_arrays() -> None:
         ({"search": 1300, "calibration": 48}, "need 1348 images, the training side has 1347"),
         ({"test": 451}, r"data\.test=451: the test side has 450 images"),
         ({"mean": [0.3, 0.3], "std": [0.4, 0.4]}, r"data\.mean has 2 channels"),
-        ({"split_seed": -1}, r"data\.split_seed=-1: must be 0 or more"),
     ],
 )
 def test_what_cannot_be_drawn(values: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 import zoo
 from secateur.configs.schema import Repair
-from secateur.networks.inference import channels_last, count_images, first_images
+from secateur.networks.inference import channels_last, count_images, first_images, regrouped
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.compressor import Compressor
@@ -58,7 +58,7 @@ def test_it_is_shrink_and_repair(name: str) -> None:
     repair_from_moments(expected, p.dense, zoo.moments(p.dense, p.structure, p.context.calibration))
     assert same(repaired(p, kept, "gram"), expected.model)
     for refit in (False, True):
-        for images, batches in ((None, calibration), (20, calibration[:1]), (30, calibration[:2])):
+        for images, batches in ((None, calibration), (24, calibration[:1]), (30, first_images(calibration, 30))):
             expected = fresh()
             repair_sequentially(expected, p.dense, batches, refit=refit)
             assert same(repaired(p, kept, "sequential", refit=refit, images=images), expected.model)
@@ -67,7 +67,7 @@ def test_it_is_shrink_and_repair(name: str) -> None:
         SequentialRepair(p.dense, calibration, samples=samples)(expected)
         assert same(repaired(p, kept, "sequential", samples=samples), expected.model)
     expected = fresh()
-    adapt_batchnorm(expected.model, calibration[:2])
+    adapt_batchnorm(expected.model, first_images(calibration, 25))
     assert same(repaired(p, kept, adaptive_bn=25), expected.model)
 
 
@@ -162,36 +162,59 @@ def test_bad_counts() -> None:
             ask(np.array([0, 1, 1]))
 
 
-def test_first_images_are_whole_batches_from_the_front() -> None:
+@pytest.mark.parametrize("count", [0, 1, 24, 25, 47, 48, 64, 1000])
+def test_first_images_are_as_many_as_asked_for(count: int) -> None:
     batches = zoo.batches("vgg", (24, 24, 16))
-    assert [len(first_images(batches, n)) for n in (1, 24, 25, 48, 49, 64, 1000)] == [1, 1, 2, 2, 3, 3, 3]
-    assert count_images(batches) == 64
+    whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
+    found = first_images(batches, count)
+    assert count_images(found) == min(count, 64)
+    for position, parts in enumerate(zip(*found, strict=True)):
+        assert torch.equal(torch.cat(parts), whole[position][:count])
 
 
-def test_adaptive_statistics_are_the_mean_over_batches() -> None:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5, momentum=None)
-        )
-        zoo.scramble(model)
-    model[1].momentum = 0.37
-    batches = zoo.batches("vgg", (10, 6))
-    first, second, weights = model[1], model[4], copy.deepcopy(dict(model.named_parameters()))
-    with torch.no_grad():
-        once = [model[0](x) for x, _ in batches]
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), size=st.integers(2, 7))
+def test_regrouped_images_are_the_same_ones(sizes: list[int], size: int) -> None:
+    images = torch.arange(sum(sizes) * 2.0).reshape(-1, 2)
+    groups = list(regrouped([(part, part) for part in images.split(sizes)], size))
+    assert torch.equal(torch.cat(groups), images)
+    counts = [len(group) for group in groups]
+    assert counts[:-1] == [size] * (len(counts) - 1)
+    assert counts == [1] or 2 <= counts[-1] <= size + 1
+
+
+@settings(max_examples=15)
+@given(
+    sizes=st.sampled_from([(201,), (100, 100, 1), (7,) * 28 + (5,), (1,) * 201, (150, 51)]), momentum=st.floats(0, 1)
+)
+def test_adaptive_statistics_weigh_every_image_alike(sizes: tuple[int, ...], momentum: float) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=momentum), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(4, 5), nn.BatchNorm1d(5, momentum=None),
+    )  # fmt: skip
+    zoo.scramble(model)
+    batches = zoo.batches("vgg", sizes)
+    first, second, weights = model[1], model[5], copy.deepcopy(dict(model.named_parameters()))
+    with torch.no_grad():  # of one image there is no variance behind the pooling: it goes with those before it
+        once = [model[0](x) for x in torch.cat([x for x, _ in batches]).split([100, 101])]
         normed = [nn.functional.batch_norm(y, None, None, first.weight, first.bias, training=True) for y in once]
-        twice = [model[3](torch.relu(y)) for y in normed]
+        twice = [model[4](y.mean((2, 3)))[:, :, None, None] for y in normed]
     adapt_batchnorm(model.train(), batches)
     for norm, features in ((first, once), (second, twice)):
-        mean = sum(y.mean((0, 2, 3)) for y in features) / 2
-        var = sum(y.var((0, 2, 3)) for y in features) / 2
+        mean = sum(len(y) * y.mean((0, 2, 3)) for y in features) / 201
+        var = sum(len(y) * y.var((0, 2, 3)) for y in features) / 201
         torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_var, var, rtol=1e-4, atol=1e-5)
-    assert (first.momentum, second.momentum) == (0.37, None)
+    assert (first.momentum, second.momentum) == (momentum, None)
     assert not any(module.training for module in model.modules())
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name])
+
+
+def test_of_one_image_there_are_no_statistics() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5), nn.BatchNorm1d(5))
+    before = model[2].running_var.clone()
+    adapt_batchnorm(model, [(torch.randn(1, 3, 8, 8), torch.zeros(1))])
+    assert torch.equal(model[2].running_var, before)
 
 
 def test_a_batch_norm_without_statistics_is_left_alone() -> None:

@@ -114,6 +114,7 @@ def test_one_missing_time_is_measured_and_no_other_changes(empty_cache):
     (file,) = empty_cache.glob("latency/*.json")
     tree = json.loads(file.read_text())
     gone, value = tree["microseconds"].popitem()
+    del tree["sha256"]  # as older versions wrote it
     file.write_text(json.dumps(tree))
     take_table(zoo.make("residual"), layers, ONE, timer=zoo.timer(lambda *call: 2 * zoo.blocks(*call)))
     assert json.loads(file.read_text())["microseconds"] == {**tree["microseconds"], gone: 2 * value}

@@ -144,7 +144,7 @@ def test_sparsity_is_a_number(text: str, tmp_path: Path) -> None:
     [
         (b"", "is not JSON"),
         (b"{", "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
+        (b"\xff\xfe\x00", r"is not text in UTF-8 \(byte 0\)"),
         (b"[]", r"is not a ratio plan: the file = \[\]: input should be a valid dictionary"),
         (b"{}", "is not a ratio plan: architecture: field required"),
         (b'{"schema_version": 2}', "is not a ratio plan: architecture: field required"),

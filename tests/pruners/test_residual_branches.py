@@ -42,7 +42,7 @@ def test_a_branch_over_the_sum_it_joins(cut: str) -> None:
         ("downsample", ["block1", "block2"], ("bn2", "downsample")),
     ):
         seen = context(name, cut)
-        images = seen.calibration[0][0]
+        images = torch.cat([images for images, _ in seen.calibration])
         found = dict(zip([layer.name for layer in seen.structure.layers], residual_branch_variance(seen), strict=True))
         for block in blocks:
             branch = heard(seen.model, f"{block}.{ends[0]}", images)
@@ -55,7 +55,7 @@ def test_a_branch_over_the_sum_it_joins(cut: str) -> None:
 def test_in_a_longer_branch_the_share_is_that_of_its_end() -> None:
     """Layers of a bottleneck count alike, the stem in front of it whole: no sum has it on one side only."""
     seen = context("bottleneck")
-    images = seen.calibration[0][0]
+    images = torch.cat([images for images, _ in seen.calibration])
     branch, other = heard(seen.model, "1.bn3", images), heard(seen.model, "1.downsample", images)
     expected = part(branch, branch + other)
     # the stem's consumers are the branch, and the shortcut, which is the rest of the same sum

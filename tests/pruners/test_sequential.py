@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import zoo
+from secateur.networks.batches import with_images
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
@@ -250,8 +251,19 @@ def test_features_that_are_kept_repair_as_those_that_are_not(name: str, cut: str
         anew = repaired(model, structure, selection, batches, refit)
         for key, tensor in anew.state_dict().items():
             assert torch.equal(compressed.model.state_dict()[key], tensor), key
-    held = [t for feature in shared._features.values() for part in feature if part is not None for t in part]
+    held = [t for features in shared._features.values() for feature in features for t in feature if t is not None]
     assert sum(t.numel() * t.element_size() for t in held) == shared.bytes
+
+
+@CASES
+def test_memory_that_is_bounded_repairs_as_memory_that_is_not(name: str, cut: str) -> None:
+    """Where no value may be kept every layer begins with the images again; batches come as they are looked at."""
+    model, structure, batches = zoo.make(name), zoo.structure(name, cut), zoo.batches(name)
+    free, bounded = (cut_channels(model, structure, half(structure)) for _ in range(2))
+    SequentialRepair(model, batches)(free, refit=True)
+    SequentialRepair(model, with_images(batches, torch.clone), held=0, front=0)(bounded, refit=True)
+    for key, tensor in free.model.state_dict().items():
+        assert torch.equal(bounded.model.state_dict()[key], tensor), key
 
 
 @CASES

@@ -159,3 +159,56 @@ def test_an_output_that_is_no_tensor() -> None:
     ):
         fit(Heads(16, 2), halves(), FitConfig(epochs=1), seed=0)
     fit(Heads(16, 2), halves(), FitConfig(epochs=1), seed=0, objective=CrossEntropy(output=0))
+
+
+def parts() -> nn.Sequential:
+    """Two of each; the second are trained in every test below."""
+
+    def block(inputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Dropout(0.5)]
+
+    torch.manual_seed(1)
+    return nn.Sequential(*block(1), *block(4), nn.Flatten(), nn.Linear(64, 2))
+
+
+def moved(model: nn.Module, *, at_rest: tuple[str, ...] = ()) -> set[str]:
+    """Names of what training changed; weight decay alone would move any parameter."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fit(model, halves(), FitConfig(epochs=1, learning_rate=0.1, weight_decay=0.1), seed=0, at_rest=at_rest)
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def names_of(model: nn.Module, *modules: str) -> set[str]:
+    return {name for name in model.state_dict() if name.split(".")[0] in modules}
+
+
+def test_without_anything_frozen_everything_moves() -> None:
+    for mode in (True, False):
+        model = parts().train(mode)
+        assert moved(model) == set(model.state_dict())
+
+
+def test_a_frozen_norm_in_eval_mode_keeps_its_statistics_and_frozen_parameters_stay() -> None:
+    model = parts().eval()
+    model[:2].requires_grad_(False)
+    assert moved(model) == names_of(model, "3", "4", "7")
+    assert [p.requires_grad for p in model.parameters()] == [False] * 4 + [True] * 6
+    training = parts().train()
+    training[:2].requires_grad_(False)  # its weights alone: in training mode the statistics go on, as everywhere
+    statistics = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved(training) == names_of(training, "3", "4", "7") | statistics
+
+
+def test_what_the_caller_set_apart_in_eval_mode_stays_there() -> None:
+    seen: list[bool] = []
+    model = parts().train()
+    model[1].eval()
+    model[2].eval()
+    model[2].register_forward_hook(lambda module, _inputs, _output: seen.append(module.training))
+    statistics = {f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved(model) == set(model.state_dict()) - statistics
+    assert seen == [False] * 4
+    named = parts().eval()  # as a session says it, whose networks are all in eval mode
+    assert moved(named, at_rest=("1", "2", "gone")) == set(named.state_dict()) - statistics
+    for (name, ours), theirs in zip(named.state_dict().items(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name

@@ -109,7 +109,7 @@ def _count(context: Context) -> dict[str, Tensor]:
             module.register_forward_pre_hook(lambda m, args, found=found: found.add(channels_first(m, args[0])))
         )
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             for images, _ in context.calibration:
                 call(context.model, images)
     finally:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ....networks.inference import first_images
-from ....training.inputs import joined, mapped, taken
+from ....training.inputs import joined, mapped
 from ...context import Context
 from ...repair.solve import ridge_step
 from ...repair.statistics import Sampler
@@ -120,7 +120,7 @@ def _shifted(context: Context, name: str, weight: Tensor, fitted: Tensor) -> dic
 
 def _slopes(context: Context, replaced: dict[str, Tensor], names: list[str], count: int) -> dict[str, Tensor]:
     """Consumer → the gradient of the objective's loss by its weight, double, with some tensors replaced."""
-    images, targets = taken(joined(first_images(context.calibration, count)), slice(count))
+    images, targets = joined(first_images(context.calibration, count))
     with torch.enable_grad():
         weights = [replaced[f"{name}.weight"].detach().requires_grad_() for name in names]
         given = replaced | {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}

@@ -137,7 +137,7 @@ class Judge:
         """For a layer, on the first `most` calibration images."""
         key, objective = f"removal-{most}", context.objective
         if key not in context.memo:
-            images, targets = taken(joined(first_images(context.calibration, most)), slice(most))
+            images, targets = joined(first_images(context.calibration, most))
             folded = fold_batchnorm(context.model, taken(images, slice(PART)))
             context.memo[key] = folded, *_hardest_first(folded, objective, images, targets)
         model, images, targets = context.memo[key]
@@ -169,7 +169,7 @@ class Judge:
     def look(self, gone: Sequence[int], part: int) -> tuple[float, float]:
         """Σ 1 − score (wrong answers) and Σ loss without these units, on a part of the images; both 0 at least."""
         targets = taken(self.targets, slice(part * PART, (part + 1) * PART))
-        with torch.inference_mode(), self._zeroed(gone):
+        with torch.no_grad(), self._zeroed(gone):
             outputs = mapped(_double, self.parts[part]())
             targets = mapped(_double, targets)
             missed = (1.0 - self.objective.score(outputs, targets)).nansum()
@@ -205,7 +205,7 @@ def _double(tensor: Tensor) -> Tensor:
 
 def _hardest_first(model: nn.Module, objective: Objective, images: Inputs, targets: Any) -> tuple[Inputs, Any]:
     """Images and targets, sorted by the network's loss."""
-    with torch.inference_mode():
+    with torch.no_grad():
         parts = [taken((images, targets), slice(start, start + 100)) for start in range(0, count(images), 100)]
         losses = torch.cat([objective.losses(call(model, some), told) for some, told in parts])
     order = losses.argsort(descending=True, stable=True).tolist()
@@ -219,7 +219,7 @@ def _forwards(model: nn.Module, images: Inputs, late: set[str]) -> list[Callable
         graph = trace(model, taken(parts[0], slice(1)))
     except UntraceableError:
         return [partial(call, model, some) for some in parts]
-    with torch.inference_mode():
+    with torch.no_grad():
         return [_Rest(model, graph, some, late) for some in parts]
 
 

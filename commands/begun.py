@@ -1,0 +1,96 @@
+"""What an application of a plan was begun with, on disk: it goes on with nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..pruners import RatioPlan
+from ..storage.cache import digest
+from ..storage.files import write_json
+from ..storage.folders import BEGUN_NAME
+from ..storage.reading import read_json
+from ..training.checkpoint import network_of
+from ..training.inputs import leaves
+from ..training.objective import identity
+from ..training.schedules import SCHEDULES
+from .session import Session
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What an application was begun with, and goes on with.
+
+    Attributes:
+        epochs: of fine-tuning.
+        schedule: one of `SCHEDULES`.
+        of: what all else follows from, by name.
+    """
+
+    epochs: int
+    schedule: str
+    of: Mapping[str, str]
+
+    @classmethod
+    def now(cls, session: Session, plan: RatioPlan, epochs: int, schedule: str) -> Begun:
+        """With a session and a plan.
+
+        Raises:
+            ValueError: no such fine-tuning.
+        """
+        session.check_finetune(epochs)
+        if schedule == "gradual" and not epochs:
+            raise ValueError("schedule = 'gradual' compresses while fine-tuning: give finetune epochs")
+        settings = session.config.model_dump(
+            mode="json",
+            include={"layers": True, "repair": True, "gradual": True, "seed": True, "finetune": True},
+            exclude={"finetune": {"epochs", "learning_rate"}},
+        )
+        kept = [plan.method, plan.criterion, plan.budget.kind, plan.budget.fraction, plan.kept.tolist()]
+        calibration = digest(tensor for batch in session.calibration for tensor in leaves(batch).values())
+        of = {
+            "network": network_of(session.model),
+            "objective": identity(session.objective),
+            "plan": json.dumps(kept),
+            "config": json.dumps(settings),
+            "calibration images": calibration,
+        }
+        return cls(epochs, schedule, of)
+
+    def check(self, session: Session, plan: RatioPlan, folder: Path) -> None:
+        """Whether these are what it was begun with.
+
+        Raises:
+            ValueError: they are not; the message says what differs.
+        """
+        now = Begun.now(session, plan, self.epochs, self.schedule)
+        if other := [name for name in now.of if now.of[name] != self.of.get(name)]:
+            raise ValueError(
+                f"--resume {folder}: it was begun with another {other[0]}; give that back, or apply the plan in a new "
+                "folder"
+            )
+
+    def write(self, folder: Path) -> None:
+        """To a folder."""
+        write_json(folder / BEGUN_NAME, {"finetune_epochs": self.epochs, "schedule": self.schedule, "of": {**self.of}})
+
+    @classmethod
+    def read(cls, folder: Path) -> Begun:
+        """From a folder.
+
+        Raises:
+            ValueError: nothing was begun there, or the file is damaged.
+        """
+        path = folder / BEGUN_NAME
+        if not path.exists():
+            raise ValueError(f"--resume {folder}: no {BEGUN_NAME}, so nothing that secateur apply began is there")
+        try:
+            tree = read_json(path)
+            begun = cls(tree["finetune_epochs"], tree["schedule"], dict(tree["of"]))
+            if not isinstance(begun.epochs, int) or begun.schedule not in SCHEDULES:
+                raise ValueError(f"{begun.epochs!r} epochs of schedule {begun.schedule!r}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): apply the plan in a new folder") from error
+        return begun

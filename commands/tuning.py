@@ -1,0 +1,162 @@
+"""A network trained for a command, before it is pruned or after: shown, kept on disk, gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from ..configs.schema import FitConfig
+from ..data.loaders import TrainLoader
+from ..networks.inference import FAILURES
+from ..reports.progress import Advance, Reporter
+from ..storage.cache import LIMIT, cache_folder, code_of, digest, evict
+from ..storage.files import package_versions
+from ..storage.folders import FINETUNED_NAME
+from ..training.checkpoint import Checkpoint, network_of
+from ..training.fit import Batches as Loader
+from ..training.fit import OnEpoch, OnStep, fit
+from ..training.inputs import leaves
+from ..training.objective import Objective, identity, is_built_in
+from ..training.tasks import DEFAULT
+
+PROBE = 8  # images that tell what a network's forward does with its weights
+
+
+class FitOptions(TypedDict, total=False):
+    """What `fit` takes besides what is trained, on what and how."""
+
+    on_step: OnStep | None
+    on_epoch: OnEpoch | None
+    checkpoint: Checkpoint | None
+    at_rest: Collection[str]
+    objective: Objective
+
+
+def run_fit(
+    model: nn.Module,
+    batches: Loader,
+    config: FitConfig,
+    seed: int,
+    reporter: Reporter,
+    title: str,
+    **options: Unpack[FitOptions],
+) -> None:
+    """`fit` with a progress bar, which begins where the training does."""
+    on_step, on_epoch = options.get("on_step"), options.get("on_epoch")
+    bars: list[Advance] = []
+    with ExitStack() as stack:
+
+        def before(step: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(reporter.bar(title, total, step)))
+            if on_epoch is not None:
+                on_epoch(step, total)
+
+        def after(step: int, total: int, loss: float) -> None:
+            if on_step is not None:
+                on_step(step, total, loss)
+            bars[0](f"loss {loss:.3f}")
+
+        options["on_step"], options["on_epoch"] = after, before
+        fit(model, batches, config, seed=seed, **options)
+
+
+def holding(model: nn.Module, hold: Callable[[nn.Module], None] | None) -> OnStep | None:
+    """What keeps a network's form after each step of the optimizer, if anything must."""
+    return None if hold is None else lambda _step, _total, _loss: hold(model)
+
+
+def row_checkpoint(folder: Path, number: int) -> Checkpoint:
+    """Where a run folder keeps the fine-tuning of one of its plans, until `remove_checkpoints`."""
+    return Checkpoint(folder / FINETUNED_NAME / f"{number}.safetensors")
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Of a run that has nothing left to go on with."""
+    shutil.rmtree(folder / FINETUNED_NAME, ignore_errors=True)
+
+
+def pretrain(
+    model: nn.Module,
+    batches: Loader,
+    config: FitConfig,
+    seed: int,
+    reporter: Reporter,
+    cache: bool,
+    objective: Objective = DEFAULT,
+) -> None:
+    """Train the dense network, in place; kept in the cache epoch by epoch, and when it is finished.
+
+    A command that was interrupted here goes on there when it is called again, and so does another one on the same
+    network, images and settings.
+    """
+    checkpoint = _cached(model, batches, config, seed, objective) if cache else None
+    try:
+        run_fit(model, batches, config, seed, reporter, "pretrain", checkpoint=checkpoint, objective=objective)
+    except KeyboardInterrupt:
+        if checkpoint is not None and checkpoint.path.exists():
+            reporter.say("stopped while the network was trained; the same command goes on after its last whole epoch")
+        raise
+
+
+def check_trainable(model: nn.Module, train: object | None, epochs: int) -> None:
+    """Whether a network can be fine-tuned, before anything that takes long.
+
+    Raises:
+        ValueError: there are no training images, or all parameters are frozen.
+    """
+    if train is None:
+        raise ValueError(f"finetune={epochs} epochs, but there are no training images: pass images.train")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"finetune={epochs} epochs, but every parameter of the {type(model).__name__} is frozen (requires_grad is "
+            "off): set it on for some, or finetune=0"
+        )
+
+
+def _cached(model: nn.Module, batches: Loader, config: FitConfig, seed: int, objective: Objective) -> Checkpoint | None:
+    """Under a key of all that the trained network depends on; none where not all of it is known."""
+    if not isinstance(batches, TrainLoader) or not is_built_in(objective):
+        return None
+    probe = _probe(model, batches)
+    if probe is None:
+        return None
+    about = {
+        "versions": package_versions(),
+        "code": code_of("data", "networks", "training"),
+        "threads": torch.get_num_threads(),
+        "device": str(next(model.parameters()).device),
+        "network": [type(model).__name__, repr(model), network_of(model), digest(probe)],
+        "objective": identity(objective),
+        "training": config.model_dump(mode="json"),
+        "seed": seed,
+        "images": [batches.settings, digest(batches.images)],
+    }
+    folder = cache_folder() / "pretrained" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+    with suppress(OSError):  # what cannot be written is said by whoever writes
+        if folder.is_dir():
+            os.utime(folder)
+        else:
+            folder.mkdir(parents=True)
+            evict(folder.parent, LIMIT)
+    return Checkpoint(folder / "network.safetensors", needed=False)
+
+
+def _probe(model: nn.Module, batches: TrainLoader) -> list[Tensor] | None:
+    """What the untrained network makes of some images: two of the same weights need not compute the same."""
+    device = next(model.parameters()).device
+    images, _ = next(iter(batches))
+    try:
+        with torch.no_grad():
+            return list(leaves(model(images[:PROBE].to(device))).values())
+    except FAILURES:
+        return None  # training it says what is wrong
