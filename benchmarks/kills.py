@@ -1,6 +1,6 @@
 """Commands killed (kill -9) at random moments and gone on with: they must end as they do when nobody kills them.
 
-python benchmarks/kills.py [--kills 20] [--seed 0] [--only train,compare]
+python benchmarks/kills.py [--kills 20] [--seed 0] [--only "train; compare"]
 
 On the embedded digits, a search of seconds. A command is one entry of `CASES`.
 """
@@ -25,11 +25,12 @@ from typing import Any
 
 from common import header, table
 
+from secateur.pruners.saved import REPAIRED_NAME
 from secateur.storage.files import read_tensors
 
 SERVER = multiprocessing.get_context("forkserver")  # real processes, that need not import everything first
 SERVER.set_forkserver_preload(
-    [f"secateur.commands.{name}" for name in ("cli", "train", "compare")]
+    [f"secateur.commands.{name}" for name in ("cli", "train", "apply", "compare")]
     + ["sklearn.datasets", "matplotlib.backends.backend_agg", "tensorboard.summary"]
 )
 
@@ -43,7 +44,7 @@ class Case:
     Attributes:
         begin: its arguments; `--out FOLDER` is added, and `{before}` is where the command before has written.
         resume: its arguments when it goes on; `--resume FOLDER` is added.
-        log: what it achieved, a line each; tells where it was killed.
+        log: what it achieved, in lines; tells where it was killed.
         same: files, by pattern, and what of each must be as if nobody had killed it.
         closed: the file with which it is finished, if it cannot go on from then on.
         before: a command that is run once, and not killed.
@@ -74,6 +75,8 @@ SET = tuple(part for override in TINY for part in ("--set", override))
 SEARCHES = ("--against", "uniform,random,hill_climb", "--candidates", "4")
 TRAINED = {"episodes.jsonl": untimed, "plan.json": Path.read_bytes, "config.yaml": Path.read_bytes}
 TRAINED |= {"policy.safetensors": tensors, "dense.safetensors": tensors}
+WEIGHTS = ("weights.safetensors", f"{REPAIRED_NAME}/weights.safetensors")
+APPLIED = {"network.json": Path.read_bytes, "plan.json": Path.read_bytes, **dict.fromkeys(WEIGHTS, tensors)}
 COMPARED = {"candidates.jsonl": untimed, "compare.json": Path.read_bytes, "plans/*.json": Path.read_bytes}
 
 CASES = {
@@ -86,6 +89,17 @@ CASES = {
         COMPARED,
         closed="compare.json",
         before=("train", "digits", *SET),
+    ),
+    "apply, fine-tuning": Case(
+        ("apply", "{before}", "--finetune", "3"),
+        ("apply",),
+        f"{REPAIRED_NAME}/network.json",
+        APPLIED,
+        closed="summary.json",
+        before=("train", "digits", *SET),
+    ),
+    "train, six epochs of pretraining": Case(
+        ("train", "digits", *SET, "--set", "network.pretrain.epochs=6"), ("train",), "episodes.jsonl", TRAINED
     ),
 }
 

@@ -130,7 +130,7 @@ class _Saved(BaseModel):
     objective: ObjectiveConfig = ObjectiveConfig()  # 0.1 knew no other
     method: str
     recipe: dict[str, JsonValue]
-    frozen: frozenset[str] = frozenset()
+    frozen: list[str] = []
     sha256: str | None = None
 
     def named(self, path: Path) -> NetworkConfig | None:
