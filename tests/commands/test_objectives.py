@@ -206,11 +206,11 @@ def test_a_config_names_an_objective_that_runs_only_when_trusted(tmp_path, monke
         (
             "segmentation",
             "cross-entropy",
-            r"the network returns a dict \(out float32 \(2, 2, 6, 6\).*set objective: segm",
+            r"the network returns a dict \(out float32 \(20, 2, 6, 6\).*set objective: segm",
         ),
-        ("own", "segmentation", r"the network returns float32 \(2, 3\), expected class scores for every pixel"),
-        ("own", "regression", r"outputs float32 \(2, 3\) and targets int64 \(2,\) do not go together"),
-        ("own", "multilabel", r"outputs float32 \(2, 3\) and labels int64 \(2,\) do not go together"),
+        ("own", "segmentation", r"the network returns float32 \(20, 3\), expected class scores for every pixel"),
+        ("own", "regression", r"outputs float32 \(20, 3\) and targets int64 \(20,\) do not go together"),
+        ("own", "multilabel", r"outputs float32 \(20, 3\) and labels int64 \(20,\) do not go together"),
     ],
 )
 def test_the_wrong_objective_is_refused_before_any_work(kind, objective, message, tmp_path):

@@ -53,7 +53,7 @@ def counted(monkeypatch) -> Counter[str]:
     count("secateur.commands.session", "load")
     count("secateur.pruners.channels.method", "find_layers")
     count("secateur.pruners.context", "collect_inputs")
-    count("secateur.commands.session", "layer_statistics")
+    count("secateur.commands.setup", "layer_statistics")
     count("secateur.commands.session", "Compressor")
     count("secateur.commands.session", "CandidateEvaluator")
     l1 = CRITERIA["l1"]

@@ -145,7 +145,7 @@ class Judge:
         for part in layer.slices:  # a shortcut would carry a removed unit on to the next trunk
             if part.dim == 1 and isinstance(context.model.get_submodule(part.module), ChannelPad):
                 channels[part.module] = part.positions
-        return cls(model, channels, objective, targets, _forwards(model, images, set(channels)))
+        return cls(model, channels, objective, targets, _forwards(model, _parts(images, PART), set(channels)))
 
     @classmethod
     def of_filters(cls, model: nn.Module, name: str, batches: Batches, objective: Objective = DEFAULT) -> Judge:
@@ -158,7 +158,9 @@ class Judge:
         units = np.arange(model.get_parameter(f"{name}.weight").shape[0])[:, None]
         folded = fold_batchnorm(model, example, keep={last})
         images, targets = _hardest_first(folded, objective, *joined(batches))
-        return cls(folded, {last: units}, objective, targets, _forwards(folded, images, {last}), behind=True)
+        return cls(
+            folded, {last: units}, objective, targets, _forwards(folded, _parts(images, PART), {last}), behind=True
+        )
 
     def __call__(self, gone: Sequence[int]) -> tuple[float, float]:
         """Mean score (of a classifier the fraction of correct answers) and mean loss, without these units."""
@@ -206,15 +208,18 @@ def _double(tensor: Tensor) -> Tensor:
 def _hardest_first(model: nn.Module, objective: Objective, images: Inputs, targets: Any) -> tuple[Inputs, Any]:
     """Images and targets, sorted by the network's loss."""
     with torch.no_grad():
-        parts = [taken((images, targets), slice(start, start + 100)) for start in range(0, count(images), 100)]
+        parts = _parts((images, targets), 100)
         losses = torch.cat([objective.losses(call(model, some), told) for some, told in parts])
     order = losses.argsort(descending=True, stable=True).tolist()
     return picked(images, order), picked(targets, order)
 
 
-def _forwards(model: nn.Module, images: Inputs, late: set[str]) -> list[Callable[[], Any]]:
+def _parts(images: Inputs, size: int) -> list[Inputs]:
+    return [taken(images, slice(start, start + size)) for start in range(0, count(images), size)]
+
+
+def _forwards(model: nn.Module, parts: Sequence[Inputs], late: set[str]) -> list[Callable[[], Any]]:
     """Forward passes of `PART` images each that compute again only what may change when inputs of `late` modules do."""
-    parts = [taken(images, slice(start, start + PART)) for start in range(0, count(images), PART)]
     try:
         graph = trace(model, taken(parts[0], slice(1)))
     except UntraceableError:
