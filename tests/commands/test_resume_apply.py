@@ -180,6 +180,7 @@ def test_it_goes_on_with_nothing_else_than_it_was_begun_with(run, session, whole
 
     for override in ("finetune.batch_size=10", "finetune.momentum=0.5", "repair.final.kind=gram"):
         refused("it was begun with another config; give that back", session.beside(overrides=[override]))
+    refused("begun with another objective; give that back", session.beside(overrides=["objective.kwargs.ignore=9"]))
     images = secateur.Images(session.search, session.search, session.test, train=session.train_loader(50))
     refused(
         "another calibration images", secateur.Session(run.folder / "config.yaml", images=images, overrides=OVERRIDES)
