@@ -114,7 +114,9 @@ class PlanLog:
         if whole != text:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        return records
+        return [
+            {key: value for key, value in record.items() if key not in ("check", "fingerprint")} for record in records
+        ]
 
     def _parse(self, text: bytes) -> Iterator[dict[str, Any]]:
         checked = False

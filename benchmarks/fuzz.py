@@ -148,7 +148,7 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
 
     def episodes(folder: Path) -> Any:
         log = EpisodeLog(folder / "episodes.jsonl")
-        with claimed(folder, "train", "episodes.jsonl"):
+        with claimed(folder, "train", "episodes.jsonl", new=False):
             past = log.read(len(structure.layers))
         evaluator = session.evaluator
         evaluator.known = {tuple(record["kept"]): evaluation_of(record) for record in past}
@@ -162,7 +162,7 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
         return found
 
     def candidates(folder: Path) -> Any:
-        with claimed(folder, "compare", "candidates.jsonl"):
+        with claimed(folder, "compare", "candidates.jsonl", new=False):
             log = CandidateLog(folder / "candidates.jsonl", len(structure.layers))
         for (allocator, seed, kept), _ in log._written.items():
             evaluation = log.known[kept]
@@ -225,7 +225,7 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
         drawn = random_plans(SearchProblem(session.budget, session.context, rng=np.random.default_rng(0)), 3)
 
         def rows(folder: Path) -> Any:
-            with claimed(folder, "correlate", ROWS_NAME):
+            with claimed(folder, "correlate", ROWS_NAME, new=False):
                 return _measure_all(session, drawn, folder)
 
         found.append(Artefact(ROWS_NAME, logs / "correlate", ROWS_NAME, rows, "jsonl", r".*"))

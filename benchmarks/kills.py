@@ -140,7 +140,7 @@ def check(case: Case, folder: Path, kills: int, moments: random.Random) -> Found
     call(case, case.begin, ("--out", str(folder / "whole")), folder, "cache-whole")
     found = Found(time.perf_counter() - began)
     here = folder / "run-0"
-    while sum(found.killed.values()) < kills or here.exists():
+    while sum(found.killed.values()) < kills or here.exists() or not found.runs:
         begun = (here / "config.yaml").exists()
         where = ("--resume" if begun else "--out", str(here))
         last = sum(found.killed.values()) >= kills

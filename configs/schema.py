@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from .fields import (
+from .scalars import (
     Batch,
     Candidates,
     Count,
@@ -27,6 +27,8 @@ from .fields import (
 Cut = Literal["inner", "sampled", "all"]
 Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency"]
+
+
 LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
 
 
@@ -208,7 +210,7 @@ class LatencyConfig(Section):
 
     batch: Width = Field(default=32, description="images a pass")
     threads: Threads | None = Field(default=None, description="torch's while measuring; none: the run's own number")
-    repeats: Annotated[int, Field(ge=1, le=1_000)] = Field(
+    repeats: Annotated[Integer, Field(ge=1, le=1_000)] = Field(
         default=5, description="passes of every network that the table is made from"
     )
     channels_last: bool = Field(default=False, description="the memory format of weights and images")

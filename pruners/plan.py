@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
-from ..configs.fields import FileName
+from ..configs.scalars import FileName
 from ..configs.schema import ObjectiveConfig
 from ..storage.files import package_versions, write_json
 from ..storage.reading import explain, place_of, read_json, shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 import stat
 from collections.abc import Hashable, Iterable, Sequence
@@ -18,6 +19,8 @@ MOST_VALUES = 100_000  # in YAML, aliases followed: a few lines of it can stand 
 MOST_FAULTS = 5  # that a message names
 
 M = TypeVar("M", bound=BaseModel)
+
+_BRANCH = re.compile(r"(function-(after|before|plain|wrap)|constrained-\w+|list|dict|tuple|set|union|nullable)\[")
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
@@ -150,8 +153,9 @@ def listed(faults: Sequence[str]) -> str:
 
 
 def place_of(path: Iterable[object]) -> str:
-    """A path into a tree, as messages name it."""
-    return ".".join(text if len(text) <= 80 else f"{text[:77]}..." for text in map(str, path))
+    """A path into a tree, as messages name it: without the branches of a union, which pydantic puts in between."""
+    named = (step for step in map(str, path) if not _BRANCH.match(step))
+    return ".".join(text if len(text) <= 80 else f"{text[:77]}..." for text in named)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

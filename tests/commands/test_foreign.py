@@ -306,4 +306,4 @@ def test_an_error_does_not_steer_the_terminal(run, tmp_path, capsys, monkeypatch
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert r"error: the plan (\x1b]0;title\x07) cuts layer 'nowhere'" in capsys.readouterr().err
+    assert r"plan.json: the plan (\x1b]0;title\x07) cuts layer 'nowhere'" in capsys.readouterr().err

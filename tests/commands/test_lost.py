@@ -150,6 +150,7 @@ def test_on_a_full_disk_a_run_stops_with_one_line_and_goes_on_when_there_is_room
     assert_same_run(folder, run.folder)
 
 
+@pytest.mark.filterwarnings("ignore:.* cannot be written .File too large.*:RuntimeWarning")  # the cache
 def test_on_a_full_disk_a_start_leaves_nothing_behind(quick, tmp_path, error_line):
     overrides = [part for override in (*quick, "network.pretrain.epochs=1") for part in ("--set", override)]
     with crash.files_of_at_most(5000):
@@ -202,7 +203,7 @@ def test_a_damaged_line_is_named(run, tmp_path, line):
     ("override", "message"),
     [
         ("budget.flops=0.2", "its actions give another plan now"),
-        ("reward.accuracy=3", r"its evaluation is worth \d\.\d+, not \d\.\d+ now"),
+        ("reward.accuracy=3", r"quality = \d\.\d+, where its figures give \d\.\d+ now"),
     ],
 )
 def test_a_log_without_a_fingerprint_that_does_not_replay_is_refused(run, tmp_path, override, message):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import secateur
 import zoo
 from secateur.agents.fingerprint import Fingerprint
-from secateur.agents.log import PlanLog
+from secateur.agents.log import Line, PlanLog
 from secateur.commands import fingerprints
 from secateur.storage.files import package_versions
 
@@ -163,13 +163,13 @@ def test_a_longer_search_keeps_the_budgets_that_were_walked_on(tmp_path):
 )
 def test_versions(begun, base, monkeypatch, version, kind, message):
     monkeypatch.setattr(fingerprints, "package_versions", lambda: {**package_versions(), **version})
-    log = PlanLog(begun / "episodes.jsonl", (), fingerprints.of_training(base))
+    log = PlanLog(begun / "episodes.jsonl", Line, fingerprints.of_training(base))
     with pytest.raises(kind, match=message):
         log.read(3)
 
 
 def test_another_number_of_threads_is_named_and_goes_on(begun):
-    log = PlanLog(begun / "episodes.jsonl", (), fingerprints.of_training(session("threads=2")))
+    log = PlanLog(begun / "episodes.jsonl", Line, fingerprints.of_training(session("threads=2")))
     try:
         with pytest.warns(RuntimeWarning, match="threads was 1, is 2 now"):
             assert len(log.read(len(figures(begun)[0]["kept"]))) == 3
@@ -225,7 +225,7 @@ def test_a_line_that_was_edited_is_refused(begun, name):
 
 def write_log(path: Path, qualities: list[float]) -> list[bytes]:
     path.unlink(missing_ok=True)
-    log = PlanLog(path, {"note"}, Fingerprint({"part": {"key": 1}}))
+    log = PlanLog(path, Line, Fingerprint({"part": {"key": 1}}))
     for number, quality in enumerate(qualities):
         log.write({"kept": [number], "quality": quality, "note": None, "seconds": 0.1})
     return path.read_bytes().splitlines(keepends=True)
@@ -248,7 +248,7 @@ def test_any_edit_but_cutting_lines_off_the_end_is_seen(tmp_path_factory, qualit
     if spoilt == lines[: len(spoilt)]:
         return
     with pytest.raises(ValueError, match=r"line \d is not what was written there"):
-        PlanLog(path, {"note"}).read(1)
+        PlanLog(path, Line).read(1)
 
 
 @settings(max_examples=30)
@@ -257,7 +257,7 @@ def test_whatever_was_cut_off_the_end_the_log_goes_on_as_it_would_have(tmp_path_
     path = tmp_path_factory.mktemp("log") / "log.jsonl"
     whole = b"".join(write_log(path, qualities))
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole)))])
-    log = PlanLog(path, {"note"}, Fingerprint({"part": {"key": 1}}))
+    log = PlanLog(path, Line, Fingerprint({"part": {"key": 1}}))
     for number in range(len(log.read(1)), len(qualities)):
         log.write({"kept": [number], "quality": qualities[number], "note": None, "seconds": 0.1})
     assert path.read_bytes() == whole

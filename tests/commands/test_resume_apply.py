@@ -303,6 +303,7 @@ def test_weights_that_are_not_finite_are_never_saved(run, session, tmp_path):
     broken.load_state_dict(spoilt)
     broken.bn1.running_var[0] = math.inf
     about = {"method": "channels", "recipe": {}, "network": None, "input_shape": (1, 8, 8)}
+    about["objective"] = session.config.objective
     with pytest.raises(
         ValueError, match=r"weights\.safetensors is not written: bn1\.running_var holds NaN or infinity"
     ):

@@ -162,6 +162,7 @@ def gradual(session: secateur.Session, model: nn.Module, out: Path) -> None:
 
 def saved(session: secateur.Session, model: nn.Module, out: Path) -> None:
     rest = {"method": "weights", "recipe": {"masked": []}, "network": None, "input_shape": (3, 8, 8)}
+    rest["objective"] = session.config.objective
     save_network(model, out, **rest)  # the caller's own
     assert sha256(out / "weights.safetensors")
     secateur.load(out, model=model)
@@ -215,7 +216,7 @@ def test_also_when_it_is_stopped(error, model, images, tmp_path):
 
     session = secateur.Session(secateur.Config.model_validate(CONFIG), model=model, images=images)
     with (
-        nothing_changes(model, images),
+        nothing_changes("stopped", model, images),
         pytest.raises(ZeroDivisionError) if error is ZeroDivisionError else nullcontext(),
     ):
         secateur.train(session, out=tmp_path / "run", on_episode=stop)

@@ -66,7 +66,8 @@ def test_choices_that_do_not_rise_to_the_units_are_refused(choices: tuple[int, .
         ("vgg", ["2.0"], ["0.0", "5"]),
         ("vgg", ["Linear"], ["0.0", "2.0"]),
         ("vgg", ["?.0"], ["5"]),
-        ("vgg", ["[02].0", "7"], None),  # 7 is no layer: it is the output
+        ("vgg", ["[02].0", "5"], None),
+        ("vgg", ["[02].0", "7"], ["5"]),  # 7 is the output, and left whole anyway
         ("residual", ["layer[12].*"], ["layer3.0.conv1"]),
         ("downsample", ["BasicBlock"], None),  # every layer lies within one
         ("inverted", ["InvertedResidual"], ["0.0"]),

@@ -1,4 +1,4 @@
-"""What a config's values may be: numbers, names and paths, checked where they are read."""
+"""Numbers, paths and names as configs take them."""
 
 from __future__ import annotations
 
