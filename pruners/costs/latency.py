@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from ...configs import LatencyConfig
 from ...networks.copying import copied
 from ...networks.inference import channels_last
+from ...networks.world import undisturbed
 from ...training.inputs import Inputs, InputShape, call, leaves, mapped, random_inputs
 
 Clock = Callable[[], float]
 
 
+@undisturbed()
 def measure_latency(
     models: Mapping[str, nn.Module], input_shape: InputShape, config: LatencyConfig | None = None, *, runs: int = 25
 ) -> dict[str, float]:

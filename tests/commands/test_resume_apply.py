@@ -242,9 +242,10 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_
 ):
     folder, step, calls = tmp_path / "small", fit_module._step, []
 
-    def diverging(model, optimizer, images, labels):
+    def diverging(model, optimizer, batch, device, objective):
         calls.append(optimizer.param_groups[0]["lr"])
-        return step(model, optimizer, images * (math.nan if len(calls) == per_epoch + 2 else 1.0), labels)
+        spoilt = (batch[0] * (math.nan if len(calls) == per_epoch + 2 else 1.0), batch[1])
+        return step(model, optimizer, spoilt, device, objective)
 
     per_epoch = len(session.train_loader(50))
     with monkeypatch.context() as patch:
