@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .configs import Config
     from .pruners.plan import RatioPlan
     from .pruners.saved import load
+    from .training.objective import Objective
 
 __version__ = metadata.version("secateur")
 
@@ -42,6 +43,7 @@ _HOMES = {
     "Correlation": ".commands.correlate",
     "Filters": ".commands.filters",
     "Images": ".commands.loading",
+    "Objective": ".training.objective",
     "Proposal": ".commands.plan",
     "RatioPlan": ".pruners.plan",
     "Sensitivity": ".commands.sensitivity",
@@ -66,6 +68,7 @@ __all__ = [
     "Correlation",
     "Filters",
     "Images",
+    "Objective",
     "Proposal",
     "RatioPlan",
     "Sensitivity",

@@ -35,7 +35,7 @@ from .train import SUMMARY_NAME
 from .tuning import holding
 
 CHECKPOINT_NAME = "finetune.safetensors"
-TOLERANCE = 1e-3  # of the logits' spread; what layers are found by
+TOLERANCE = 1e-3  # of the outputs' spread; what layers are found by
 WHOLE = {"flops": 1.0, "params": 1.0}  # what the dense network costs
 
 
@@ -120,11 +120,18 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path) -> App
     if begun.schedule == "gradual" and compressed.hold is None:
         raise ValueError(f"schedule = 'gradual' needs a method that keeps the network's shape, not {plan.method}")
     difference = _largest_difference(session, masked, compressed.model)
-    reporter.say(f"masked and compressed network agree: logits differ by at most {difference:.1e} of their spread")
+    reporter.say(f"masked and compressed network agree: outputs differ by at most {difference:.1e} of their spread")
 
     def save(model: nn.Module, to: Path) -> None:
-        network, shape = session.config.network, session.input_shape
-        save_network(model, to, method=plan.method, recipe=compressed.recipe, network=network, input_shape=shape)
+        save_network(
+            model,
+            to,
+            method=plan.method,
+            recipe=compressed.recipe,
+            network=session.config.network,
+            input_shape=session.input_shape,
+            objective=session.config.objective,
+        )
 
     models = {"dense": session.model, "masked": masked, "pruned": _repaired(session, plan, folder / REPAIRED_NAME)}
     checkpoint = Checkpoint(folder / CHECKPOINT_NAME, {**begun.of, "schedule": begun.schedule})
@@ -140,6 +147,8 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path) -> App
     summary = {
         **rows,
         "method": plan.method,
+        "objective": session.config.objective.name,
+        "measure": session.objective.measure,
         "schedule": begun.schedule,
         "finetune_epochs": epochs,
         "latency_batch": session.config.latency.batch,
@@ -159,7 +168,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path) -> App
     note = f"ms: one pass of {summary['latency_batch']} images"
     if compressed.hold is not None:
         note += "; FLOPs without the zeros: dense kernels multiply them"
-    reporter.show(figures_table("The plan, applied", rows, _titles(begun), note))
+    reporter.show(figures_table("The plan, applied", rows, _titles(begun), note, session.objective.measure))
     return Applied(models["pruned"], folder, summary)
 
 
@@ -178,7 +187,7 @@ def _repaired(session: Session, plan: RatioPlan, folder: Path) -> nn.Module:
     """The smaller network, repaired; the one that is there already, if it is."""
     if not (folder / NETWORK_NAME).exists():
         return session.compress(plan.kept)
-    device = session.search[0][0].device
+    device = next(session.model.parameters()).device
     return load(folder, session.model).to(device)
 
 
@@ -264,17 +273,17 @@ def _tighten_while_training(session: Session, plan: RatioPlan, epochs: int, chec
 
 
 def _largest_difference(session: Session, masked: nn.Module, compressed: nn.Module) -> float:
-    """Over the logits' spread. The masked network is the oracle.
+    """Over the outputs' spread, of the objective's features. The masked network is the oracle.
 
     Raises:
         RuntimeError: they do not agree; nothing is saved.
     """
     images = first_images(session.search, 100)
-    expected = logits(masked, images)
-    difference = (logits(compressed, images) - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
+    expected, actual = (logits(model, images, session.objective.features) for model in (masked, compressed))
+    difference = (actual - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
     if not difference <= TOLERANCE:
         raise RuntimeError(
-            "the compressed network does not compute what the masked one computes (logits differ by "
+            "the compressed network does not compute what the masked one computes (outputs differ by "
             f"{float(difference):.1e} of their spread): leave layers out with layers.ignore until it does, "
             "and please report this network"
         )
@@ -284,13 +293,13 @@ def _largest_difference(session: Session, masked: nn.Module, compressed: nn.Modu
 def measure(
     session: Session, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float | None]]:
-    """Test accuracy, the costs as given, and latency of every network; they are timed in turn."""
+    """The objective's measure on the test images, the costs as given, and latency of every network, timed in turn."""
     with session.reporter.bar("measure", len(models)) as advance:
         latency = measure_latency(models, session.input_shape, session.config.latency)
         rows: dict[str, dict[str, float | None]] = {}
         for name, model in models.items():
             rows[name] = {
-                "test_accuracy": None if session.test is None else accuracy(model, session.test),
+                "test_accuracy": None if session.test is None else accuracy(model, session.test, session.objective),
                 **costs[name],
                 "latency_ms": latency[name],
             }
@@ -310,13 +319,14 @@ def _table_error(session: Session, kept: NDArray[np.int64], rows: Mapping[str, M
 
 
 def figures_table(
-    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str
+    title: str, rows: Mapping[str, Mapping[str, float | None]], titles: Mapping[str, str], note: str, measure: str
 ) -> Figures:
-    """What `measure` found, side by side: a row for every title there are figures for."""
+    """What `measure` found, side by side: a row for every title there are figures for; `measure` is the objective's."""
+    score = measure.removesuffix(" %")
     return Figures(
         title,
-        f"test accuracy, FLOPs and parameters kept in per cent; {note}",
-        ("network", "test", "FLOPs", "params", "ms"),
+        f"{score} on the test images, FLOPs and parameters kept in per cent; {note}",
+        ("network", score, "FLOPs", "params", "ms"),
         [_figures_row(label, rows[name]) for name, label in titles.items() if name in rows],
     )
 

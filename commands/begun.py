@@ -13,6 +13,8 @@ from ..storage.files import write_json
 from ..storage.folders import BEGUN_NAME
 from ..storage.reading import read_json
 from ..training.checkpoint import network_of
+from ..training.inputs import leaves
+from ..training.objective import identity
 from ..training.schedules import SCHEDULES
 from .session import Session
 
@@ -47,9 +49,10 @@ class Begun:
             exclude={"finetune": {"epochs", "learning_rate"}},
         )
         kept = [plan.method, plan.criterion, plan.budget.kind, plan.budget.fraction, plan.kept.tolist()]
-        calibration = digest(tensor for batch in session.calibration for tensor in batch)
+        calibration = digest(tensor for batch in session.calibration for tensor in leaves(batch).values())
         of = {
             "network": network_of(session.model),
+            "objective": identity(session.objective),
             "plan": json.dumps(kept),
             "config": json.dumps(settings),
             "calibration images": calibration,

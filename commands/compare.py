@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..envs import Evaluation, Evaluator
-from ..networks.batches import Batches, labels_of
-from ..networks.inference import logits
+from ..networks.inference import accuracy, statistics
 from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
@@ -143,22 +141,24 @@ def _compare(
                 loaded.append(_allocate(session, evaluator, allocator, seed, candidates, log))
 
     rows: list[dict[str, Any]] = []
-    correct: list[Tensor | None] = []
+    parts: list[Tensor | None] = []
     with session.reporter.bar("measure", len(loaded)) as advance:
         for i, plan in enumerate(loaded):
-            row, hits = _row(session, plan, finetune, row_checkpoint(folder, i))
+            row, influence = _row(session, plan, finetune, row_checkpoint(folder, i))
             name = f"plans/{i}-{plan.provenance.allocator}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
-            correct.append(hits)
+            parts.append(influence)
             advance(plan.provenance.allocator)
-    _add_gains(rows, correct)
-    comparison_figure(rows, loaded, folder / "compare.png")
+    _add_gains(rows, parts)
+    comparison_figure(rows, loaded, folder / "compare.png", session.objective.measure)
     write_json(  # last: with it the comparison is finished
         folder / COMPARE_NAME,
         {
             "config": session.config.name,
             "method": session.config.method,
+            "objective": session.config.objective.name,
+            "measure": session.objective.measure,
             "budget": {"kind": session.budget.kind, "fraction": session.budget.fraction},
             "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
@@ -168,7 +168,7 @@ def _compare(
         },
     )
     remove_checkpoints(folder)
-    session.reporter.show(compare_table(rows))
+    session.reporter.show(compare_table(rows, session.objective.measure))
     if (sentence := verdict(rows)) is not None:
         session.reporter.say(sentence)
     return Comparison(rows, loaded, folder)
@@ -214,7 +214,7 @@ def _row(
 ) -> tuple[dict[str, Any], Tensor | None]:
     small = session.compress(plan.kept)
     measured = session.evaluator.measure(small, plan.kept)
-    hits = None if session.test is None else _correct(small, session.test)
+    seen = None if session.test is None else statistics(small, session.test, session.objective)
     row: dict[str, Any] = {
         "allocator": plan.provenance.allocator,
         "seed": plan.provenance.seed,
@@ -222,39 +222,38 @@ def _row(
         **session.structure.fractions(plan.kept),
         "search_accuracy": measured.accuracy,
         "reconstruction_loss": measured.reconstruction_loss,
-        "test_accuracy": None if hits is None else 100.0 * float(hits.mean()),
+        "test_accuracy": None if seen is None else session.objective.total(seen),
     }
     if finetune:
         hold = session.compressor.compress(plan.kept).hold
         session.finetune(small, finetune, on_step=holding(small, hold), checkpoint=checkpoint)
-        tuned = None if session.test is None else _correct(small, session.test)
-        row["finetuned_test_accuracy"] = None if tuned is None else 100.0 * float(tuned.mean())
-    return row, hits
+        tuned = None if session.test is None else accuracy(small, session.test, session.objective)
+        row["finetuned_test_accuracy"] = tuned
+    return row, None if seen is None else session.objective.influence(seen)
 
 
-def _correct(model: nn.Module, test: Batches) -> Tensor:
-    """(test images,) 1 where the answer is right."""
-    labels = torch.cat(labels_of(test))
-    return (logits(model, test).argmax(1) == labels).float()
-
-
-def _add_gains(rows: list[dict[str, Any]], correct: Sequence[Tensor | None]) -> None:
-    """Paired differences of test accuracy, with their standard errors on the same images.
+def _add_gains(rows: list[dict[str, Any]], parts: Sequence[Tensor | None]) -> None:
+    """Paired differences of the measure on the test images, with their standard errors on the same images.
 
     `test_gain_over_uniform` of every row, and `test_lead` of the first row (a plan's, if there is one) over the others.
     """
-    base = next((hits for row, hits in zip(rows, correct, strict=True) if row["allocator"] == "uniform"), None)
-    for row, hits in zip(rows, correct, strict=True):
-        if base is not None and hits is not None:
-            row["test_gain_over_uniform"], row["test_gain_standard_error"] = _difference(hits, base)
-        if hits is not None and correct[0] is not None and row is not rows[0]:
-            row["test_lead"], row["test_lead_standard_error"] = _difference(correct[0], hits)
+    uniform = next((i for i, row in enumerate(rows) if row["allocator"] == "uniform"), None)
+    for i, row in enumerate(rows):
+        if uniform is not None and parts[i] is not None:
+            row["test_gain_over_uniform"], row["test_gain_standard_error"] = _difference(rows, parts, i, uniform)
+        if i and parts[i] is not None:
+            row["test_lead"], row["test_lead_standard_error"] = _difference(rows, parts, 0, i)
 
 
-def _difference(hits: Tensor, others: Tensor) -> tuple[float, float]:
-    """Mean and standard error of a paired difference, in points."""
-    gain = 100.0 * (hits - others)
-    return float(gain.mean()), float(gain.std() / len(gain) ** 0.5)
+def _difference(
+    rows: Sequence[dict[str, Any]], parts: Sequence[Tensor | None], one: int, other: int
+) -> tuple[float, float]:
+    """The difference of two rows and its standard error, in points: of what each image adds (`Objective.influence`)."""
+    mine, theirs = parts[one], parts[other]
+    assert mine is not None
+    assert theirs is not None
+    gain = (mine - theirs)[(mine - theirs).isfinite()]
+    return rows[one]["test_accuracy"] - rows[other]["test_accuracy"], float(gain.std() / len(gain) ** 0.5)
 
 
 def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
@@ -280,16 +279,16 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
     return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
 
 
-def compare_table(rows: Sequence[dict[str, Any]]) -> Figures:
-    """One row an allocator and seed, in the order given."""
+def compare_table(rows: Sequence[dict[str, Any]], measure: str) -> Figures:
+    """One row an allocator and seed, in the order given; `measure` is the objective's."""
     tuned = any("finetuned_test_accuracy" in row for row in rows)
     timed = any("latency" in row for row in rows)
     columns = ["allocator", "seed", "cand.", "FLOPs", "params", *(["latency"] if timed else [])]
     columns += ["search", "test", "over uniform", *(["tuned"] if tuned else [])]
     return Figures(
         "Same cost, same repair, same images",
-        "cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, accuracies and gains in "
-        "per cent",
+        "cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, "
+        f"{measure.removesuffix(' %')} (search, test, tuned) and gains in per cent",
         columns,
         [_cells(row, timed=timed, tuned=tuned) for row in rows],
     )

@@ -37,17 +37,17 @@ FEWEST = 3  # plans; two always correlate perfectly
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Distance = Annotated[float, Field(ge=0.0)]
 
-PROXIES = {  # on the search images: of a row → what it is, {} being the search's repair
-    "none_accuracy": "nothing repaired: accuracy",
-    "adaptive_bn_accuracy": "adaptive BN: accuracy",
-    "accuracy": "{}: accuracy",
-    "reconstruction_loss": "{}: logit distance",
-    "quality": "{}: quality",
+PROXIES = {  # on the search images: of a row → what it is, with the search's repair and the objective's measure
+    "none_accuracy": "nothing repaired: {measure}",
+    "adaptive_bn_accuracy": "adaptive BN: {measure}",
+    "accuracy": "{repair}: {measure}",
+    "reconstruction_loss": "{repair}: distance",
+    "quality": "{repair}: quality",
 }
 TARGETS = {  # on the test images
-    "test_accuracy": "final repair: accuracy",
-    "test_reconstruction_loss": "final repair: logit distance",
-    "finetuned_test_accuracy": "fine-tuned: accuracy",
+    "test_accuracy": "final repair: {measure}",
+    "test_reconstruction_loss": "final repair: distance",
+    "finetuned_test_accuracy": "fine-tuned: {measure}",
 }
 LOSSES = {"reconstruction_loss", "test_reconstruction_loss"}  # the lower the better
 
@@ -214,7 +214,7 @@ def measure_plan(
         "quality": session.weights.quality(candidate),
         "test_accuracy": finished.accuracy,
         "test_reconstruction_loss": finished.reconstruction_loss,
-        "finetuned_test_accuracy": accuracy(final, test.search) if epochs else None,
+        "finetuned_test_accuracy": accuracy(final, test.search, session.objective) if epochs else None,
     }
 
 
@@ -240,6 +240,7 @@ def _tree(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     """What `correlate.json` holds; all that the figure and the table need."""
     repair, settings = session.config.repair, session.config.correlate
     assert session.test is not None
+    words = {"repair": repair.search.kind, "measure": session.objective.measure.removesuffix(" %")}
     return {
         "config": session.config.name,
         "fingerprint": session.structure.fingerprint,
@@ -257,9 +258,10 @@ def _tree(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
             "test": count_images(session.test),
         },
         "dense_search_accuracy": session.evaluator.dense.accuracy,
-        "dense_test_accuracy": accuracy(session.model, session.test),
-        "proxies": {key: label.format(repair.search.kind) for key, label in PROXIES.items()},
-        "targets": TARGETS,
+        "dense_test_accuracy": accuracy(session.model, session.test, session.objective),
+        "measure": session.objective.measure,
+        "proxies": {key: label.format(**words) for key, label in PROXIES.items()},
+        "targets": {key: label.format(**words) for key, label in TARGETS.items()},
         "losses": sorted(LOSSES),
         "versions": package_versions(),
         "coefficients": correlations(rows),

@@ -5,30 +5,27 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..networks.inference import count_images
+from ..pruners.costs.latency import measure_latency
 
 if TYPE_CHECKING:
     from ..envs import CandidateEvaluator
     from .session import Session
 
 
-def warned(evaluator: CandidateEvaluator) -> CandidateEvaluator:
-    """The evaluator, with a RuntimeWarning where the dense network does no better than naming the commonest class.
+def dense_latency(session: Session) -> dict[str, float]:
+    """Of the dense network, measured; see `Session.dense_latency`."""
+    structure = session.structure
+    if "latency" not in structure.costs:
+        return {}
+    measured = measure_latency({"dense": session.model}, session.input_shape, session.config.latency)["dense"]
+    return {"predicted_ms": structure.cost("latency", structure.units) / 1e6, "measured_ms": measured}
 
-    Up to two standard errors count as no better: 12 % of a thousand images in ten equal classes.
-    """
-    accuracy, labels = evaluator.dense.accuracy, torch.cat([labels for _, labels in evaluator.search])
-    share = float(labels.bincount().max()) / len(labels)
-    if accuracy <= 100.0 * (share + 2.0 * (share * (1.0 - share) / len(labels)) ** 0.5):
-        warnings.warn(
-            f"the dense network is right on {accuracy:.1f} % of the search images, no better than chance "
-            f"({100 * share:.1f} % are of one class): check its weights, the order of the classes, and the images' "
-            "mean and std",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+
+def warned(evaluator: CandidateEvaluator) -> CandidateEvaluator:
+    """The evaluator, with a RuntimeWarning of what makes a search on it pointless."""
+    if evaluator.warning is not None:
+        warnings.warn(evaluator.warning, RuntimeWarning, stacklevel=2)
     return evaluator
 
 

@@ -22,6 +22,7 @@ from ..reports.colour import colour_selectivity, filter_tiles
 from ..reports.figures import filters_figure
 from ..storage.files import package_versions, write_json
 from ..storage.folders import check_free, new_folder
+from ..training.inputs import call, leaves, taken
 from .resolve import Given
 from .session import Session
 
@@ -177,11 +178,12 @@ def _choose(session: Session, name: str | None) -> str:
 
 def _image_convolutions(session: Session) -> list[str]:
     """In the order in which they are called."""
-    image = session.search[0][0][:1]
+    image = taken(session.search[0][0], slice(1))
+    given = leaves(image).values()
     found: dict[str, None] = {}
 
     def look(name: str, x: torch.Tensor) -> None:
-        if x.shape == image.shape and torch.equal(x, image):
+        if any(x.shape == one.shape and torch.equal(x, one) for one in given):
             found[name] = None
 
     hooks = [
@@ -191,7 +193,7 @@ def _image_convolutions(session: Session) -> list[str]:
     ]
     try:
         with torch.no_grad():
-            session.model(image)
+            call(session.model, image)
     finally:
         for hook in hooks:
             hook.remove()
@@ -199,7 +201,7 @@ def _image_convolutions(session: Session) -> list[str]:
 
 
 def _judge(session: Session, name: str, batches: Batches) -> Judge:
-    return Judge.of_filters(session.model, name, in_channels_last(batches))
+    return Judge.of_filters(session.model, name, in_channels_last(batches), session.objective)
 
 
 def _removed_first(session: Session, name: str, criterion: str) -> Order:

@@ -16,10 +16,12 @@ from ..networks.inference import Batches
 from ..pruners import RatioPlan
 from ..storage.cache import digest
 from ..storage.files import as_bytes, package_versions
+from ..training.inputs import count, leaves, shape_of, taken, told
 from .session import Session
 
 PARTS = {  # of the config, as it is: part of the fingerprint → sections or keys
     "method": ("method", "layers"),
+    "objective": ("objective",),
     "budget": ("budget",),
     "reward": ("reward",),
     "repair": ("repair",),
@@ -89,6 +91,7 @@ def _fingerprint(
     for part, names in config_parts.items():
         found[part] = {k: v for name in names for k, v in _flat(name, getattr(session.config, name)).items()}
     found["method"] = {**found["method"], "criterion": session.criterion}
+    found["objective"] = {**found["objective"], "objective's class": type(session.objective).__qualname__}
     if session.budget.kind == "latency":
         table = np.concatenate(session.structure.choice_costs("latency"))
         found["budget"] = {**found["budget"], "latency table": _short(table.tobytes())}
@@ -111,12 +114,13 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 def _images(split: str, batches: Batches) -> dict[str, Any]:
     """How many, of what size, which pixels and labels, and in what order; batches do not matter."""
     hashes = []
-    for images, labels in batches:
-        for image, label in zip(images.cpu(), labels.tolist(), strict=True):
-            content = hashlib.blake2b(as_bytes(image), digest_size=8)
-            content.update(str(label).encode())
+    for batch in batches:
+        for number in range(count(batch[0])):
+            content = hashlib.blake2b(digest_size=8)
+            for tensor in leaves(taken(batch, slice(number, number + 1))).values():
+                content.update(str(tensor.item()).encode() if tensor.numel() == 1 else as_bytes(tensor.cpu()))
             hashes.append(content.digest())
-    shape = "×".join(map(str, batches[0][0].shape[1:]))
+    shape = told(shape_of(batches[0][0]))
     content_hash, order = (_short(b"".join(found)) for found in (sorted(hashes), hashes))
     return {f"{split} images": f"{len(hashes)} of {shape}, content {content_hash}, order {order}"}
 

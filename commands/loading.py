@@ -16,13 +16,16 @@ from ..configs import Config, ConfigError
 from ..configs.schema import NetworkConfig
 from ..data import Splits, as_batches, check_pixels, load_splits
 from ..networks import build_network, load_weights
-from ..networks.batches import Batches, LazyBatches, labels_of
+from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights
 from ..networks.copying import copied
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, recorded_sha256
 from ..training.fit import Batches as Loader
 from ..training.fit import modules_at_rest
+from ..training.inputs import mapped, shape_of, told
+from ..training.objective import Objective
+from ..training.tasks import DEFAULT
 from .resolve import weight_folders
 from .tuning import pretrain
 from .workers import check_threads
@@ -35,6 +38,8 @@ LoaderOf = Callable[[int], Loader]
 @dataclass(frozen=True)
 class Images:
     """A caller's own images; every one an iterable of (images (N, C, H, W) float, labels (N,)).
+
+    Or of what else the objective takes apart (`Objective.split`): inputs of any rank, several of them, dicts.
 
     Attributes:
         calibration: that repair.
@@ -80,6 +85,7 @@ def load(
     folder: Path | None = None,
     model: nn.Module | None = None,
     images: Images | None = None,
+    objective: Objective = DEFAULT,
     reporter: Reporter | None = None,
     trust_code: bool = False,
 ) -> Loaded:
@@ -90,6 +96,7 @@ def load(
         folder: a run folder; a network that was trained there is loaded instead of trained again.
         model: the caller's network instead of the config's.
         images: the caller's images instead of the config's.
+        objective: what the network is for; none is cross-entropy.
         reporter: shows progress.
         trust_code: whether code that the config names may run; see `build_network`.
 
@@ -100,7 +107,7 @@ def load(
     _seed(config.seed)
     device = _device(config.device)
     if images is not None:
-        calibration, search, test, train = _caller_batches(images, device)
+        calibration, search, test, train = _caller_batches(images, device, objective)
         source = "the caller's images"
     else:
         calibration, search, test, train, source = _config_batches(config, device)
@@ -111,10 +118,11 @@ def load(
     else:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
-        model, trained = _network(config, config.network, train, device, folder, reporter or Reporter(), trust_code)
+        reporter = reporter or Reporter()
+        model, trained = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
     at_rest = frozenset(modules_at_rest(model))
     loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest)
-    _check_images(loaded)
+    _check_images(loaded, objective)
     return loaded
 
 
@@ -153,9 +161,11 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     )
 
 
-def _caller_batches(images: Images, device: torch.device) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
+def _caller_batches(
+    images: Images, device: torch.device, objective: Objective
+) -> tuple[Batches, Batches, Batches | None, LoaderOf | None]:
     def ready(side: str, loader: Iterable[Any]) -> Batches:
-        return [(x.to(device), y.to(device)) for x, y in as_batches(loader, side=side)]
+        return [mapped(lambda tensor: tensor.to(device), batch) for batch in as_batches(loader, objective, side=side)]
 
     train = images.train
     return (
@@ -172,6 +182,7 @@ def _network(
     train: LoaderOf | None,
     device: torch.device,
     folder: Path | None,
+    objective: Objective,
     reporter: Reporter,
     trust_code: bool,
 ) -> tuple[nn.Module, bool]:
@@ -191,7 +202,7 @@ def _network(
     if train is None:
         raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
     loader = train(network.pretrain.batch_size)
-    pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache)
+    pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache, objective)
     return model, True
 
 
@@ -204,19 +215,17 @@ def _clean(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).eval()
 
 
-def _check_images(loaded: Loaded) -> None:
-    """Images must be what the network takes, all alike, and labels classes that it knows."""
-    images, _ = loaded.search[0]
+def _check_images(loaded: Loaded, objective: Objective) -> None:
+    """Images must be what the network takes, all alike, and outputs and targets what the objective takes."""
+    first, targets = loaded.search[0]
+    ours = told(shape_of(first))
     for split, batches in {"calibration": loaded.calibration, "test": loaded.test or ()}.items():
-        for others, _ in () if isinstance(batches, LazyBatches) else batches:  # a source's images are alike
-            if others.shape[1:] != images.shape[1:]:
-                theirs, ours = ("×".join(map(str, x.shape[1:])) for x in (others, images))
+        for images, _ in () if isinstance(batches, LazyBatches) else batches:  # a source's images are alike
+            if (theirs := told(shape_of(images))) != ours:
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
-    classes = check_forward(loaded.model, images)
-    splits = (loaded.calibration, loaded.search, loaded.test or ())
-    highest = max(int(labels.max()) for batches in splits for labels in labels_of(batches))
-    if highest >= classes:
-        raise ValueError(
-            f"a label is {highest}, but the network tells {classes} classes (0 … {classes - 1}): "
-            "check num_classes and the data set"
-        )
+    outputs = check_forward(loaded.model, first)
+    with torch.no_grad():
+        objective.check(outputs, targets)
+        for batches in (loaded.search, loaded.calibration, loaded.test or ()):
+            for others in targets_of(batches):
+                objective.check_targets(outputs, others)

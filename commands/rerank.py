@@ -45,5 +45,5 @@ def rerank(session: Session, qualities: Mapping[tuple[int, ...], float]) -> list
             kept = np.array(key, dtype=np.int64)
             evaluation = session.evaluator.measure(session.compress(kept), kept)
             reranked.append(Reranked(kept, evaluation, session.weights.quality(evaluation)))
-            advance(f"acc {evaluation.accuracy:.1f}%")
+            advance(f"score {evaluation.accuracy:.1f}%")
     return sorted(reranked, key=lambda plan: -plan.quality)

@@ -30,7 +30,8 @@ def resolve_config(
         given: a `Config`, a built-in name or a YAML file.
         overrides: `section.key=value`.
         folder: a run folder whose config is taken where none is given.
-        plan: that will be applied: its method and criterion count, and its budget where nothing else says one.
+        plan: that will be applied: its method and criterion count, and its budget and objective where nothing else
+            says one.
         own_network: name of the class, where the caller brings a module.
         spends: whether a budget counts; where it does not, a network of one's own needs no config.
         seed: instead of the config's.
@@ -43,6 +44,8 @@ def resolve_config(
     elif given is None and own_network is not None and (plan is not None or not spends):
         budget = {plan.budget.kind: plan.budget.fraction} if plan is not None else {"flops": 1.0}
         config = Config.model_validate({"name": own_network, "budget": budget})
+        if plan is not None:
+            config = config.model_copy(update={"objective": plan.objective})
     elif given is None and own_network is not None:
         raise ConfigError(
             'a config says what a network may cost: Session(Config.model_validate({"name": "mine", "budget": '

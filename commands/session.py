@@ -15,13 +15,14 @@ from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, Rewa
 from ..networks.inference import Batches
 from ..networks.world import undisturbed
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, RatioPlan, Structure, dense_store
-from ..pruners.costs.latency import measure_latency
 from ..pruners.costs.latency_profile import take_table
 from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
+from ..training.inputs import InputShape, shape_of
+from ..training.objective import Objective, make_objective, settings_of
 from . import workers
-from .describe import describe, warned
+from .describe import dense_latency, describe, warned
 from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 from .setup import set_up
@@ -42,6 +43,7 @@ class Session:
             folder or plan that a command is given.
         model: your own network instead of the config's; as it is when it is first needed; never changed.
         images: your own images instead of the config's.
+        objective: your own task instead of the config's: its loss, its score.
         overrides: `section.key=value` on top of the config.
         seed: instead of the config's.
         ray_address: of a Ray cluster whose workers evaluate candidates, instead of the config's.
@@ -58,6 +60,7 @@ class Session:
         *,
         model: nn.Module | None = None,
         images: Images | None = None,
+        objective: Objective | None = None,
         overrides: Sequence[str] = (),
         seed: int | None = None,
         ray_address: str | None = None,
@@ -67,6 +70,7 @@ class Session:
         self._given = config
         self._model = model
         self._images = images
+        self._objective = objective
         self._overrides = tuple(overrides)
         self._seed = seed
         self._ray_address = ray_address
@@ -128,10 +132,19 @@ class Session:
             )
             if self._model is not None:
                 config = config.model_copy(update={"network": None})  # the caller's takes its place
+            made = make_objective(config.objective, self._objective, trust_code=self._trust_code)
+            if self._objective is not None:
+                config = config.model_copy(update={"objective": settings_of(made)})
             method = METHODS[config.method]
             method.check_criterion(config.criterion or method.criterion)
             self._config = config
         return self._config
+
+    @property
+    def objective(self) -> Objective:
+        """What the network is for."""
+        named, given, trusted = self.config.objective, self._objective, self._trust_code
+        return self._once(("objective", repr(named)), lambda: make_objective(named, given, trust_code=trusted))
 
     def check_workers(self) -> None:
         """Whether there can be workers, before anything that takes long; raises as `workers.check` does."""
@@ -149,18 +162,11 @@ class Session:
         config = self.config
         trained = config.network is not None and config.network.weights is None  # here: what lies in the folder counts
         home = self._folder.resolve() if trained and self._folder is not None else None
-        key = ("loaded", home, *(repr(part) for part in (config.network, config.data, config.seed, config.device)))
-        return self._once(
-            key,
-            lambda: load(
-                config,
-                folder=self._folder,
-                model=self._model,
-                images=self._images,
-                reporter=self.reporter,
-                trust_code=self._trust_code,
-            ),
-        )
+        parts = (config.network, config.data, config.objective, config.seed, config.device)
+        key = ("loaded", home, *map(repr, parts))
+        given: dict[str, Any] = {"model": self._model, "images": self._images, "objective": self.objective}
+        given |= {"reporter": self.reporter, "trust_code": self._trust_code, "folder": self._folder}
+        return self._once(key, lambda: load(config, **given))
 
     @property
     def model(self) -> nn.Module:
@@ -198,9 +204,9 @@ class Session:
         return self.config.network.name if self.config.network else type(self.model).__name__
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one image."""
-        return tuple(self.search[0][0].shape[1:])
+    def input_shape(self) -> InputShape:
+        """(C, H, W) of one image, or what `shape_of` says of other inputs."""
+        return shape_of(self.search[0][0])
 
     @property
     def criterion(self) -> str:
@@ -232,13 +238,11 @@ class Session:
     def context(self) -> Context:
         """The dense network and its calibration images, ranked by the criterion."""
         structure, config = self.structure, self.config
-        store = self._once(
-            ("store", id(structure)),
-            lambda: dense_store(self.model, structure, self.calibration, 0) if config.cache else Store(),
-        )
+        known = (self.model, structure, self.calibration, 0, self.objective)
+        store = self._once(("store", id(structure)), lambda: dense_store(*known) if config.cache else Store())
         return self._once(
             ("context", id(structure), self.criterion),
-            lambda: Context(self.model, structure, self.calibration, self.criterion, 0, store),
+            lambda: Context(self.model, structure, self.calibration, self.criterion, 0, store, self.objective),
         )
 
     @property
@@ -275,15 +279,7 @@ class Session:
     @property
     def dense_latency(self) -> Mapping[str, float]:
         """Milliseconds of the dense network: `predicted_ms` by the table and `measured_ms`; empty without a table."""
-        structure = self.structure
-        if "latency" not in structure.costs:
-            return {}
-
-        def measure() -> dict[str, float]:
-            measured = measure_latency({"dense": self.model}, self.input_shape, self.config.latency)["dense"]
-            return {"predicted_ms": structure.cost("latency", structure.units) / 1e6, "measured_ms": measured}
-
-        return self._once(("dense latency", id(structure)), measure)
+        return self._once(("dense latency", id(self.structure)), lambda: dense_latency(self))
 
     @undisturbed()
     def compress(self, kept: Kept) -> nn.Module:
@@ -311,7 +307,7 @@ class Session:
         if epochs == 0 or self.train_loader is None:
             return
         config = self.config.finetune.model_copy(update={"epochs": epochs})
-        options = {"at_rest": self._loaded.at_rest, **options}
+        options = {"at_rest": self._loaded.at_rest, "objective": self.objective, **options}
         loader = self.train_loader(config.batch_size)
         run_fit(model, loader, config, self.config.seed, self.reporter, "fine-tune", **options)
 
@@ -324,6 +320,7 @@ class Session:
             kept,
             architecture=self.architecture,
             criterion=self.criterion,
+            objective=self.config.objective,
             budget=(self.budget.kind, self.budget.fraction),
             figures=figures or {},
             allocator=allocator,

@@ -32,16 +32,16 @@ def set_up(session: Session) -> tuple[NDArray[np.float32], LossModel]:
 def _watched(context: Context, reporter: Reporter) -> Iterator[None]:
     """For the length of the block, what is found in the context's store or put there moves a bar on.
 
-    Its length is that of channels: an order and a sensitivity of every layer, moments of every consumer, and the logits
-    of the search images. Methods that keep less have the rest of the bar at the end.
+    Its length is that of channels: an order and a sensitivity of every layer, moments of every consumer, and what
+    the dense network makes of the search images. Methods that keep less have the rest of the bar at the end.
     """
     layers = context.structure.layers
-    names = {"logits", *(f"{kind}-{layer.name}" for layer in layers for kind in ("obs", "sensitivity"))}
+    names = {"outputs", *(f"{kind}-{layer.name}" for layer in layers for kind in ("obs", "sensitivity"))}
     names |= {f"moments-{name}" for layer in layers for name in layer.consumers}
     with reporter.bar("set-up", len(names)) as advance:
 
         def there(name: str) -> None:
-            step = "logits" if name.startswith("logits-") else name
+            step = "outputs" if name.startswith("outputs-") else name
             if step in names:
                 names.remove(step)
                 advance(step.replace("-", " of ", 1))

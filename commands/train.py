@@ -190,7 +190,7 @@ def _plan(session: Session, episodes: Sequence[Episode], reranked: Sequence[Rera
 def _note(episode: Episode, best: float) -> str:
     return (
         f"reward {episode.reward:+.3f} quality {episode.quality:+.3f} best {best:+.3f} "
-        f"acc {episode.evaluation.accuracy:.1f}% "
+        f"score {episode.evaluation.accuracy:.1f}% "
         f"FLOPs {100 * episode.evaluation.flops:.1f}%"
     )
 
@@ -225,6 +225,8 @@ def _summary(
     walked = [episode.seconds for episode in episodes[replayed:]]
     structure = session.structure
     return {
+        "objective": session.config.objective.name,
+        "measure": session.objective.measure,
         "dense": {
             "search_accuracy": session.evaluator.dense.accuracy,
             "flops": 1.0,

@@ -24,6 +24,9 @@ from ..storage.folders import FINETUNED_NAME
 from ..training.checkpoint import Checkpoint, network_of
 from ..training.fit import Batches as Loader
 from ..training.fit import OnEpoch, OnStep, fit
+from ..training.inputs import leaves
+from ..training.objective import Objective, identity, is_built_in
+from ..training.tasks import DEFAULT
 
 PROBE = 8  # images that tell what a network's forward does with its weights
 
@@ -35,6 +38,7 @@ class FitOptions(TypedDict, total=False):
     on_epoch: OnEpoch | None
     checkpoint: Checkpoint | None
     at_rest: Collection[str]
+    objective: Objective
 
 
 def run_fit(
@@ -81,15 +85,23 @@ def remove_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / FINETUNED_NAME, ignore_errors=True)
 
 
-def pretrain(model: nn.Module, batches: Loader, config: FitConfig, seed: int, reporter: Reporter, cache: bool) -> None:
+def pretrain(
+    model: nn.Module,
+    batches: Loader,
+    config: FitConfig,
+    seed: int,
+    reporter: Reporter,
+    cache: bool,
+    objective: Objective = DEFAULT,
+) -> None:
     """Train the dense network, in place; kept in the cache epoch by epoch, and when it is finished.
 
     A command that was interrupted here goes on there when it is called again, and so does another one on the same
     network, images and settings.
     """
-    checkpoint = _cached(model, batches, config, seed) if cache else None
+    checkpoint = _cached(model, batches, config, seed, objective) if cache else None
     try:
-        run_fit(model, batches, config, seed, reporter, "pretrain", checkpoint=checkpoint)
+        run_fit(model, batches, config, seed, reporter, "pretrain", checkpoint=checkpoint, objective=objective)
     except KeyboardInterrupt:
         if checkpoint is not None and checkpoint.path.exists():
             reporter.say("stopped while the network was trained; the same command goes on after its last whole epoch")
@@ -111,9 +123,9 @@ def check_trainable(model: nn.Module, train: object | None, epochs: int) -> None
         )
 
 
-def _cached(model: nn.Module, batches: Loader, config: FitConfig, seed: int) -> Checkpoint | None:
+def _cached(model: nn.Module, batches: Loader, config: FitConfig, seed: int, objective: Objective) -> Checkpoint | None:
     """Under a key of all that the trained network depends on; none where not all of it is known."""
-    if not isinstance(batches, TrainLoader):
+    if not isinstance(batches, TrainLoader) or not is_built_in(objective):
         return None
     probe = _probe(model, batches)
     if probe is None:
@@ -122,8 +134,9 @@ def _cached(model: nn.Module, batches: Loader, config: FitConfig, seed: int) -> 
         "versions": package_versions(),
         "code": code_of("data", "networks", "training"),
         "threads": torch.get_num_threads(),
-        "device": str(probe.device),
-        "network": [type(model).__name__, repr(model), network_of(model), digest([probe])],
+        "device": str(next(model.parameters()).device),
+        "network": [type(model).__name__, repr(model), network_of(model), digest(probe)],
+        "objective": identity(objective),
         "training": config.model_dump(mode="json"),
         "seed": seed,
         "images": [batches.settings, digest(batches.images)],
@@ -138,13 +151,12 @@ def _cached(model: nn.Module, batches: Loader, config: FitConfig, seed: int) -> 
     return Checkpoint(folder / "network.safetensors", needed=False)
 
 
-def _probe(model: nn.Module, batches: TrainLoader) -> Tensor | None:
+def _probe(model: nn.Module, batches: TrainLoader) -> list[Tensor] | None:
     """What the untrained network makes of some images: two of the same weights need not compute the same."""
     device = next(model.parameters()).device
     images, _ = next(iter(batches))
     try:
         with torch.no_grad():
-            found = model(images[:PROBE].to(device))
+            return list(leaves(model(images[:PROBE].to(device))).values())
     except FAILURES:
         return None  # training it says what is wrong
-    return found if isinstance(found, Tensor) else None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -76,6 +79,55 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message: the near miss, if there is one."""
     near = get_close_matches(name, list(known), n=1)
     return f" – did you mean {near[0]}?" if near else ""
+
+
+def imported(key: str, name: str, *, trust_code: bool, known: Iterable[str] = ()) -> Callable[..., Any]:
+    """What a `package.module:callable` names.
+
+    Args:
+        key: of the config, for messages.
+        name: with a colon.
+        trust_code: whether the user lets it be imported. Never read from a file: whoever wrote the name would grant it.
+        known: prefixes that mean something else, for the near miss.
+
+    Raises:
+        ValueError: it is not trusted, or there is no such module or callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not trust_code:
+        raise ValueError(
+            f"{key}={name!r} names code to import and run, which may do anything: if you trust whoever wrote "
+            f"it, say so with --trust-code (in Python: trust_code=True){did_you_mean(module_name, known)}"
+        )
+    with _working_directory_first():
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # the module is there, and misses one of its own
+            raise ValueError(f"{key}={name}: no module {error.name!r} here ({Path.cwd()}) or installed") from error
+        except ValueError as error:  # an empty or relative module name
+            raise ValueError(f"{key}={name}: expected package.module:callable") from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        callables = [name for name, value in vars(module).items() if callable(value)]
+        raise ValueError(
+            f"{key}={name}: {module_name} has no callable {attribute!r}{did_you_mean(attribute, callables)}"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _working_directory_first() -> Iterator[None]:
+    """The working directory on the import path, as `python -m` has it and a console script has not."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
 
 
 def _home(plugin: Any) -> tuple[str, str]:

@@ -1,11 +1,11 @@
-"""Numbers and paths as configs take them."""
+"""Numbers, paths and names as configs take them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def _no_truth(value: object) -> object:
@@ -36,3 +36,24 @@ Candidates = Annotated[Integer, Field(ge=1, le=100_000)]  # all of which are rem
 Epochs = Annotated[Integer, Field(ge=0, le=100_000)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every generator takes
 Weight = Annotated[Number, Field(ge=0.0)]
+
+
+def check_file_name(name: str) -> str:
+    """A name that files and folders are called by, wherever it came from: never a path, nothing invisible.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not 0 < len(name.strip()) <= len(name) <= 100:
+        raise ValueError(
+            f"the name {name[:100]!r} has {len(name)} characters: files are called by it, give it 1 to 100"
+        )
+    odd = [part for part in ("/", "\\", "..") if part in name] + [part for part in name if not part.isprintable()]
+    if odd or name == ".":
+        raise ValueError(
+            f"the name {name!r} holds {(odd or name)[0]!r}: files are called by it; use letters, digits, '-' and '_'"
+        )
+    return name
+
+
+FileName = Annotated[str, AfterValidator(check_file_name)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from .scalars import (
     Batch,
@@ -12,6 +12,7 @@ from .scalars import (
     Count,
     Epochs,
     File,
+    FileName,
     Fraction,
     Integer,
     Natural,
@@ -29,27 +30,6 @@ CostKind = Literal["flops", "params", "latency"]
 
 
 LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
-
-
-def check_file_name(name: str) -> str:
-    """A name that files and folders are called by, wherever it came from: never a path, nothing invisible.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not 0 < len(name.strip()) <= len(name) <= 100:
-        raise ValueError(
-            f"the name {name[:100]!r} has {len(name)} characters: files are called by it, give it 1 to 100"
-        )
-    odd = [part for part in ("/", "\\", "..") if part in name] + [part for part in name if not part.isprintable()]
-    if odd or name == ".":
-        raise ValueError(
-            f"the name {name!r} holds {(odd or name)[0]!r}: files are called by it; use letters, digits, '-' and '_'"
-        )
-    return name
-
-
-FileName = Annotated[str, AfterValidator(check_file_name)]
 
 
 class Section(BaseModel):
@@ -236,6 +216,21 @@ class LatencyConfig(Section):
     channels_last: bool = Field(default=False, description="the memory format of weights and images")
 
 
+class ObjectiveConfig(Section):
+    """What the network is for: what training lowers, what plans are paid by, what criteria look at."""
+
+    name: str = Field(
+        default="cross-entropy",
+        description="cross-entropy, segmentation, regression, multilabel, or package.module:callable",
+    )
+    kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="its settings: ignore, output")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, given: object) -> object:
+        return {"name": given} if isinstance(given, str) else given
+
+
 class RewardConfig(Section):
     """Weights of the reward's terms; see `secateur.envs.LayerSparsityEnv`."""
 
@@ -332,6 +327,9 @@ class Config(Section):
     data: DataConfig | None = None
     method: str = Field(default="channels", description="channels or weights, or a plug-in's name")
     criterion: str | None = Field(default=None, description="ranks the units inside a layer; none: the method's own")
+    objective: ObjectiveConfig = Field(
+        default=ObjectiveConfig(), description="a name, or a section with name and kwargs"
+    )
     layers: LayersConfig = LayersConfig()
     repair: RepairConfig = RepairConfig()
     budget: BudgetConfig

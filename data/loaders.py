@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..training.inputs import Inputs, count, describe, leaves, mapped, shape_of, told
+from ..training.objective import Objective
+from ..training.tasks import DEFAULT
 
 MOST = 1e9  # of a pixel: beyond, single precision cannot hold the squares of what a network makes of it
 SMALL = 16
@@ -126,17 +131,19 @@ def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def as_batches(
-    batches: Iterable[object], *, num_classes: int | None = None, side: str = ""
-) -> list[tuple[Tensor, Tensor]]:
+    batches: Iterable[object], objective: Objective = DEFAULT, *, side: str = ""
+) -> list[tuple[Inputs, Any]]:
     """A caller's own DataLoader or list, walked once into memory and checked.
 
     Args:
-        batches: pairs of images (N, C, H, W) float, normalised, and labels (N,) integer.
-        num_classes: labels must be below it; none leaves that unchecked.
+        batches: what the objective takes apart: for cross-entropy, pairs of images (N, C, H, W) float, normalised, and
+            labels (N,) integer.
+        objective: none is cross-entropy.
         side: what they are for, in messages.
 
     Returns:
-        The same batches: images float32, labels int64. They may share the caller's memory.
+        Pairs of inputs and targets: floats as float32, the targets' integers as int64. They may share the caller's
+        memory.
 
     Raises:
         ValueError: no batches, or one that is not as above; the message names its number and what is wrong.
@@ -144,54 +151,57 @@ def as_batches(
     name = f"{side} batch".strip()
     if isinstance(batches, Tensor) or not isinstance(batches, Iterable):
         raise ValueError(f"{name}es: expected a list or loader of (images, labels), got a {type(batches).__name__}")
-    checked = [_checked(f"{name} {number}", batch, num_classes) for number, batch in enumerate(batches)]
+    checked = [_checked(f"{name} {number}", batch, objective) for number, batch in enumerate(batches)]
     if not checked:
         raise ValueError(f"{name}es: there are none; give at least one (images, labels)")
-    first = checked[0][0].shape[1:]
+    first = told(shape_of(checked[0][0]))
     for number, (images, _) in enumerate(checked):
-        if images.shape[1:] != first:
-            raise ValueError(f"{name} {number} has images {tuple(images.shape[1:])}, batch 0 has {tuple(first)}")
+        if (other := told(shape_of(images))) != first:
+            raise ValueError(f"{name} {number} has images of {other}, batch 0 of {first}")
     return checked
 
 
-def check_pixels(images: Tensor, name: str) -> None:
-    """Whether images (N, C, H, W) are such that a network's features, and their squares, can be numbers.
+def check_pixels(images: Inputs, name: str) -> None:
+    """Whether images (N, C, H, W), or what other floats go in, are such that a network's features can be numbers.
+
+    Their squares, too.
 
     Raises:
         ValueError: a value that is not finite or beyond `MOST`; the message names the image.
     """
-    if len(images) and not float(images.abs().amax()) <= MOST:  # NaN compares as false
-        each = images.flatten(1)
-        number = int((~(each.abs() <= MOST)).any(1).nonzero()[0])
-        found = each[number][~(each[number].abs() <= MOST)][0]
+    for path, tensor in leaves(images).items():
+        if not tensor.is_floating_point() or not tensor.numel() or float(tensor.abs().amax()) <= MOST:
+            continue  # NaN compares as false
+        wrong = ~(tensor.abs() <= MOST)
+        if isinstance(images, list):  # the path is the image's number
+            number, where = int(path), ""
+        else:
+            number, where = int(wrong.nonzero()[0, 0]), f" ({path})" if path else ""
         raise ValueError(
-            f"{name}: image {number} holds {float(found):g}: pixels must be numbers within ±{MOST:g}; normalise them, "
-            "or leave the image out"
+            f"{name}: image {number}{where} holds {float(tensor[wrong][0]):g}: pixels must be numbers within "
+            f"±{MOST:g}; normalise them, or leave the image out"
         )
 
 
-def _checked(name: str, batch: object, num_classes: int | None) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        size = f" of {len(batch)}" if isinstance(batch, tuple | list) else ""
-        raise ValueError(f"{name} is a {type(batch).__name__}{size}: expected a pair (images, labels)")
-    images, labels = batch
-    if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
-        raise ValueError(f"{name}: expected images (N, C, H, W) of floats, got {_describe(images)}")
-    if not isinstance(labels, Tensor) or labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"{name}: expected labels (N,) of integers, got {_describe(labels)}")
-    if labels.dtype == torch.bool:
-        raise ValueError(f"{name}: expected labels (N,) of integers, got {_describe(labels)}")
-    if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: expected one for each, and some")
-    check_pixels(images, name)
-    least, most = int(labels.min()), int(labels.max())
-    if least < 0 or (num_classes is not None and most >= num_classes):
-        wrong, limit = (least, "0 or more") if least < 0 else (most, f"below num_classes={num_classes}")
-        raise ValueError(f"{name}: label {wrong} must be {limit}")
-    return images.detach().float(), labels.detach().long()
+def _checked(name: str, batch: object, objective: Objective) -> tuple[Inputs, Any]:
+    try:
+        inputs, targets = objective.split(batch)
+        images, told_of = count(inputs), count(targets)
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+    for path, tensor in leaves(inputs).items():
+        if tensor.dtype == torch.uint8:
+            raise ValueError(f"{name}: {path or 'the images'} are {describe(tensor)}: expected floats, normalised")
+    if images != told_of or images == 0:
+        raise ValueError(f"{name} has {images} images and {told_of} targets: expected one for each, and some")
+    check_pixels(inputs, name)
+    return mapped(_as_input, inputs), mapped(_as_target, targets)
 
 
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    return f"a {type(value).__name__}"
+def _as_input(tensor: Tensor) -> Tensor:
+    return tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+
+
+def _as_target(tensor: Tensor) -> Tensor:
+    kept = tensor.is_floating_point() or tensor.dtype == torch.bool
+    return _as_input(tensor) if kept else tensor.detach().long()

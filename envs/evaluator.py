@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
-from ..networks.batches import Batches, labels_of
+from ..networks.batches import Batches, targets_of
 from ..networks.fused import Fused
-from ..networks.inference import in_channels_last, logits
+from ..networks.inference import in_channels_last
 from ..pruners.compressor import Compressor
 from ..pruners.structure import Structure
 from ..storage.cache import digest
+from ..training.inputs import call, joined, leaves, taken
+from ..training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Evaluation:
     """What is known of a candidate.
 
     Attributes:
-        accuracy: top-1 on the search images, in per cent.
-        reconstruction_loss: mean squared distance between its logits and the dense network's, over the variance
-            of the dense logits: 0 for the dense network, about 1 for one that knows nothing.
+        accuracy: the objective's measure on the search images, 0 … 100: of a classifier, top-1 in per cent.
+        reconstruction_loss: mean squared distance between its outputs (the objective's features: of a classifier, the
+            logits) and the dense network's, over the variance of those: 0 for the dense network, about 1 for one that
+            knows nothing.
         flops: fraction kept.
         params: fraction kept.
     """
@@ -77,17 +80,41 @@ class CandidateEvaluator:
         self.search = in_channels_last(search)
         self.known: dict[tuple[int, ...], Evaluation] = {}
         self._evaluate_seconds = 0.0
-        self._fused = Fused(compressor.dense, self.search[0][0][:1])
-        name = f"logits-{digest(images for images, _ in search)}"
-        dense = compressor.context.store.get(name, lambda: {"logits": logits(compressor.dense, search)})["logits"]
-        self._logits = dense.to(labels_of(search)[0].device)
-        self._spread = float(self._logits.var(dim=0).sum())
+        self._fused = Fused(compressor.dense, taken(self.search[0][0], slice(1)))
+        name = f"outputs-{digest(tensor for batch in search for tensor in leaves(batch).values())}"
+        dense = compressor.context.store.get(name, lambda: self._looked_at(compressor.dense, search))
+        device = next(iter(leaves(search[0][0]).values())).device
+        self._features = dense["features"].to(device)
+        self._spread = float(self._features.var(dim=0).sum())
         if not np.isfinite(self._spread) or self._spread == 0.0:
             raise ValueError(
-                "the dense network's logits on the search images are "
+                "the dense network's outputs on the search images are "
                 f"{'constant' if self._spread == 0.0 else 'not finite'}: check its weights and the data's mean and std"
             )
-        self.dense = self._figures(self._logits, self.structure.units)
+        self._statistics = dense["statistics"]
+        self.dense = self._figures(self._features, self._statistics, self.structure.units)
+
+    @property
+    def objective(self) -> Objective:
+        """What candidates are measured by."""
+        return self.compressor.context.objective
+
+    @property
+    def warning(self) -> str | None:
+        """That the dense network does no better than guessing, in a line; none where it does, or nobody can tell."""
+        chance = self.objective.chance(joined(targets_of(self.search)))
+        spread = self.objective.influence(self._statistics)
+        spread = spread[spread.isfinite()]
+        if chance is None or len(spread) < 2:
+            return None
+        error = float(spread.std()) / len(spread) ** 0.5
+        if self.dense.accuracy > chance + 2.0 * error:
+            return None
+        return (
+            f"the dense network is no better than guessing on the search images ({self.objective.measure} "
+            f"{self.dense.accuracy:.1f} ± {error:.1f}, an answer that looks at no image has {chance:.1f}): check its "
+            "weights, the order of the classes, and the data's mean and std"
+        )
 
     @property
     def structure(self) -> Structure:
@@ -119,15 +146,25 @@ class CandidateEvaluator:
 
     def measure(self, candidate: nn.Module, kept: NDArray[np.int64]) -> Evaluation:
         """The figures of a network that keeps so many units (layers,), repaired in whatever way."""
-        return self._figures(logits(self._fused(candidate), self.search), kept)
+        seen = self._looked_at(self._fused(candidate), self.search)
+        return self._figures(seen["features"], seen["statistics"], kept)
 
-    def _figures(self, outputs: Tensor, kept: NDArray[np.int64]) -> Evaluation:
-        labels = torch.cat(labels_of(self.search))
-        distance = (outputs - self._logits).square().sum(dim=1).mean() / self._spread
+    @torch.no_grad()
+    def _looked_at(self, model: nn.Module, batches: Batches) -> dict[str, Tensor]:
+        """The objective's features and statistics of all images."""
+        features, statistics = [], []
+        for images, targets in batches:
+            outputs = call(model, images)
+            features.append(self.objective.features(outputs))
+            statistics.append(self.objective.statistics(outputs, targets))
+        return {"features": torch.cat(features), "statistics": torch.cat(statistics)}
+
+    def _figures(self, features: Tensor, statistics: Tensor, kept: NDArray[np.int64]) -> Evaluation:
+        distance = (features - self._features).square().sum(dim=1).mean() / self._spread
         if not torch.isfinite(distance):
             distance = torch.tensor(torch.finfo(torch.float32).max)
         return Evaluation(
-            accuracy=100.0 * float(((outputs.argmax(1) == labels) & outputs.isfinite().all(1)).double().mean()),
+            accuracy=self.objective.total(statistics),
             reconstruction_loss=float(distance),
             flops=self.structure.fraction("flops", kept),
             params=self.structure.fraction("params", kept),

@@ -67,8 +67,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     | term | is |
     |---|---|
-    | accuracy | top-1 on the search images as a fraction, in [0, 1] |
-    | reconstruction | − mean squared logit distance from the dense network over the variance of its logits, ≥ −10 |
+    | accuracy | the objective's measure on the search images (top-1) as a fraction, in [0, 1] |
+    | reconstruction | − mean squared distance of the outputs from the dense ones over their variance, ≥ −10 |
     | flops | − fraction of the FLOPs kept |
 
     The base plan is evaluated once; on another budget than the first, its loss is scaled by what the loss model

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 from torchvision import models
 
 from ..configs import did_you_mean
+from ..configs.registry import imported
 from ..configs.schema import NetworkConfig
 from ..storage.reading import shown
 from .registry import registered_networks
@@ -74,19 +74,15 @@ def _construct(config: NetworkConfig, trust_code: bool) -> nn.Module:
         return _torchvision(rest, config)
     if prefix == "timm" and separator:
         return _timm(rest, config)
-    if separator and not trust_code:
-        raise ValueError(
-            f"network.name={name!r} names code to import and run, which may do anything: if you trust whoever wrote "
-            f"it, say so with --trust-code (in Python: trust_code=True){did_you_mean(prefix, ('torchvision', 'timm'))}"
-        )
     if separator:
-        return _imported(prefix, rest, config)
+        known = ("torchvision", "timm")
+        return _call(name, imported("network.name", name, trust_code=trust_code, known=known), config)
     hint = did_you_mean(name, registered)
     if name in models.list_models(module=models):
         hint = f" – did you mean torchvision:{name}?"
-    known = ", ".join(registered)
     raise ValueError(
-        f"no network {name!r}: known are {known}, torchvision:NAME, timm:NAME and package.module:callable{hint}"
+        f"no network {name!r}: known are {', '.join(registered)}, torchvision:NAME, timm:NAME and "
+        f"package.module:callable{hint}"
     )
 
 
@@ -130,27 +126,6 @@ def _arguments_named(config: NetworkConfig) -> Iterator[None]:
         raise ValueError(f"{given} for {config.name}: {' '.join(str(error).split())}") from error
 
 
-def _imported(module_name: str, attribute: str, config: NetworkConfig) -> nn.Module:
-    with _working_directory_first():
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # the module is there, and misses one of its own
-            raise ValueError(
-                f"network.name={config.name}: no module {error.name!r} here ({Path.cwd()}) or installed"
-            ) from error
-        except ValueError as error:  # an empty or relative module name
-            raise ValueError(f"network.name={config.name}: expected package.module:callable") from error
-    builder = getattr(module, attribute, None)
-    if not callable(builder):
-        known = [key for key, value in vars(module).items() if callable(value)]
-        raise ValueError(
-            f"network.name={config.name}: {module_name} has no callable {attribute!r}{did_you_mean(attribute, known)}"
-        )
-    return _call(config.name, builder, config)
-
-
 def _call(name: str, builder: Callable[..., object], config: NetworkConfig) -> nn.Module:
     """Call a builder, with the classes where it takes them."""
     try:
@@ -170,16 +145,3 @@ def _call(name: str, builder: Callable[..., object], config: NetworkConfig) -> n
     if not isinstance(model, nn.Module):
         raise ValueError(f"network.name={name}: returned a {type(model).__name__}, expected a torch.nn.Module")
     return model
-
-
-@contextlib.contextmanager
-def _working_directory_first() -> Iterator[None]:
-    """The working directory on the import path, as `python -m` has it and a console script has not."""
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)

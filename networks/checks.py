@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..training.inputs import Inputs, call, leaves, mapped, shape_of, told
 from .inference import FAILURES
 from .norms import CONVOLUTIONS
 
@@ -40,40 +43,49 @@ def check_weights(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_forward(model: nn.Module, images: Tensor) -> int:
-    """Run it twice: it must give one row of logits an image, the same ones each time, and leave the images alone.
+def check_forward(model: nn.Module, images: Inputs) -> Any:
+    """Run it twice: it must give the same outputs each time, and leave the images alone.
 
     Args:
         model: in eval mode.
-        images: (N, C, H, W).
+        images: (N, C, H, W), or what else it takes.
 
     Returns:
-        How many classes it tells.
+        Its outputs.
 
     Raises:
         ValueError: it does not run on them, or does anything else.
     """
-    shape = "×".join(map(str, images.shape[1:]))
-    given = images.clone()
+    given = mapped(torch.clone, images)
     try:
-        outputs, again = model(given), model(images.clone())
+        outputs, again = call(model, given), call(model, mapped(torch.clone, images))
     except FAILURES as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"the network does not run on images of {shape}: {reason}") from error
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"the network returns {type(outputs).__name__}, not one tensor of logits: wrap it in a module")
-    if outputs.dim() != 2 or len(outputs) != len(images) or outputs.shape[1] < 2:
-        raise ValueError(
-            f"of {len(images)} images the network makes an output of shape {tuple(outputs.shape)}: logits "
-            f"({len(images)}, classes) are needed, one row an image and two classes or more; wrap it in a module"
-        )
-    if not torch.equal(given, images):
+        raise ValueError(f"the network does not run on images of {told(shape_of(images))}: {reason}") from error
+    if not _equal(given, images):
         raise ValueError(
             "the network changes the images it is given in place: let its forward begin with x = x.clone()"
         )
-    if not torch.allclose(outputs, again, rtol=1e-3, atol=1e-3 * float(outputs.abs().max()), equal_nan=True):
+    if not _repeated(outputs, again):
         raise ValueError(
             "the network gives other outputs each time for the same images, in eval mode, too: its forward is random "
             "(F.dropout without training=self.training?) or remembers; make it deterministic in eval mode"
         )
-    return outputs.shape[1]
+    return outputs
+
+
+def _equal(some: Inputs, others: Inputs) -> bool:
+    theirs = leaves(others)
+    return all(torch.equal(tensor, theirs[path]) for path, tensor in leaves(some).items())
+
+
+def _repeated(outputs: Any, again: Any) -> bool:
+    """Whether outputs of whatever form are the same, but for rounding: a thousandth of the largest of each tensor."""
+    first, second = leaves(outputs), leaves(again)
+    return first.keys() == second.keys() and all(_close(first[path], second[path]) for path in first)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point() or not one.numel():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True)

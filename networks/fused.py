@@ -10,12 +10,13 @@ import operator
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from .graph import UntraceableError, attribute, trace
-from .inference import channels_last
+from ..training.inputs import Inputs, call
+from .graph import UntraceableError, arguments, attribute, trace
+from .inference import alike, channels_last
 from .norms import fold, following_norms
 
 _ACTIVATIONS: tuple[Any, ...] = (F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.hardswish, F.hardsigmoid)
@@ -28,12 +29,12 @@ class Fused:
     A network that cannot be traced is run as it is.
     """
 
-    def __init__(self, dense: nn.Module, image: Tensor):
+    def __init__(self, dense: nn.Module, image: Inputs):
         """Trace it and try it.
 
         Args:
             dense: the network the others are cut from, in eval mode.
-            image: (1, C, H, W).
+            image: (1, C, H, W), or what else it takes.
         """
         self._graph: fx.Graph | None = None
         self._norms: dict[str, str] = {}
@@ -45,9 +46,9 @@ class Fused:
                 return
             self._norms = following_norms(dense, image)
             _skip(graph, set(self._norms.values()))
-            ShapeProp(self._assemble(dense, graph)).propagate(image)
+            ShapeProp(self._assemble(dense, graph)).propagate(*arguments(graph, image).values())
             self._in_place = _work_in_place(graph, dense)
-            if torch.allclose(self._assemble(dense, graph)(image), dense(image), rtol=1e-3, atol=1e-4):
+            if alike(call(self._assemble(dense, graph), image), call(dense, image)):
                 self._graph = graph
 
     def __call__(self, model: nn.Module) -> nn.Module:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
+from ..training.inputs import Inputs, call
 from .channel_pad import ChannelPad
 from .copying import copied
+from .inference import alike
 
 CONSTANT = "constant"  # in a node's meta: a tensor that the forward makes anew each time
 _UNTRACEABLE = "sequential repair cannot follow this network's forward"
@@ -28,12 +30,12 @@ class _Tracer(fx.Tracer):
         return isinstance(m, ChannelPad) or super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module, image: Tensor) -> fx.Graph:
+def trace(model: nn.Module, image: Inputs) -> fx.Graph:
     """The network's graph, of which it is sure that a walk computes what the network does.
 
     Args:
         model: in eval mode.
-        image: (1, C, H, W) to try it on.
+        image: (1, C, H, W) to try it on, or what else it takes.
 
     Raises:
         UntraceableError: its forward depends on values (data-dependent control flow), or it changes a tensor in place
@@ -48,9 +50,8 @@ def trace(model: nn.Module, image: Tensor) -> fx.Graph:
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             node.meta[CONSTANT] = getattr(root, str(node.target))
-    result = next(node for node in graph.nodes if node.op == "output").args[0]
     with torch.no_grad():
-        if not torch.allclose(Walk(graph, model, [image]).read(result)[0], model(image), rtol=1e-3, atol=1e-4):
+        if not alike(Walk(graph, model, [image]).result()[0], call(model, image)):
             raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
     return graph
 
@@ -64,13 +65,13 @@ class Walk:
         values: node → one entry a batch.
     """
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Tensor], reads: Iterable[fx.Node] = ()):
+    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Inputs], reads: Iterable[fx.Node] = ()):
         """Nothing is computed yet.
 
         Args:
             graph: the network's, or that of one with the same forward.
             model: the network.
-            images: batches (N, C, H, W).
+            images: batches (N, C, H, W), or what else the network takes.
             reads: nodes that will be `read`, each as often as it will.
         """
         self.graph = graph
@@ -80,14 +81,23 @@ class Walk:
         self._users = Counter(reads)
         for node in graph.nodes:
             self._users[node] += len(node.users)
-            if node.op == "placeholder":
-                self.values[node] = list(images)
+        given = [arguments(graph, inputs) for inputs in images]
+        for node in given[0] if given else ():
+            self.values[node] = [values[node] for values in given]
 
     def run(self) -> None:
         """Compute all nodes."""
         for node in self.graph.nodes:
             if node.op != "output":
                 self.evaluate(node)
+
+    def result(self) -> list[Any]:
+        """What the network returns, one entry a batch."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        for node in output.all_input_nodes:  # held: the output's own use of them is never over
+            self.evaluate(node)
+        held = [{node: self.values[node][batch] for node in output.all_input_nodes} for batch in range(self._count)]
+        return [fx.map_arg(output.args[0], one.__getitem__) for one in held]
 
     def read(self, node: fx.Node) -> list[Any]:
         """A node's values, computed if they are not there; counts as one use."""
@@ -130,6 +140,16 @@ class Walk:
         self._users[node] -= 1
         if self._users[node] <= 0:
             self.values[node] = []  # known, but no longer held
+
+
+def arguments(graph: fx.Graph, inputs: Inputs) -> dict[fx.Node, Any]:
+    """Placeholder → its value: as the network is called with them, by position or by name, else its default."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder"]
+    if isinstance(inputs, Mapping):
+        given = {node: inputs[node.target] for node in nodes if node.target in inputs}
+    else:
+        given = dict(zip(nodes, inputs if isinstance(inputs, tuple) else (inputs,), strict=False))
+    return {node: given[node] if node in given else next(iter(node.args), None) for node in nodes}
 
 
 def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:

@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..training import inputs
+from ..training.inputs import Inputs, InputShape, call, flat, joined, leaves, mapped, random_inputs, taken, told
+from ..training.objective import Objective
+from ..training.tasks import DEFAULT
 from .batches import Batches as Batches
-from .batches import LazyBatches, labels_of, mapped
+from .batches import LazyBatches, targets_of, with_images
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)  # of a forward, where shapes do not fit
 
 
-def channels_last(tensor: Tensor) -> Tensor:
+def channels_last(inputs: Inputs) -> Any:
     """The memory format that convolutions on a CPU like best: up to half as fast again, the same numbers."""
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+    if not isinstance(inputs, Tensor):
+        return mapped(channels_last, inputs)
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
 
 
 def in_channels_last(batches: Batches) -> LazyBatches:
     """The batches in that memory format, each brought into it when it is looked at."""
-    return mapped(batches, channels_last)
+    return with_images(batches, channels_last)
 
 
 def first_images(batches: Batches, count: int) -> Batches:
     """The first `count` images, or all there are, in their batches; of the last one only as many as are missing."""
-    labels = labels_of(batches)
-    ends = np.cumsum([len(part) for part in labels])
+    targets = targets_of(batches)
+    ends = np.cumsum([inputs.count(part) for part in targets])
     last = int(np.searchsorted(ends, count))
     if count <= 0 or last == len(batches):
         return batches[: len(batches) if count > 0 else 0]
-    missing = count - int(ends[last]) + len(labels[last])
+    missing = count - int(ends[last]) + inputs.count(targets[last])
     images = partial(_of_the_last_only, batches, last, missing)
-    return LazyBatches(images, [*labels[:last], labels[last][:missing]], range(last + 1))
+    return LazyBatches(images, [*targets[:last], taken(targets[last], slice(missing))], range(last + 1))
 
 
-def _of_the_last_only(batches: Batches, last: int, count: int, number: int) -> Tensor:
+def _of_the_last_only(batches: Batches, last: int, count: int, number: int) -> Inputs:
     images = batches[number][0]
-    return images[:count] if number == last else images
+    return taken(images, slice(count)) if number == last else images
 
 
-def regrouped(batches: Batches, size: int) -> Iterator[Tensor]:
+def regrouped(batches: Batches, size: int) -> Iterator[Inputs]:
     """The same images `size` at a time, whatever their batches were.
 
     The last group is smaller where they do not divide, but never a single image: that one goes with those before it.
@@ -52,49 +59,64 @@ def regrouped(batches: Batches, size: int) -> Iterator[Tensor]:
     if rest == 1 and whole:
         sizes[-2:] = [size + 1]
     left = iter(images for images, _ in batches)
-    held: list[Tensor] = []
+    held: list[Inputs] = []
     for wanted in sizes:
-        while sum(map(len, held)) < wanted:
+        while sum(map(inputs.count, held)) < wanted:
             held.append(next(left))
-        joined = held[0] if len(held) == 1 else torch.cat(held)
-        yield joined[:wanted]
-        held = [joined[wanted:]]
+        together = held[0] if len(held) == 1 else joined(held)
+        yield taken(together, slice(wanted))
+        held = [taken(together, slice(wanted, None))]
 
 
 def count_images(batches: Batches) -> int:
     """How many images the batches hold."""
-    return sum(map(len, labels_of(batches)))
+    return sum(map(inputs.count, targets_of(batches)))
 
 
 @torch.no_grad()
-def logits(model: nn.Module, batches: Batches) -> Tensor:
-    """(images, classes) outputs over all batches."""
-    return torch.cat([model(images) for images, _ in batches])
+def logits(model: nn.Module, batches: Batches, of: Callable[[Any], Tensor] = flat) -> Tensor:
+    """(images, d) over all batches: what the network returns, or what the function (an objective's `features`) says."""
+    return torch.cat([of(call(model, images)) for images, _ in batches])
 
 
-def accuracy(model: nn.Module, batches: Batches) -> float:
-    """Top-1 in per cent."""
-    labels = torch.cat(labels_of(batches))
-    return 100.0 * float((logits(model, batches).argmax(1) == labels).double().mean())
+@torch.no_grad()
+def statistics(model: nn.Module, batches: Batches, objective: Objective) -> Tensor:
+    """(images, …) over all batches, of which `Objective.total` is the measure."""
+    return torch.cat([objective.statistics(call(model, images), targets) for images, targets in batches])
 
 
-def example_images(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    """Two random images (2, C, H, W) on the network's device, that it has been seen to run on.
+def accuracy(model: nn.Module, batches: Batches, objective: Objective = DEFAULT) -> float:
+    """The objective's measure, 0 … 100: top-1 in per cent where none is given."""
+    return objective.total(statistics(model, batches, objective))
+
+
+def alike(some: Any, others: Any, rtol: float = 1e-3, atol: float = 1e-4) -> bool:
+    """Whether two networks' outputs, of whatever form, are the same but for rounding."""
+    left, right = leaves(some), leaves(others)
+    return left.keys() == right.keys() and all(_close(left[path], right[path], rtol, atol) for path in left)
+
+
+def _close(one: Tensor, other: Tensor, rtol: float, atol: float) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=rtol, atol=atol)
+
+
+def example_images(model: nn.Module, input_shape: InputShape) -> Inputs:
+    """Two random images (2, C, H, W) on the network's device, that it has been seen to run on; or what else it takes.
 
     Raises:
-        ValueError: the network does not run on such an image, or returns no single tensor.
+        ValueError: the network does not run on such an image, or returns no row for each.
     """
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(2, *input_shape, generator=generator).to(device)
+    drawn = random_inputs(input_shape, 2, torch.Generator().manual_seed(0))
+    example = mapped(lambda tensor: tensor.to(device), drawn)
     try:
         with torch.no_grad():
-            output = model(example)
+            output = call(model, example)
     except FAILURES as error:
-        shape = "×".join(map(str, input_shape))
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"the network does not run on images of {shape}: {reason}") from error
-    if not isinstance(output, Tensor):
-        raise ValueError(f"the network returns {type(output).__name__}, not one tensor of logits: wrap it in a module")
+        raise ValueError(f"the network does not run on images of {told(input_shape)}: {reason}") from error
+    flat(output)
     return example

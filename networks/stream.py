@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from .batches import Batches, labels_of
-from .graph import call_node
+from ..training.inputs import count
+from .batches import Batches, targets_of
+from .graph import arguments, call_node
 
 FRONT = 2**30  # bytes that the values of all images may take from which a walk goes on
 
@@ -45,7 +46,7 @@ class Stream:
         Args:
             order: the graph's nodes, inputs before their users.
             model: the network, or one with the same forward.
-            images: (N, C, H, W) and labels, in batches.
+            images: (N, C, H, W) and labels, or what else the network and the objective take, in batches.
             reads: nodes that will be read, each as often as it will.
             held: bytes that the front may take.
         """
@@ -63,7 +64,7 @@ class Stream:
     @property
     def first(self) -> int:
         """Images in the first batch."""
-        return len(labels_of(self._images)[0])
+        return count(targets_of(self._images)[0])
 
     def read(self, *looks: Look) -> Iterator[list[Any]]:
         """What is made of the values at some nodes, a batch at a time; to be walked to its end before the next read."""
@@ -75,7 +76,7 @@ class Stream:
             node: [] for node in self._order if (node in due or node in self._front) and self._awaited(node, passed)
         }
         self.passes.update(node.name for node in nodes)
-        sizes = [len(labels) for labels in labels_of(self._images)]
+        sizes = list(map(count, targets_of(self._images)))
         fits = True
         for number in range(len(sizes)):
             seen, values = self._compute(number, nodes, looks, front)
@@ -104,9 +105,11 @@ class Stream:
         values = {node: kept[number] for node, kept in self._front.items()}
         seen = {i: see(values[node]) for i, (node, see) in enumerate(looks) if node in values}
         uses = Counter(before for node in nodes for before in node.all_input_nodes)
+        placeholders = [node for node in nodes if node.op == "placeholder"]
+        given = arguments(placeholders[0].graph, self._images[number][0]) if placeholders else {}
         for node in nodes:
             if node.op == "placeholder":
-                values[node] = self._images[number][0]
+                values[node] = given.pop(node)
             else:
                 args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = call_node(self.model, node, args, kwargs)

@@ -60,9 +60,9 @@ class Compressor:
     def __call__(self, kept: Kept, repair: Repair) -> nn.Module:
         """`compress`, repaired; the smaller network in eval mode.
 
-        With `repair.guard`, the logits are never left further from the dense network's than they are without a repair,
-        on the first 100 calibration images: `gram` takes the place of `sequential` then, and nothing that of `gram`,
-        with a RuntimeWarning. That costs two passes of these images; a search does without.
+        With `repair.guard`, the outputs (the objective's features) are never left further from the dense network's than
+        they are without a repair, on the first 100 calibration images: `gram` takes the place of `sequential` then, and
+        nothing that of `gram`, with a RuntimeWarning. That costs two passes of these images; a search does without.
         """
         untouched = np.array_equal(kept, self.structure.units) or (repair.kind == "none" and not repair.adaptive_bn)
         guard = repair.guard and not untouched
@@ -77,7 +77,7 @@ class Compressor:
             if math.isfinite(distance) and not distance > limit:
                 return compressed.model
             warnings.warn(
-                f"the {attempt} repair was not taken: the squared distance of the logits from the dense network's is "
+                f"the {attempt} repair was not taken: the squared distance of the outputs from the dense network's is "
                 f"{distance:.4g} with it and {limit:.4g} without; cut less, or pass more calibration images",
                 RuntimeWarning,
                 stacklevel=2,
@@ -111,11 +111,14 @@ class Compressor:
         self.seconds["adaptive_bn"] += time.perf_counter() - repaired
 
     def _distance(self, model: nn.Module) -> float:
-        """Mean squared distance of the logits from the dense network's, on the images that guard a repair."""
+        """Mean squared distance of the outputs from the dense network's, on the images that guard a repair."""
         images, dense = self._guard
-        return float((logits(model, images) - dense).square().sum(1).mean())
+        return float((self._features(model, images) - dense).square().sum(1).mean())
+
+    def _features(self, model: nn.Module, batches: Batches) -> Tensor:
+        return logits(model, batches, self.context.objective.features)
 
     @cached_property
     def _guard(self) -> tuple[Batches, Tensor]:
         images = first_images(self._calibration, GUARD_IMAGES)
-        return images, logits(self.dense, images)
+        return images, self._features(self.dense, images)

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks.inference import Batches
+from ..networks.inference import Batches, logits
 from ..networks.norms import following_norms
 from ..storage.cache import Store, cache_folder, code_of, digest
 from ..storage.files import package_versions
+from ..training.inputs import leaves, taken
+from ..training.objective import Objective, is_built_in
+from ..training.tasks import DEFAULT
 from .method import METHODS, Method
 from .repair.gram import DenseMoments, collect_inputs
 from .repair.statistics import Moments, repairable
@@ -33,10 +36,11 @@ class Context:
     Attributes:
         model: the dense network, in eval mode; never changed.
         structure: its layers.
-        calibration: images (N, C, H, W) and labels, in batches.
+        calibration: images (N, C, H, W) and labels, in batches; or what else the objective takes.
         criterion: ranks the units inside a layer; "" is the method's own.
         seed: for criteria that draw.
-        store: remembers what depends on the network and these images alone.
+        store: remembers what depends on the network, these images and the objective alone.
+        objective: what the network is for.
     """
 
     model: nn.Module
@@ -45,6 +49,7 @@ class Context:
     criterion: str = ""
     seed: int = 0
     store: Store = field(default_factory=Store)
+    objective: Objective = DEFAULT
 
     @property
     def method(self) -> Method:
@@ -59,10 +64,11 @@ class Context:
     @cached_property
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
-        example = self.calibration[0][0][:1]
+        example = taken(self.calibration[0][0], slice(1))
+        device = next(iter(leaves(example).values())).device
         names = [name for name in consumers(self.structure) if repairable(self.model.get_submodule(name))]
         inputs = {
-            name: Moments.restored(self.store.get(f"moments-{name}", partial(collected, name)), example.device)
+            name: Moments.restored(self.store.get(f"moments-{name}", partial(collected, name)), device)
             for collected in [partial(self._moments, names, {})]
             for name in names
         }
@@ -91,15 +97,22 @@ def consumers(structure: Structure) -> list[str]:
     return sorted({name for layer in structure.layers for name in layer.consumers})
 
 
-def dense_store(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> Store:
-    """The store of what depends on these alone, under a key of all of them, the code and the versions."""
-    return Store(cache_folder() / "dense" / _key(model, structure, calibration, seed))
+def dense_store(
+    model: nn.Module, structure: Structure, calibration: Batches, seed: int, objective: Objective = DEFAULT
+) -> Store:
+    """The store of what depends on these alone, under a key of all of them, the code and the versions.
+
+    In memory alone where the objective is the user's own: a key says nothing of other code.
+    """
+    if not is_built_in(objective):
+        return Store()
+    return Store(cache_folder() / "dense" / _key(model, structure, calibration, seed, objective))
 
 
-def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int) -> str:
+def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int, objective: Objective) -> str:
     state = model.state_dict()
-    with torch.no_grad():
-        probe = model(calibration[0][0][:PROBE])  # two networks of the same weights need not compute the same
+    few = [(taken(calibration[0][0], slice(PROBE)), None)]
+    probe = logits(model, few)  # two networks of the same weights need not compute the same
     layers: list[Sequence[Any]] = [
         [
             layer.name,
@@ -118,16 +131,17 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
         "threads": torch.get_num_threads(),  # sums come out a little different
         "device": str(probe.device),
         "network": [type(model).__name__, list(state), digest(state.values()), digest([probe])],
-        "structure": [structure.method, structure.fingerprint, structure.input_shape, layers],
-        "calibration": digest(tensor for batch in calibration for tensor in batch),
+        "structure": [structure.method, structure.fingerprint, str(structure.input_shape), layers],
+        "calibration": digest(tensor for batch in calibration for tensor in leaves(batch).values()),
         "seed": seed,
+        "objective": repr(objective),
     }
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 
 def _code(method: Method) -> str:
     """Hash of the source that computes what is kept: a key never outlives the code, the package's or a plug-in's."""
-    found = hashlib.sha256(code_of("networks", "pruners", "storage").encode())
+    found = hashlib.sha256(code_of("networks", "pruners", "storage", "training").encode())
     with suppress(TypeError, OSError):  # made where there is no file: in a shell, say
         found.update(inspect.getsource(inspect.getmodule(type(method)) or type(method)).encode())
     return found.hexdigest()

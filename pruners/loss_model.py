@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..configs.schema import LARGE
 from ..networks.inference import Batches, first_images, logits
+from ..training.inputs import InputShape, Integers
 from .budget import Budget
 from .context import Context
 from .repair.gram import repair_from_moments
@@ -52,12 +53,11 @@ def layer_sensitivity(context: Context) -> Floats:
     images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
     """
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
-    large = min(context.structure.input_shape[1:], default=0) >= LARGE
-    images = first_images(context.calibration, LARGE_IMAGES if large else IMAGES)
+    images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
 
     @cache
     def dense() -> Tensor:
-        return logits(context.model, images)
+        return logits(context.model, images, context.objective.features)
 
     def measured(index: int, curve: Floats) -> dict[str, Tensor]:
         return {"factor": torch.tensor(_measure(context, index, curve, images, dense()), dtype=torch.float64)}
@@ -70,6 +70,15 @@ def layer_sensitivity(context: Context) -> Floats:
     return np.array([float(factor) for factor in found])
 
 
+def _large(shape: InputShape) -> bool:
+    """Whether a pass of such images is what costs most: of all that goes in, one is an image of `LARGE` pixels up."""
+    if isinstance(shape, Integers):
+        return False
+    if not isinstance(shape, Mapping) and all(isinstance(size, int) for size in shape):
+        return len(shape) > 2 and min(shape[1:]) >= LARGE
+    return any(map(_large, shape.values() if isinstance(shape, Mapping) else shape))
+
+
 def _measure(context: Context, index: int, curve: Floats, images: Batches, dense: Tensor) -> float:
     """The distance that one layer's cut brings, over what its consumers lose."""
     layer = context.structure.layers[index]
@@ -80,7 +89,8 @@ def _measure(context: Context, index: int, curve: Floats, images: Batches, dense
     compressed = context.method.apply(context, kept)
     repair_from_moments(compressed, context.model, context.moments)
     spread = float(dense.var(dim=0).sum())
-    distance = float((logits(compressed.model, images) - dense).square().sum(dim=1).mean()) / spread
+    outputs = logits(compressed.model, images, context.objective.features)
+    distance = float((outputs - dense).square().sum(dim=1).mean()) / spread
     return distance / max(float(curve[choice]), LOST)
 
 

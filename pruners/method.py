@@ -5,7 +5,7 @@ Budget, loss model, allocators, environment, learner, log and plan know a method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..configs.registry import Registry
 from ..configs.schema import LayersConfig
+from ..training.inputs import InputShape
 from .structure import Floats, Kept, Layer, Structure
 
 if TYPE_CHECKING:
@@ -62,12 +63,13 @@ class Method(Protocol):
     criterion: str
     max_sparsity: float
 
-    def find(self, model: nn.Module, input_shape: Sequence[int], config: LayersConfig) -> Structure:
+    def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
         """The network's layers and their costs; the network is left as it was.
 
         Raises:
             PlanError: there is nothing to compress, or the config names what is not there.
-            ValueError: the network does not run on images (C, H, W) of this shape.
+            ValueError: the network does not run on images (C, H, W) of this shape, or on inputs of what other shape
+                `example_images` makes.
         """
         ...
 

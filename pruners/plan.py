@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..configs import CostKind, did_you_mean
-from ..configs.schema import FileName
+from ..configs.scalars import FileName
+from ..configs.schema import ObjectiveConfig
 from ..storage.files import package_versions, write_json
 from ..storage.reading import explain, place_of, read_json, shown
 from .method import METHODS
@@ -76,6 +77,7 @@ class RatioPlan(_Model):
         fingerprint: of its layers' names, kept, coupling and shapes.
         method: that it is for; says what a unit is.
         criterion: ranks the units inside a layer.
+        objective: that it was found for.
         budget: asked.
         cost: reached, fractions kept, by kind; of the latency, by the table of the machine that the plan was made on.
         layers: in the order of the walk.
@@ -88,6 +90,7 @@ class RatioPlan(_Model):
     fingerprint: str
     method: str = "channels"
     criterion: str
+    objective: ObjectiveConfig = ObjectiveConfig()
     budget: PlanBudget
     cost: dict[str, float]
     layers: list[LayerPlan] = Field(min_length=1)
@@ -109,6 +112,7 @@ class RatioPlan(_Model):
         *,
         architecture: str,
         criterion: str,
+        objective: ObjectiveConfig | None = None,
         budget: tuple[str, float],
         figures: Mapping[str, float],
         allocator: str,
@@ -122,6 +126,7 @@ class RatioPlan(_Model):
             fingerprint=structure.fingerprint,
             method=structure.method,
             criterion=criterion,
+            objective=objective or ObjectiveConfig(),
             budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1]}),
             cost=structure.fractions(kept),
             layers=[

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..networks.graph import UntraceableError, Walk, trace
 from ..networks.inference import first_images
+from ..training.inputs import Inputs, taken
 from .context import Context
 from .repair.sequential import summands
 
@@ -36,7 +37,7 @@ def residual_branch_variance(context: Context) -> NDArray[np.float64]:
 def _measure(context: Context) -> NDArray[np.float64]:
     layers = context.structure.layers
     try:
-        graph = trace(context.model, context.calibration[0][0][:1])
+        graph = trace(context.model, taken(context.calibration[0][0], slice(1)))
     except UntraceableError:
         return np.ones(len(layers))
     behind: Behind = {}
@@ -67,7 +68,7 @@ class _Sums(Walk):
         shares: for every sum its two operands, and the share of each.
     """
 
-    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Tensor], behind: Behind):
+    def __init__(self, graph: fx.Graph, model: nn.Module, images: Sequence[Inputs], behind: Behind):
         super().__init__(graph, model, images)
         self.behind = behind
         self.shares: list[list[tuple[fx.Node, float]]] = []

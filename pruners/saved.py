@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 from torch import Tensor, nn
 
-from ..configs.schema import NetworkConfig
+from ..configs.schema import NetworkConfig, ObjectiveConfig
 from ..networks import build_network, check_tensors, load_tensors
 from ..networks.checks import check_weights
 from ..networks.copying import copied
 from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
 from ..storage.reading import read_json, validated
+from ..training.inputs import InputShape, as_json, check_json
 from .method import METHODS
 
 NETWORK_NAME = "network.json"
@@ -32,7 +33,8 @@ def save_network(
     method: str,
     recipe: Mapping[str, Any],
     network: NetworkConfig | None,
-    input_shape: tuple[int, ...],
+    input_shape: InputShape,
+    objective: ObjectiveConfig,
 ) -> None:
     """Write the weights, and what is needed to rebuild the smaller network round them; a frozen parameter stays frozen.
 
@@ -42,7 +44,8 @@ def save_network(
         method: that made it.
         recipe: of `Compressed`.
         network: names the dense architecture; none where it was the caller's own module.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
+        objective: what the network is for.
 
     Raises:
         ValueError: a weight is NaN or infinite.
@@ -55,7 +58,8 @@ def save_network(
         "schema_version": SCHEMA_VERSION,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
         "kwargs": {} if network is None else network.kwargs,
-        "input_shape": list(input_shape),
+        "input_shape": as_json(input_shape),
+        "objective": objective.model_dump(mode="json"),
         "method": method,
         "recipe": dict(recipe),
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
@@ -122,7 +126,8 @@ class _Saved(BaseModel):
     schema_version: Literal[2]
     network: dict[str, JsonValue] | None
     kwargs: dict[str, JsonValue]
-    input_shape: list[Annotated[int, Field(ge=1)]]
+    input_shape: Annotated[JsonValue, AfterValidator(check_json)]
+    objective: ObjectiveConfig = ObjectiveConfig()  # 0.1 knew no other
     method: str
     recipe: dict[str, JsonValue]
     frozen: list[str] = []

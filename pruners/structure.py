@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from ..training.inputs import InputShape
+
 Kept = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -73,7 +75,7 @@ class Structure:
             that a method, a runtime or a user may add one.
         ignored: every layer that is left whole, with the reason; one that is coupled to another names it.
         shapes: every parameter's dense shape, by name.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
         first_units: (network, structure, units kept) → a network of that size, whichever units it holds, for a latency
             table to time; none where keeping less makes no dense kernel faster.
     """
@@ -83,7 +85,7 @@ class Structure:
     costs: Mapping[str, CostModel]
     ignored: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
-    input_shape: tuple[int, ...]
+    input_shape: InputShape
     first_units: Callable[[nn.Module, Structure, Kept], nn.Module] | None = None
 
     @cached_property

@@ -6,7 +6,7 @@ network is no faster. Channels are for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ..networks.inference import example_images
 from ..networks.norms import CONVOLUTIONS
 from ..networks.world import undisturbed
 from ..storage.reading import shown
+from ..training.inputs import InputShape, as_shape
 from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
 from .method import METHODS, Compressed
@@ -80,13 +81,13 @@ class Weights:
     max_sparsity = 0.99
 
     @undisturbed()
-    def find(self, model: nn.Module, input_shape: Sequence[int], config: LayersConfig) -> Structure:
+    def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
         """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
 
         Choices are per cents of a tensor (multiples of `round_to` weights); with `pattern: "2:4"`, half or all.
 
         Raises:
-            ValueError: the network does not run on such an image, or returns no single tensor.
+            ValueError: the network does not run on such an image, or returns no row for each.
             PlanError: no weight is left to prune, or the config names an unknown one.
         """
         if config.tie:
@@ -127,7 +128,7 @@ class Weights:
             },
             ignored=ignored,
             shapes=shapes,
-            input_shape=tuple(input_shape),
+            input_shape=as_shape(input_shape),
         )
 
     def check_criterion(self, name: str) -> None:

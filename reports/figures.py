@@ -64,8 +64,8 @@ def quality_figure(qualities: Sequence[float], path: Path) -> Path:
     return _save(figure, path)
 
 
-def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPlan], path: Path) -> Path:
-    """Accuracy on the search and the test split, and every plan's sparsity along the network."""
+def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPlan], path: Path, measure: str) -> Path:
+    """The objective's measure on the search and the test split, and every plan's sparsity along the network."""
     labels = [_label(row, rows) for row in rows]
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.4])
@@ -80,7 +80,7 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPl
     left.set_xlim(max(0.0, min(values) - 3.0), 100.0 if max(values) > 97 else max(values) + 3.0)
     left.set_yticks(marks, labels)
     left.invert_yaxis()
-    left.set_xlabel("accuracy in per cent, repaired")
+    left.set_xlabel(f"{measure}, repaired")
     left.legend(fontsize=7, loc="lower right")
     for label, plan in zip(labels, plans, strict=True):
         right.plot([layer.sparsity for layer in plan.layers], marker=".", label=label)

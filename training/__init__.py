@@ -1,1 +1,3 @@
-"""What training is, and in which order cutting and training follow each other."""
+"""What training is: a task's objective, fitting, and in which order cutting and training follow each other."""
+
+from . import tasks as tasks  # registers them

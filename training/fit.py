@@ -7,16 +7,18 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..configs.schema import FitConfig
 from ..storage.files import not_finite
 from .checkpoint import Checkpoint, Trained, generators_of, network_of, random_states, restore_random_states
+from .inputs import mapped
+from .objective import Objective, identity
+from .tasks import DEFAULT
 
 OnStep = Callable[[int, int, float], None]
 OnEpoch = Callable[[int, int], None]
@@ -27,9 +29,10 @@ class DivergedError(RuntimeError):
 
 
 class Batches(Protocol):
-    """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised."""
+    """What can be walked once an epoch: (images (N, C, H, W) float, labels (N,) int64), normalised; or what else the
+    objective takes apart."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def __iter__(self) -> Iterator[Any]: ...
     def __len__(self) -> int: ...
 
 
@@ -40,11 +43,12 @@ def fit(
     *,
     seed: int,
     on_step: OnStep | None = None,
+    objective: Objective = DEFAULT,
     on_epoch: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
     at_rest: Collection[str] = (),
 ) -> None:
-    """Train in place with cross-entropy, and leave the network in eval mode.
+    """Train in place with the objective's loss, and leave the network in eval mode.
 
     With a checkpoint, what was trained is on disk after every epoch, and is gone on with: the network that an
     interrupted training gives in the end is that of an uninterrupted one, bit for bit on the CPU.
@@ -59,6 +63,7 @@ def fit(
             is for who makes the batches.
         seed: of everything random on the way (dropout, a loader that shuffles with torch's own state); torch's
             random state outside is left as it was.
+        objective: whose loss is lowered; none is cross-entropy.
         on_step: called after every step with (step from 1, steps in all, the step's loss); it may change the weights.
         on_epoch: called before every epoch with (steps done, steps in all); it may change the weights.
         checkpoint: where the training is kept; the file stays when it is finished, for the caller to remove. A lower
@@ -66,9 +71,9 @@ def fit(
         at_rest: names of modules that stay in eval mode besides those that `modules_at_rest` finds.
 
     Raises:
-        ValueError: no batches, or nothing to train; a checkpoint that was changed, or is of another training.
-        TypeError: batches without a length (a generator is empty after one epoch), or a network whose output is not
-            a tensor.
+        ValueError: no batches, or nothing to train; outputs and targets that the objective cannot make a loss of; a
+            checkpoint that was changed, or is of another training.
+        TypeError: batches without a length (a generator is empty after one epoch).
         DivergedError: the loss or a weight is not finite; the checkpoint is of the last good epoch.
         OSError: the checkpoint cannot be written.
     """
@@ -88,7 +93,8 @@ def fit(
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            kept = _Kept.begin(checkpoint, Trained(model, optimizer, device, generators_of(batches)), config, seed)
+            trained = Trained(model, optimizer, device, generators_of(batches))
+            kept = _Kept.begin(checkpoint, trained, config, seed, objective)
             if kept.epoch:
                 _skip(batches, kept.epoch)
             step = kept.step
@@ -101,11 +107,11 @@ def fit(
                 total = config.epochs * _length(epoch)
                 if on_epoch is not None:
                     on_epoch(step, total)
-                for images, labels in epoch:
+                for batch in epoch:
                     for group in optimizer.param_groups:
                         group["lr"] = cosine(step, total, config.learning_rate)
                     step += 1
-                    loss = _step(model, optimizer, images.to(device), labels.to(device))
+                    loss = _step(model, optimizer, batch, device, objective)
                     if not math.isfinite(loss):
                         raise DivergedError(f"loss is {loss} at step {step} of {total}: {kept.remedy(config)}")
                     if on_step is not None:
@@ -144,12 +150,19 @@ class _Kept:
     step: int = 0
 
     @classmethod
-    def begin(cls, checkpoint: Checkpoint | None, trained: Trained, config: FitConfig, seed: int) -> _Kept:
+    def begin(
+        cls, checkpoint: Checkpoint | None, trained: Trained, config: FitConfig, seed: int, objective: Objective
+    ) -> _Kept:
         """At the start, or where the checkpoint is."""
         if checkpoint is None:
             return cls(None, trained, {})
         settings = config.model_dump(mode="json", exclude={"learning_rate"})
-        of = {"network": network_of(trained.model), "training": json.dumps(settings), "seed": str(seed)}
+        of = {
+            "network": network_of(trained.model),
+            "objective": identity(objective),
+            "training": json.dumps(settings),
+            "seed": str(seed),
+        }
         found = checkpoint.read(of)
         if found is None:
             return cls(checkpoint, trained, of)
@@ -192,14 +205,14 @@ def cosine(step: int, total: int, start: float) -> float:
     return start * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    logits = model(images)
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"{type(model).__name__} returns a {type(logits).__name__} in training, expected logits (N, classes): "
-            "build it without auxiliary heads"
-        )
-    loss = F.cross_entropy(logits, labels)
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, device: torch.device, objective: Objective
+) -> float:
+    try:
+        inputs, targets = mapped(lambda tensor: tensor.to(device), objective.split(batch))
+    except ValueError as error:
+        raise ValueError(f"a training batch {error}") from error
+    loss: Tensor = objective.training_loss(model, inputs, targets)
     optimizer.zero_grad()
     torch.autograd.backward(loss)
     value = loss.item()

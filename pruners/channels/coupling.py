@@ -13,13 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...configs import Cut
 from ...networks.checks import check_weights
 from ...networks.copying import copied
 from ...networks.inference import FAILURES, example_images
 from ...networks.world import undisturbed
+from ...training.inputs import Inputs, InputShape, as_shape, call, flat
 from ..costs.counts import ChannelCost, count_operations, uncounted_flops
 from ..scope import choices_of, ignored_names, tied_names
 from ..structure import CostModel, PlanError
@@ -31,7 +32,7 @@ from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
 @undisturbed()
 def find_layers(
     model: nn.Module,
-    input_shape: Sequence[int],
+    input_shape: InputShape,
     *,
     cut: Cut = "inner",
     ignore: Sequence[str] = (),
@@ -42,7 +43,7 @@ def find_layers(
 
     Args:
         model: any network of convolutions and linear layers; left as it was.
-        input_shape: (C, H, W) of one image.
+        input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
         cut: `inner` leaves residual trunks whole; `sampled` does, too, but lets every convolution that opens a
             residual branch take only some of the trunk's channels (He, Zhang, Sun, ICCV 2017); `all` cuts trunks.
         ignore: layers to leave whole, by name, pattern or type; see `ignored_names`.
@@ -50,7 +51,7 @@ def find_layers(
         round_to: units kept are a multiple of it, for all layers or by pattern.
 
     Raises:
-        ValueError: the network does not run on such an image, or returns no single tensor.
+        ValueError: the network does not run on such an image, or returns no row for each.
         PlanError: nothing can be cut, or a name fits no layer.
     """
     check_weights(model)
@@ -69,7 +70,7 @@ def find_layers(
         ignored=ignored,
         operations=tuple(operations),
         shapes={name: tuple(p.shape) for name, p in model.named_parameters()},
-        input_shape=tuple(input_shape),
+        input_shape=as_shape(input_shape),
         first_units=first_units,
     )
     structure = _verified(model, structure, example)
@@ -147,7 +148,7 @@ def _tied(layers: list[ChannelLayer], groups: Sequence[Sequence[str]]) -> list[C
     return list(known.values())
 
 
-def _verified(model: nn.Module, structure: ChannelStructure, example: Tensor) -> ChannelStructure:
+def _verified(model: nn.Module, structure: ChannelStructure, example: Inputs) -> ChannelStructure:
     """Leave out every layer whose cut network does not compute what the masked one computes."""
     if not structure.layers or _agrees(model, structure, example):
         return structure
@@ -165,11 +166,11 @@ def _verified(model: nn.Module, structure: ChannelStructure, example: Tensor) ->
     return replace(structure, layers=tuple(good), ignored=ignored)
 
 
-def _agrees(model: nn.Module, structure: ChannelStructure, example: Tensor) -> bool:
+def _agrees(model: nn.Module, structure: ChannelStructure, example: Inputs) -> bool:
     return all(_agrees_once(model, structure, example, seed) for seed in range(3))
 
 
-def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Tensor, seed: int) -> bool:
+def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Inputs, seed: int) -> bool:
     """For a random selection: kept differ from layer to layer, so that no shape fits by accident."""
     rng = np.random.default_rng(seed)
     selection = []
@@ -177,9 +178,9 @@ def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Tensor,
         width = int(rng.integers(max(1, layer.units // 2), layer.units))
         selection.append(np.sort(rng.choice(layer.units, size=width, replace=False)))
     with torch.no_grad():
-        expected = mask(model, structure, selection)(example)
+        expected = flat(call(mask(model, structure, selection), example))
         try:
-            actual = shrink(model, structure, selection)(example)
+            actual = flat(call(shrink(model, structure, selection), example))
         except FAILURES:
             return False
     if actual.shape != expected.shape:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import torch_pruning as tp
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ...networks.channel_pad import ChannelPad
 from ...networks.inference import FAILURES
 from ...networks.norms import CONVOLUTIONS
+from ...training.inputs import Inputs, call, leaves
 from ..structure import PlanError
 from .slices import SOURCE, ChannelLayer, Role, Slice
 
@@ -42,7 +43,7 @@ class _PadPruner(tp.BasePruningFunc):  # type: ignore[misc]
         return layer.in_channels
 
 
-def trace_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tuple[list[ChannelLayer], dict[str, str]]:
+def trace_groups(model: nn.Module, example: Inputs, order: Sequence[str]) -> tuple[list[ChannelLayer], dict[str, str]]:
     """Every coupling group that can be cut, and why the others cannot.
 
     Args:
@@ -65,7 +66,16 @@ def trace_groups(model: nn.Module, example: Tensor, order: Sequence[str]) -> tup
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph()
         try:
-            graph.build_dependency(model, example, customized_pruners={ChannelPad: _PadPruner()}, verbose=False)
+            graph.build_dependency(
+                model,
+                example,
+                forward_fn=call,
+                output_transform=lambda outputs: [
+                    tensor for tensor in leaves(outputs).values() if tensor.requires_grad
+                ],
+                customized_pruners={ChannelPad: _PadPruner()},
+                verbose=False,
+            )
         except Exception as error:  # a reshaping it cannot follow makes it fail in any way there is
             raise PlanError(
                 f"Torch-Pruning cannot trace this network ({type(error).__name__}: {error}): nothing can be cut"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 from ...configs.schema import LayersConfig
 from ...storage.reading import validated
+from ...training.inputs import InputShape
 from ..context import Context
 from ..method import METHODS, Compressed
 from ..structure import Floats, Kept, Layer
@@ -43,7 +44,7 @@ class Channels:
     criterion = "obs"
     max_sparsity = 0.9
 
-    def find(self, model: nn.Module, input_shape: Sequence[int], config: LayersConfig) -> ChannelStructure:
+    def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> ChannelStructure:
         """Coupling groups; see `find_layers`."""
         return find_layers(
             model, input_shape, cut=config.cut, ignore=config.ignore, tie=config.tie, round_to=config.round_to

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...networks.norms import CONVOLUTIONS
+from ...training.inputs import Inputs, call, count
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Operation:
         return f"{self.module}.weight".removeprefix(".")
 
 
-def count_operations(model: nn.Module, example: Tensor) -> list[Operation]:
+def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
     """Every convolution and linear layer with the number of positions it is applied at, in order of execution.
 
     Args:
@@ -73,14 +74,14 @@ def count_operations(model: nn.Module, example: Tensor) -> list[Operation]:
     hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
     try:
         with torch.no_grad():
-            model(example)
+            call(model, example)
     finally:
         for hook in hooks:
             hook.remove()
     return list(found.values())
 
 
-def uncounted_flops(model: nn.Module, example: Tensor, operations: Sequence[Operation]) -> int:
+def uncounted_flops(model: nn.Module, example: Inputs, operations: Sequence[Operation]) -> int:
     """Multiply-accumulates an image that torch's own counter sees beyond these operations.
 
     Transposed and functional convolutions, attention's products, matrix products: nothing of it is cut, all of it is
@@ -101,10 +102,10 @@ def uncounted_flops(model: nn.Module, example: Tensor, operations: Sequence[Oper
             torch.no_grad(),
             FlopCounterMode(display=False) as counter,
         ):
-            model(example)
+            call(model, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    seen: int = counter.get_total_flops() // (2 * len(example))
+    seen: int = counter.get_total_flops() // (2 * count(example))
     return max(0, seen - sum(op.flops for op in operations))
 
 

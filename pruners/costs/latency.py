@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -15,13 +15,14 @@ from ...configs import LatencyConfig
 from ...networks.copying import copied
 from ...networks.inference import channels_last
 from ...networks.world import undisturbed
+from ...training.inputs import Inputs, InputShape, call, leaves, mapped, random_inputs
 
 Clock = Callable[[], float]
 
 
 @undisturbed()
 def measure_latency(
-    models: Mapping[str, nn.Module], input_shape: Sequence[int], config: LatencyConfig | None = None, *, runs: int = 25
+    models: Mapping[str, nn.Module], input_shape: InputShape, config: LatencyConfig | None = None, *, runs: int = 25
 ) -> dict[str, float]:
     """Median milliseconds of one forward pass; see `stopwatch` for what is counted.
 
@@ -36,11 +37,11 @@ def measure_latency(
     ready = {name: formatted(copied(model), config) for name, model in models.items()}
     images = random_images(next(iter(ready.values())), input_shape, config)
     times: dict[str, list[float]] = {name: [] for name in models}
-    with stopwatch(images.device, config) as clock, torch.inference_mode():
+    with stopwatch(next(iter(leaves(images).values())).device, config) as clock, torch.inference_mode():
         for run in range(runs + 3):
             for name, model in ready.items():
                 start = clock()
-                model(images)
+                call(model, images)
                 if run >= 3:
                     times[name].append(1000.0 * (clock() - start))
     return {name: statistics.median(values) for name, values in times.items()}
@@ -76,11 +77,11 @@ def formatted(model: nn.Module, config: LatencyConfig) -> nn.Module:
     return model
 
 
-def random_images(model: nn.Module, input_shape: Sequence[int], config: LatencyConfig) -> Tensor:
-    """(batch, C, H, W) in the memory format asked for, on the network's device."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(config.batch, *input_shape, generator=generator).to(next(model.parameters()).device)
-    return _formatted(images, config)
+def random_images(model: nn.Module, input_shape: InputShape, config: LatencyConfig) -> Inputs:
+    """(batch, C, H, W) in the memory format asked for, on the network's device; or what else the network takes."""
+    images = random_inputs(input_shape, config.batch, torch.Generator().manual_seed(0))
+    device = next(model.parameters()).device
+    return mapped(lambda tensor: _formatted(tensor.to(device), config), images)
 
 
 def _formatted(tensor: Tensor, config: LatencyConfig) -> Tensor:

@@ -17,6 +17,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
 from ...configs import LatencyConfig
+from ...training.inputs import leaves, taken
 from ..structure import PlanError, Structure
 from .latency import formatted, random_images, stopwatch
 from .latency_cache import LatencyCache
@@ -83,7 +84,8 @@ class _Profiler:
         self.structure = structure
         self.config = config
         self.images = random_images(model, structure.input_shape, config)
-        self.cache = LatencyCache(self.images.device, config)
+        self.device = next(iter(leaves(self.images).values())).device
+        self.cache = LatencyCache(self.device, config)
         self.known: dict[tuple[int, ...], list[Segment]] = {}
 
     def network(self, kept: Ints) -> nn.Module:
@@ -95,7 +97,7 @@ class _Profiler:
         """Of the network that keeps so many units (layers,); the dense one's come first."""
         key = tuple(kept.tolist())
         if key not in self.known:
-            self.known[key] = describe(self.network(kept), self.images[:1])
+            self.known[key] = describe(self.network(kept), taken(self.images, slice(1)))
             dense = next(iter(self.known.values()))
             if [s.module for s in self.known[key]] != [s.module for s in dense]:
                 raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
@@ -111,7 +113,7 @@ class _Profiler:
         held = set(self.cache.times)
         networks = [w for w in np.unique(designs, axis=0) if not held.issuperset(s.key for s in self.segments(w))]
         samples: dict[str, list[float]] = {}
-        with stopwatch(self.images.device, self.config) as clock:
+        with stopwatch(self.device, self.config) as clock:
             timer = timer or partial(time_segments, clock=clock)
             for _ in range(self.config.repeats if networks else 0):
                 for kept in networks:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ...training.inputs import Inputs, call
 from .latency import Clock
 
 
@@ -35,7 +36,7 @@ class Segment:
     sizes: tuple[int, int]
 
 
-def describe(model: nn.Module, image: Tensor) -> list[Segment]:
+def describe(model: nn.Module, image: Inputs) -> list[Segment]:
     """The segments of a pass.
 
     Args:
@@ -57,11 +58,11 @@ def describe(model: nn.Module, image: Tensor) -> list[Segment]:
         between.inside = False
 
     with _hooks(model, enter, leave), between, torch.inference_mode():
-        model(image)
+        call(model, image)
     return segments
 
 
-def time_segments(model: nn.Module, images: Tensor, clock: Clock) -> list[float]:
+def time_segments(model: nn.Module, images: Inputs, clock: Clock) -> list[float]:
     """Seconds of every segment of one pass.
 
     Args:
@@ -76,7 +77,7 @@ def time_segments(model: nn.Module, images: Tensor, clock: Clock) -> list[float]
 
     with _hooks(model, None, leave), torch.inference_mode():
         start = clock()
-        model(images)
+        call(model, images)
         stamps[-1] = clock()
     return [after - before for before, after in zip([start, *stamps], stamps, strict=False)]
 

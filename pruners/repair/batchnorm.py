@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ...networks.inference import Batches, count_images, regrouped
+from ...training.inputs import call, count
 
 GROUP = 100  # images whose statistics are taken together, however the caller batched them
 
@@ -34,10 +35,11 @@ def adapt_batchnorm(model: nn.Module, batches: Batches) -> None:
         seen = 0
         with torch.no_grad():
             for images in regrouped(batches, GROUP):
-                seen += len(images)
+                group = count(images)
+                seen += group
                 for norm in norms:
-                    norm.momentum = len(images) / seen  # what makes a running mean that of all images so far
-                model(images)
+                    norm.momentum = group / seen  # what makes a running mean that of all images so far
+                call(model, images)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

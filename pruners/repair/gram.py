@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...networks.inference import Batches
 from ...networks.norms import following_norms, shift_output
+from ...training.inputs import call, taken
 from ..method import Compressed
 from .solve import damping, ridge_step
 from .statistics import Moments, Sampler, repairable
@@ -45,7 +46,7 @@ class DenseMoments:
 
 def collect_moments(model: nn.Module, names: Collection[str], batches: Batches) -> DenseMoments:
     """`collect_inputs`, and the batch norms behind."""
-    return DenseMoments(collect_inputs(model, names, batches), following_norms(model, batches[0][0][:1]))
+    return DenseMoments(collect_inputs(model, names, batches), following_norms(model, taken(batches[0][0], slice(1))))
 
 
 def collect_inputs(model: nn.Module, names: Collection[str], batches: Batches) -> dict[str, Moments]:
@@ -71,7 +72,7 @@ def collect_inputs(model: nn.Module, names: Collection[str], batches: Batches) -
     try:
         with torch.no_grad():
             for images, _ in batches:
-                model(images)
+                call(model, images)
     finally:
         for hook in hooks:
             hook.remove()

@@ -28,6 +28,7 @@ from ...networks.graph import trace
 from ...networks.inference import Batches, count_images
 from ...networks.norms import following_norms, shift_output
 from ...networks.stream import FRONT, Stream, computing_order
+from ...training.inputs import taken
 from ..method import Compressed
 from .solve import RIDGE, damping, fit
 from .statistics import SAMPLES, Sampler, repairable
@@ -103,11 +104,11 @@ class SequentialRepair:
         self._samples = samples
         self._held = held
         self._front = front
-        images, labels = batches[0]
-        self._example: Batches = [(images[:1], labels[:1])]
-        self._graph = trace(dense, images[:1])
-        sites = _possible_sites(self._graph, dense, following_norms(dense, images[:1]))
-        self._sites = self._joining(sites, [(images[:2], labels[:2])])
+        self._example: Batches = [taken(batches[0], slice(1))]
+        image, _ = self._example[0]
+        self._graph = trace(dense, image)
+        sites = _possible_sites(self._graph, dense, following_norms(dense, image))
+        self._sites = self._joining(sites, [taken(batches[0], slice(2))])
 
     @torch.no_grad()
     def __call__(self, compressed: Compressed, *, refit: bool = False) -> None:

@@ -248,10 +248,10 @@ def row(allocator: str, **figures) -> dict:
 )
 def test_the_comparisons_figure_and_table(rows, trained, tmp_path):
     rows = [{key: value for key, value in row.items() if key != "latency"} for row in rows]
-    comparison_figure(rows, [trained.plan] * len(rows), tmp_path / "compare.png")
+    comparison_figure(rows, [trained.plan] * len(rows), tmp_path / "compare.png", "mIoU %")
     assert is_drawn(tmp_path / "compare.png")
     console = Console(width=100, file=io.StringIO())
-    console.print(compare_table(rows))
+    console.print(compare_table(rows, "mIoU %"))
     lines = console.file.getvalue().splitlines()
     assert sum(any(line.strip().startswith(f"{row['allocator']} ") for row in rows[:1]) for line in lines) >= 1
     assert all("None" not in line for line in lines)
@@ -264,6 +264,6 @@ def test_other_figures_and_tables_of_one_thing(trained, tmp_path):
     assert is_drawn(tmp_path / "plan.png")
     console = Console(width=100, file=io.StringIO())
     rows = {"pruned": {"test_accuracy": None, "flops": 0.5, "params": 0.25, "latency_ms": 1.0}}
-    console.print(figures_table("one", rows, {"dense": "dense", "pruned": "pruned"}, "nothing else"))
+    console.print(figures_table("one", rows, {"dense": "dense", "pruned": "pruned"}, "nothing else", "top-1 %"))
     shown = [line.split() for line in console.file.getvalue().splitlines() if line.strip().startswith("pruned")]
     assert shown == [["pruned", "–", "50.0", "25.0", "1.00"]]

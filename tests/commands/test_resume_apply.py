@@ -180,6 +180,7 @@ def test_it_goes_on_with_nothing_else_than_it_was_begun_with(run, session, whole
 
     for override in ("finetune.batch_size=10", "finetune.momentum=0.5", "repair.final.kind=gram"):
         refused("it was begun with another config; give that back", session.beside(overrides=[override]))
+    refused("begun with another objective; give that back", session.beside(overrides=["objective.kwargs.ignore=9"]))
     images = secateur.Images(session.search, session.search, session.test, train=session.train_loader(50))
     refused(
         "another calibration images", secateur.Session(run.folder / "config.yaml", images=images, overrides=OVERRIDES)
@@ -241,9 +242,10 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_
 ):
     folder, step, calls = tmp_path / "small", fit_module._step, []
 
-    def diverging(model, optimizer, images, labels):
+    def diverging(model, optimizer, batch, device, objective):
         calls.append(optimizer.param_groups[0]["lr"])
-        return step(model, optimizer, images * (math.nan if len(calls) == per_epoch + 2 else 1.0), labels)
+        spoilt = (batch[0] * (math.nan if len(calls) == per_epoch + 2 else 1.0), batch[1])
+        return step(model, optimizer, spoilt, device, objective)
 
     per_epoch = len(session.train_loader(50))
     with monkeypatch.context() as patch:
@@ -302,6 +304,7 @@ def test_weights_that_are_not_finite_are_never_saved(run, session, tmp_path):
     broken.load_state_dict(spoilt)
     broken.bn1.running_var[0] = math.inf
     about = {"method": "channels", "recipe": {}, "network": None, "input_shape": (1, 8, 8)}
+    about["objective"] = session.config.objective
     with pytest.raises(
         ValueError, match=r"weights\.safetensors is not written: bn1\.running_var holds NaN or infinity"
     ):

@@ -162,6 +162,7 @@ def gradual(session: secateur.Session, model: nn.Module, out: Path) -> None:
 
 def saved(session: secateur.Session, model: nn.Module, out: Path) -> None:
     rest = {"method": "weights", "recipe": {"masked": []}, "network": None, "input_shape": (3, 8, 8)}
+    rest["objective"] = session.config.objective
     save_network(model, out, **rest)  # the caller's own
     assert sha256(out / "weights.safetensors")
     secateur.load(out, model=model)

@@ -18,7 +18,7 @@ from secateur.data import Images, TrainLoader, as_batches
 from secateur.data.loaders import random_crop, random_flip
 from secateur.data.sources import ArraySource
 from secateur.data.streaming import StreamedLoader
-from secateur.networks.batches import labels_of
+from secateur.networks.batches import targets_of
 from secateur.networks.inference import count_images, first_images
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
@@ -169,7 +169,7 @@ def test_no_negative_seed() -> None:
 
 def test_as_batches_takes_loaders_and_lists() -> None:
     some = images().batches(10)
-    assert same(as_batches(some, num_classes=23), some)
+    assert same(as_batches(some), some)
     x, y = (torch.cat(part) for part in zip(*some, strict=True))
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(x.double(), y.int()), batch_size=10)
     assert same(as_batches(loader), some)
@@ -185,28 +185,27 @@ X, Y = torch.zeros(2, 3, 4, 4), torch.tensor([0, 1])
         ([], "there are none"),
         (3, "expected a list or loader .* got a int"),
         (X, "expected a list or loader .* got a Tensor"),
-        ((X, Y), "batch 0 is a Tensor: expected a pair"),
-        ([(X, Y), (X, Y, Y)], "batch 1 is a tuple of 3: expected a pair"),
-        ([{"x": X, "y": Y}], "batch 0 is a dict: expected a pair"),
-        ([(X.numpy(), Y)], "batch 0: expected images .* got a ndarray"),
-        ([(X[0], Y)], r"batch 0: expected images .* got float32 \(3, 4, 4\)"),
-        ([(X.byte(), Y)], "batch 0: expected images .* got uint8"),
-        ([(X, Y.float())], r"batch 0: expected labels .* got float32 \(2,\)"),
-        ([(X, Y.bool())], "batch 0: expected labels .* got bool"),
-        ([(X, [0, 1])], "batch 0: expected labels .* got a list"),
-        ([(X, torch.eye(2, dtype=torch.int64))], r"batch 0: expected labels .* got int64 \(2, 2\)"),
-        ([(X, Y[:1])], "batch 0 has 2 images and 1 labels"),
+        ((X, Y), "batch 0 is float32 .*: expected a pair"),
+        ([(X, Y), (X,)], "batch 1 is a tuple .*: expected a pair"),
+        ([(X, Y), (X, Y, Y)], "batch 1 has images of 3×4×4,  int64, batch 0 of 3×4×4"),
+        ([{"x": X, "y": Y}], r"batch 0 is a dict \(x float32 .*\): expected inputs by name and labels"),
+        ([{"labels": Y}], "batch 0 is a dict .*: expected inputs by name and labels"),
+        ([(X.numpy(), Y)], "batch 0 holds a ndarray: expected a tensor"),
+        ([(X[0], Y)], "batch 0 has 3 images and 2 targets"),
+        ([(X.byte(), Y)], "batch 0: the images are uint8 .* expected floats"),
+        ([({"x": X, "m": X.byte()}, Y)], "batch 0: m are uint8 .* expected floats"),
+        ([(X, Y[:1])], "batch 0 has 2 images and 1 targets"),
         ([(X[:0], Y[:0])], "batch 0 has 0 images"),
-        ([(X, Y), (X / 0, Y)], r"batch 1: image 0 holds nan: pixels must be numbers"),
-        ([(X + torch.inf, Y)], "batch 0: image 0 holds inf: pixels must be"),
-        ([(X, Y - 1)], "batch 0: label -1 must be 0 or more"),
-        ([(X, Y + 1)], "batch 0: label 2 must be below num_classes=2"),
-        ([(X, Y), (X[..., 1:], Y)], r"batch 1 has images \(3, 4, 3\), batch 0 has \(3, 4, 4\)"),
+        ([(X, Y), (X / 0, Y)], "batch 1: image 0 holds nan: pixels must be numbers within"),
+        ([(X + torch.inf, Y)], "batch 0: image 0 holds inf"),
+        ([{"a": X, "b": X / 0, "labels": Y}], r"batch 0: image 0 \(b\) holds nan"),
+        ([([X[0], X[1] + 1e10], [Y, Y])], r"batch 0: image 1 holds 1e\+10"),
+        ([(X, Y), (X[..., 1:], Y)], "batch 1 has images of 3×4×3, batch 0 of 3×4×4"),
     ],
 )
 def test_batches_that_cannot_be_used(batches: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        as_batches(batches, num_classes=2)
+        as_batches(batches)
 
 
 def test_a_split_that_does_not_fit_is_decoded_batch_by_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,7 +216,7 @@ def test_a_split_that_does_not_fit_is_decoded_batch_by_batch(monkeypatch: pytest
     monkeypatch.setattr(some.source, "decode", lambda indices: decoded.append(indices.tolist()) or decode(indices))
     batches = some.batches(10)
     assert count_images(batches) == 23
-    assert torch.cat(labels_of(batches)).tolist() == list(range(23))
+    assert torch.cat(targets_of(batches)).tolist() == list(range(23))
     assert decoded == []  # nothing was looked at
     assert batches[1][0].shape == (10, 3, 8, 8)
     assert decoded == [[0], list(range(10, 20))]  # one for the shape, then one batch

@@ -26,6 +26,7 @@ from secateur.configs.load import _MOVED
 from secateur.pruners import METHODS
 from secateur.pruners.channels.criteria import CRITERIA
 from secateur.testing import check_method, toy_images, toy_networks
+from secateur.training.objective import OBJECTIVES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -60,7 +61,7 @@ def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     for registry, known in zip(registries, before, strict=True):
         registry._known.clear()
         registry._known.update(known)
-    for name in {"method_page", "allocator_page", "criterion_page", "readme"} - modules:
+    for name in {"method_page", "allocator_page", "criterion_page", "objective_page", "readme"} - modules:
         sys.modules.pop(name, None)
 
 
@@ -110,6 +111,23 @@ def test_a_criterion_of_ones_own(tmp_path: Path):
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in session.model.parameters())
     with pytest.raises(ValueError, match="did you mean l_half"):
         secateur.Session("digits", overrides=["criterion=l_haf"])
+
+
+def test_a_task_of_ones_own(tmp_path: Path):
+    (code,) = blocks(DOCS / "objectives.md")
+    module = run(code, "objective_page", tmp_path)
+    config = secateur.Config.model_validate({"name": "mine", "budget": {"flops": 0.6}})
+    images = secateur.Images(list(loader(32, 0)), list(loader(32, 1)))
+    session = module.session(Tiny().eval(), images, config)
+    plan = secateur.compare((), session, against=["uniform"], out=tmp_path / "c").plans[0]
+    assert plan.objective.name == "hinge"
+
+
+def test_the_tasks_page_names_them_all():
+    page = (DOCS / "objectives.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \| \(N", page, re.MULTILINE)) == set(OBJECTIVES)
+    for text in blocks(DOCS / "objectives.md", "yaml")[0].splitlines():
+        assert load_config("digits", [text.split(" #")[0].replace(": ", "=", 1).strip()]).objective.name in OBJECTIVES
 
 
 class Tiny(nn.Sequential):

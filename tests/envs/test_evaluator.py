@@ -129,7 +129,9 @@ def test_time_is_accounted_for(compressor: Compressor) -> None:
 def test_a_dense_network_that_says_nothing(compressor: Compressor, value: float, message: str) -> None:
     with torch.no_grad():
         compressor.dense.linear.weight.fill_(value)
-    with pytest.raises(ValueError, match=rf"logits on the search images are {message}: check its weights and the data"):
+    with pytest.raises(
+        ValueError, match=rf"outputs on the search images are {message}: check its weights and the data"
+    ):
         CandidateEvaluator(compressor, zoo.batches("digits"), GRAM)
 
 

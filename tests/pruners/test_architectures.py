@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import secateur
 import zoo
-from secateur.configs.schema import FitConfig, NetworkConfig
+from secateur.configs.schema import FitConfig, NetworkConfig, ObjectiveConfig
 from secateur.networks import build_network
 from secateur.networks.norms import following_norms
 from secateur.pruners.channels.coupling import find_layers
@@ -297,6 +297,7 @@ def test_saved_and_loaded_it_is_the_same_network(case: Case, tmp_path: Path) -> 
         recipe=compressed.recipe,
         network=case.config,
         input_shape=structure.input_shape,
+        objective=ObjectiveConfig(),
     )
     zoo.assert_same_network(secateur.load(tmp_path, trust_code=True), small, case.held_out[:2])
 

@@ -88,7 +88,7 @@ def test_wide_layers_lose_several_units_a_round() -> None:
 
 def test_as_many_images_judge_as_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = context("vgg")
-    assert len(Judge.of(seen, seen.structure.layers[0], 30).labels) == 30
+    assert Judge.of(seen, seen.structure.layers[0], 30).images == 30
     shapes = []
 
     def spy(model: nn.Module, parts: list[torch.Tensor], _late: set[str]) -> list[Callable[[], torch.Tensor]]:
@@ -105,7 +105,7 @@ class Table:
     def __init__(self, wrong: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
         self.wrong, self.losses, self.looks = wrong, losses, 0
         self.parts = range(wrong.shape[1])
-        self.labels = range(10 * wrong.shape[1])
+        self.images = 10 * wrong.shape[1]
 
     def look(self, gone: list[int], part: int) -> tuple[float, float]:
         self.looks += 1

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import zoo
-from secateur.networks.batches import mapped
+from secateur.networks.batches import with_images
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
@@ -261,7 +261,7 @@ def test_memory_that_is_bounded_repairs_as_memory_that_is_not(name: str, cut: st
     model, structure, batches = zoo.make(name), zoo.structure(name, cut), zoo.batches(name)
     free, bounded = (cut_channels(model, structure, half(structure)) for _ in range(2))
     SequentialRepair(model, batches)(free, refit=True)
-    SequentialRepair(model, mapped(batches, torch.clone), held=0, front=0)(bounded, refit=True)
+    SequentialRepair(model, with_images(batches, torch.clone), held=0, front=0)(bounded, refit=True)
     for key, tensor in free.model.state_dict().items():
         assert torch.equal(bounded.model.state_dict()[key], tensor), key
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from secateur.configs.schema import FitConfig
 from secateur.networks import fit
 from secateur.training.fit import cosine
+from secateur.training.tasks import CrossEntropy
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -153,8 +154,11 @@ def test_an_output_that_is_no_tensor() -> None:
             logits = super().forward(images.flatten(1))
             return logits, logits
 
-    with pytest.raises(TypeError, match="Heads returns a tuple in training"):
+    with pytest.raises(
+        ValueError, match=r"returns a tuple \(0 float32 \(16, 2\), 1 .* say which with objective.kwargs.output"
+    ):
         fit(Heads(16, 2), halves(), FitConfig(epochs=1), seed=0)
+    fit(Heads(16, 2), halves(), FitConfig(epochs=1), seed=0, objective=CrossEntropy(output=0))
 
 
 def parts() -> nn.Sequential:

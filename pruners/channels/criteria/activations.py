@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ....networks.norms import CONVOLUTIONS
+from ....training.inputs import call, count, mapped
 from ...context import Context
 from ..slices import ChannelLayer, channel_layers
 from .registry import Scores, register_score
@@ -42,7 +42,7 @@ def taylor(context: Context, layer: ChannelLayer) -> Scores:
     """First-order change of the loss when a unit is zeroed (Molchanov et al., ICLR 2017, eq. 8).
 
     Σ activation · ∂loss/∂activation over the positions of a unit at all its consumers' inputs, as of one gate; its
-    absolute value, averaged over images. The loss is cross-entropy with the calibration labels; one backward pass of
+    absolute value, averaged over images. The loss is the objective's with the calibration targets; one backward pass of
     all images serves every layer.
     """
     return np.asarray(context.store.get("taylor", lambda: _gates(context))[layer.name].numpy())
@@ -111,11 +111,17 @@ def _count(context: Context) -> dict[str, Tensor]:
     try:
         with torch.no_grad():
             for images, _ in context.calibration:
-                context.model(images)
+                call(context.model, images)
     finally:
         for hook in hooks:
             hook.remove()
     return {name: found.means for name, found in counts.items()}
+
+
+def _tracked(images: Tensor) -> Tensor:
+    """A copy that gradients are taken of: where everything before a consumer is frozen, there would be none."""
+    copy = images.detach().clone()
+    return copy.requires_grad_() * 1.0 if copy.is_floating_point() else copy
 
 
 def _gates(context: Context) -> dict[str, Tensor]:
@@ -138,8 +144,8 @@ def _gates(context: Context) -> dict[str, Tensor]:
         for images, labels in context.calibration:
             seen.clear()
             with torch.enable_grad():
-                logits = context.model(images.detach().clone().requires_grad_() * 1.0)
-                loss = F.cross_entropy(logits, labels.to(logits.device), reduction="sum")
+                outputs = call(context.model, mapped(_tracked, images))
+                loss = context.objective.losses(outputs, labels).sum()
                 gradients = torch.autograd.grad(loss, [x for _, x in seen], allow_unused=True)
             slopes: dict[str, NDArray[np.float64]] = {}
             for (name, x), gradient in zip(seen, gradients, strict=True):
@@ -149,7 +155,7 @@ def _gates(context: Context) -> dict[str, Tensor]:
             for layer, channels in consumers.items():
                 gates = [slopes[name][:, at].sum(2) for name, at in channels.items() if name in slopes]
                 scores[layer] += np.abs(np.sum(gates, axis=0)).sum(0) if gates else 0.0
-            images_seen += len(images)
+            images_seen += count(images)
     finally:
         for hook in hooks:
             hook.remove()

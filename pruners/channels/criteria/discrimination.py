@@ -3,7 +3,8 @@
 Greedy, from nothing: the unit whose weights in the consumers have the largest gradient ‖∂L/∂W_j‖_F joins, what has
 joined is re-fitted, and so on. L is the reconstruction error of the consumers' outputs plus λ times a loss that tells
 the classes apart. The paper trains extra classifiers along the network for the latter and re-fits by gradient steps;
-here the network's own classifier says it, and the re-fit is least squares on the dense network's moments.
+here the network's own outputs say it, by the objective's loss, and the re-fit is least squares on the dense network's
+moments.
 
 A round costs a forward and a backward pass of `IMAGES` images. Layers wider than `ROUNDS` take in ⌈w / ROUNDS⌉ units a
 round.
@@ -16,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call
-from torch.nn import functional as F
 
 from ....networks.inference import first_images
+from ....training.inputs import joined, mapped
 from ...context import Context
 from ...repair.solve import ridge_step
 from ...repair.statistics import Sampler
@@ -28,7 +29,7 @@ from .regressions import Regression, consumer_positions, regressions
 
 IMAGES = 100  # calibration images that tell the classes apart
 ROUNDS = 16  # how often gradients are taken anew in a layer
-DISCRIMINATION = 1.0  # λ: cross-entropy (mean) against the reconstruction error (½, of the output's variance)
+DISCRIMINATION = 1.0  # λ: the objective's loss (mean) against the reconstruction error (½, of the output's variance)
 
 
 @register_criterion("dcp")
@@ -45,7 +46,7 @@ def join(context: Context, layer: ChannelLayer, *, images: int, rounds: int | No
         layer: whose units join; the others are whole.
         images: how many calibration images.
         rounds: how often gradients are taken anew, at most; none for after every unit.
-        discrimination: weight λ of the cross-entropy.
+        discrimination: weight λ of the objective's loss.
     """
     at_once = 1 if rounds is None else -(-layer.units // rounds)
     problems = {found.name: found for found in regressions(context, layer)}
@@ -118,12 +119,14 @@ def _shifted(context: Context, name: str, weight: Tensor, fitted: Tensor) -> dic
 
 
 def _slopes(context: Context, replaced: dict[str, Tensor], names: list[str], count: int) -> dict[str, Tensor]:
-    """Consumer → the gradient of the mean cross-entropy by its weight, double, with some tensors replaced."""
-    batches = first_images(context.calibration, count)
-    images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))
+    """Consumer → the gradient of the objective's loss by its weight, double, with some tensors replaced."""
+    images, targets = joined(first_images(context.calibration, count))
     with torch.enable_grad():
         weights = [replaced[f"{name}.weight"].detach().requires_grad_() for name in names]
         given = replaced | {f"{name}.weight": weight for name, weight in zip(names, weights, strict=True)}
-        logits = functional_call(context.model, given, (images.clone(),))
-        slopes = torch.autograd.grad(F.cross_entropy(logits, labels.to(logits.device)), weights, allow_unused=True)
+        images = mapped(torch.clone, images)
+        named = images if isinstance(images, dict) else {}
+        unnamed = () if named else images if isinstance(images, tuple) else (images,)
+        outputs = functional_call(context.model, given, unnamed, named)
+        slopes = torch.autograd.grad(context.objective.loss(outputs, targets), weights, allow_unused=True)
     return {name: slope.double() for name, slope in zip(names, slopes, strict=True) if slope is not None}

@@ -24,12 +24,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
 from ....networks.channel_pad import ChannelPad
-from ....networks.graph import UntraceableError, call_node, trace
+from ....networks.graph import UntraceableError, arguments, call_node, trace
 from ....networks.inference import Batches, first_images
 from ....networks.norms import fold_batchnorm, following_norms
+from ....training.inputs import Inputs, call, count, joined, mapped, picked, taken
+from ....training.objective import Objective
+from ....training.tasks import DEFAULT
 from ...context import Context
 from ..slices import ChannelLayer
 from .activations import consumer_channels
@@ -46,13 +48,13 @@ HARMS: dict[str, Harm] = {"car": lambda accuracy, loss: (-accuracy, loss), "rar"
 
 @register_criterion("car")
 def car(context: Context, layer: ChannelLayer) -> Order:
-    """By the drop of classification accuracy when a unit is removed; ties by the rise of the loss."""
+    """By the drop of the objective's score (of a classifier, accuracy) when a unit is removed; ties by the loss."""
     return greedy(context, layer, HARMS["car"], images=IMAGES, rounds=ROUNDS)
 
 
 @register_criterion("rar")
 def rar(context: Context, layer: ChannelLayer) -> Order:
-    """By the rise of the loss (the paper's index for regression; here cross-entropy) when a unit is removed."""
+    """By the rise of the objective's loss (the paper's index for regression) when a unit is removed."""
     return greedy(context, layer, HARMS["rar"], images=IMAGES, rounds=ROUNDS)
 
 
@@ -62,8 +64,8 @@ def greedy(context: Context, layer: ChannelLayer, harm: Harm, *, images: int, ro
     Args:
         context: the network, and images that judge.
         layer: whose units are removed; the others stay whole.
-        harm: of a network without a unit, from its (accuracy, loss): the least goes first; ties by number. It must not
-            fall where the accuracy falls, nor where the loss rises.
+        harm: of a network without a unit, from its (mean score, loss): the least goes first; ties by number. It must
+            not fall where the score falls, nor where the loss rises.
         images: how many calibration images judge.
         rounds: how often the units are evaluated anew, at most; none for after every removal.
     """
@@ -99,7 +101,7 @@ def _race(
             first.append(unit)
             continue
         looks.append(judge.look([*gone, unit], parts[len(looks)]))
-        wrong, loss = (sum(column) / len(judge.labels) for column in zip(*looks, strict=True))
+        wrong, loss = (sum(column) / judge.images for column in zip(*looks, strict=True))
         heapq.heappush(queue, (harm(1.0 - wrong, loss), unit))
     losses = dict(zip(parts, seen[first[-1]], strict=True))
     return first, sorted(parts, key=lambda part: -losses[part][1])
@@ -107,65 +109,73 @@ def _race(
 
 @dataclass(frozen=True)
 class Judge:
-    """Mistakes and loss of the dense network with units of one layer zeroed where they are looked at.
+    """Mistakes (1 − score) and loss of the dense network with units of one layer zeroed where they are looked at.
 
     Attributes:
         model: the dense network.
         channels: module → (units, k) channels of its input that are the units'.
-        labels: (N,) of the images.
-        parts: for `PART` of the images each, the hardest first, what computes their logits.
+        objective: what it is for.
+        targets: of the images.
+        parts: for `PART` of the images each, the hardest first, what computes their outputs.
         behind: whether the channels are those of its output instead.
     """
 
     model: nn.Module
     channels: dict[str, NDArray[np.int64]]
-    labels: Tensor
-    parts: Sequence[Callable[[], Tensor]]
+    objective: Objective
+    targets: Any
+    parts: Sequence[Callable[[], Any]]
     behind: bool = False
 
+    @property
+    def images(self) -> int:
+        """How many judge."""
+        return count(self.targets)
+
     @classmethod
-    def of(cls, context: Context, layer: ChannelLayer, count: int) -> Judge:
-        """For a layer, on the first `count` calibration images."""
-        key = f"removal-{count}"
+    def of(cls, context: Context, layer: ChannelLayer, most: int) -> Judge:
+        """For a layer, on the first `most` calibration images."""
+        key, objective = f"removal-{most}", context.objective
         if key not in context.memo:
-            batches = first_images(context.calibration, count)
-            images, labels = (torch.cat(tensors)[:count] for tensors in zip(*batches, strict=True))
-            folded = fold_batchnorm(context.model, images[:PART])
-            context.memo[key] = folded, *_hardest_first(folded, images, labels)
-        model, images, labels = context.memo[key]
+            images, targets = joined(first_images(context.calibration, most))
+            folded = fold_batchnorm(context.model, taken(images, slice(PART)))
+            context.memo[key] = folded, *_hardest_first(folded, objective, images, targets)
+        model, images, targets = context.memo[key]
         channels = consumer_channels(context, layer)
         for part in layer.slices:  # a shortcut would carry a removed unit on to the next trunk
             if part.dim == 1 and isinstance(context.model.get_submodule(part.module), ChannelPad):
                 channels[part.module] = part.positions
-        return cls(model, channels, labels, _forwards(model, torch.split(images, PART), set(channels)))
+        return cls(model, channels, objective, targets, _forwards(model, _parts(images, PART), set(channels)))
 
     @classmethod
-    def of_filters(cls, model: nn.Module, name: str, batches: Batches) -> Judge:
+    def of_filters(cls, model: nn.Module, name: str, batches: Batches, objective: Objective = DEFAULT) -> Judge:
         """For the filters of one convolution alone, whoever else adds to their channels; on all the images.
 
         A filter is removed by zeroing its output: behind the batch norm that takes it, or the shift would live on.
         """
-        example = batches[0][0][:PART]
+        example = taken(batches[0][0], slice(PART))
         last = following_norms(model, example).get(name, name)
         units = np.arange(model.get_parameter(f"{name}.weight").shape[0])[:, None]
         folded = fold_batchnorm(model, example, keep={last})
-        images, labels = _hardest_first(folded, *(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
-        return cls(folded, {last: units}, labels, _forwards(folded, torch.split(images, PART), {last}), behind=True)
+        images, targets = _hardest_first(folded, objective, *joined(batches))
+        return cls(
+            folded, {last: units}, objective, targets, _forwards(folded, _parts(images, PART), {last}), behind=True
+        )
 
     def __call__(self, gone: Sequence[int]) -> tuple[float, float]:
-        """Fraction of correct answers, and mean cross-entropy, without these units."""
+        """Mean score (of a classifier the fraction of correct answers) and mean loss, without these units."""
         looks = [self.look(gone, part) for part in range(len(self.parts))]
-        wrong, loss = (sum(column) / len(self.labels) for column in zip(*looks, strict=True))
+        wrong, loss = (sum(column) / self.images for column in zip(*looks, strict=True))
         return 1.0 - wrong, loss
 
     def look(self, gone: Sequence[int], part: int) -> tuple[float, float]:
-        """Wrong answers, and summed cross-entropy, without these units, on a part of the images."""
-        labels = self.labels[part * PART : (part + 1) * PART]
+        """Σ 1 − score (wrong answers) and Σ loss without these units, on a part of the images; both 0 at least."""
+        targets = taken(self.targets, slice(part * PART, (part + 1) * PART))
         with torch.no_grad(), self._zeroed(gone):
-            logits = self.parts[part]().double()
-            labels = labels.to(logits.device)
-            wrong = (logits.argmax(1) != labels).sum()
-            return float(wrong), float(F.cross_entropy(logits, labels, reduction="sum"))
+            outputs = mapped(_double, self.parts[part]())
+            targets = mapped(_double, targets)
+            missed = (1.0 - self.objective.score(outputs, targets)).nansum()
+            return float(missed), float(self.objective.losses(outputs, targets).sum())
 
     @contextmanager
     def _zeroed(self, gone: Sequence[int]) -> Iterator[None]:
@@ -191,29 +201,37 @@ def _without(x: Tensor, dim: int, indices: Tensor) -> Tensor:
     return x.index_fill(dim, indices.to(x.device), 0.0)
 
 
-def _hardest_first(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Images and labels, sorted by the network's loss."""
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _hardest_first(model: nn.Module, objective: Objective, images: Inputs, targets: Any) -> tuple[Inputs, Any]:
+    """Images and targets, sorted by the network's loss."""
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in torch.split(images, 100)])
-    losses = F.cross_entropy(logits, labels.to(logits.device), reduction="none")
-    order = losses.argsort(descending=True, stable=True)
-    return images[order.to(images.device)], labels[order.to(labels.device)]
+        parts = _parts((images, targets), 100)
+        losses = torch.cat([objective.losses(call(model, some), told) for some, told in parts])
+    order = losses.argsort(descending=True, stable=True).tolist()
+    return picked(images, order), picked(targets, order)
 
 
-def _forwards(model: nn.Module, parts: Sequence[Tensor], late: set[str]) -> list[Callable[[], Tensor]]:
-    """Forward passes of some images each that compute again only what may change when inputs of `late` modules do."""
+def _parts(images: Inputs, size: int) -> list[Inputs]:
+    return [taken(images, slice(start, start + size)) for start in range(0, count(images), size)]
+
+
+def _forwards(model: nn.Module, parts: Sequence[Inputs], late: set[str]) -> list[Callable[[], Any]]:
+    """Forward passes of `PART` images each that compute again only what may change when inputs of `late` modules do."""
     try:
-        graph = trace(model, parts[0][:1])
+        graph = trace(model, taken(parts[0], slice(1)))
     except UntraceableError:
-        return [partial(model, images) for images in parts]
+        return [partial(call, model, some) for some in parts]
     with torch.no_grad():
-        return [_Rest(model, graph, images, late) for images in parts]
+        return [_Rest(model, graph, some, late) for some in parts]
 
 
 class _Rest:
     """Walks a graph once, and afterwards only what comes behind some modules."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, images: Tensor, late: set[str]) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, images: Inputs, late: set[str]) -> None:
         self.model = model
         behind: dict[fx.Node, None] = {}
         for node in graph.nodes:
@@ -222,14 +240,13 @@ class _Rest:
         self.output = next(node for node in graph.nodes if node.op == "output")
         self.behind = [node for node in behind if node is not self.output]
         early = [node for node in graph.nodes if node not in behind and node is not self.output]
-        given = {node: images for node in early if node.op == "placeholder"}
+        given = arguments(graph, images)
         self.early = self._walk([node for node in early if node not in given], given, {*self.behind, self.output})
 
-    def __call__(self) -> Tensor:
-        """The logits."""
+    def __call__(self) -> Any:
+        """What the network returns."""
         values = self._walk(self.behind, self.early, {self.output})
-        logits: Tensor = fx.map_arg(self.output.args[0], values.__getitem__)
-        return logits
+        return fx.map_arg(self.output.args[0], values.__getitem__)
 
     def _walk(self, nodes: list[fx.Node], given: dict[fx.Node, Any], users: set[fx.Node]) -> dict[fx.Node, Any]:
         """Compute nodes; what is returned is only what `users` look at."""
