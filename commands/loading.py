@@ -225,7 +225,11 @@ def _check_images(loaded: Loaded, objective: Objective) -> None:
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
     outputs = check_forward(loaded.model, first)
     with torch.no_grad():
-        objective.check(outputs, targets)
+        try:
+            objective.check(outputs, targets)
+        except (IndexError, RuntimeError):  # torch's own, of a label that is no class
+            objective.check_targets(outputs, targets)
+            raise
         for batches in (loaded.search, loaded.calibration, loaded.test or ()):
             for others in targets_of(batches):
                 objective.check_targets(outputs, others)

@@ -265,7 +265,7 @@ def test_the_callers_own_network_and_images(tmp_path):
     [
         (
             lambda i: secateur.Images(i.calibration, [(i.search[0][0][:, :, 0], i.search[0][1])]),
-            r"expected images \(N, C, H, W\) of floats, got float32 \(16, 1, 6\)",
+            "calibration images are 1×6×6, search images 1×6: they must be alike",
         ),
         (lambda i: secateur.Images(i.calibration, [(i.search[0][0], i.search[0][1] + 1)]), "a label is 4, but"),
         (
