@@ -55,6 +55,8 @@ def says(found: Any, value: Any) -> bool:
         return bool(found.encode() == value)
     if isinstance(value, list):
         return len(found) == len(value) and all(map(says, found, value))
+    if isinstance(found, dict) and isinstance(value, str):
+        return bool(found["name"] == value)  # a section's short form
     if isinstance(value, dict) and not value:
         return True  # a section of defaults
     return bool(found == value and type(found) is type(value))
