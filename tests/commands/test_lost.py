@@ -88,7 +88,7 @@ def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run,
     assert_same_run(folder, run.folder)
 
 
-@pytest.mark.parametrize("name", ["compare", "apply, fine-tuning"])  # the others have tests of their own
+@pytest.mark.parametrize("name", ["apply, fine-tuning"])  # the others have tests of their own
 def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(name, tmp_path):
     found = kills.check(kills.CASES[name], tmp_path, 1, random.Random(name))
     assert sum(found.killed.values()) == 1
