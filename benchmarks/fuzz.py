@@ -45,10 +45,10 @@ from PIL import Image
 import secateur
 from secateur.agents import Learner, SearchProblem
 from secateur.agents.allocators.searches import random_plans
-from secateur.agents.log import CandidateLog, EpisodeLog, evaluation_of
+from secateur.agents.log import CandidateLog, EpisodeLog, PlanLog, evaluation_of
 from secateur.agents.policy import Policy
 from secateur.commands.apply import session_for
-from secateur.commands.correlate import ROWS_NAME, _measure_all
+from secateur.commands.correlate import ROWS_NAME, _measure_all, _past, _Row
 from secateur.commands.loading import load as load_session
 from secateur.configs import LatencyConfig, load_config
 from secateur.configs.schema import DataConfig
@@ -226,7 +226,8 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
 
         def rows(folder: Path) -> Any:
             with claimed(folder, "correlate", ROWS_NAME, new=False):
-                return _measure_all(session, drawn, folder)
+                log = PlanLog(folder / ROWS_NAME, _Row)
+                return _measure_all(session, drawn, log, _past(session, log, drawn))
 
         found.append(Artefact(ROWS_NAME, logs / "correlate", ROWS_NAME, rows, "jsonl", r".*"))
     return found
