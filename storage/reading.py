@@ -28,8 +28,9 @@ _SHORT.maxlevel = 3
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: on one line, and not longer than that."""
-    return _SHORT.repr(value)
+    """A value as messages show it: on one line, and no longer than 200 characters."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def regular(path: Path) -> Path:
