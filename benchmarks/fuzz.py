@@ -233,9 +233,7 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
     return found
 
 
-PLAN_FREE = (
-    r"architecture|objective|criterion|figures.*|cost.*|provenance.*|budget.*|layers\.\d+\.(kept|sparsity|width)|method"
-)
+PLAN_FREE = r"architecture|objective.*|criterion|figures.*|cost.*|provenance.*|budget.*|layers\.\d+\.(kept|sparsity|width)|method"
 
 
 def make_others(folder: Path, run: Path) -> None:
