@@ -233,7 +233,10 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
     return found
 
 
-PLAN_FREE = r"architecture|objective.*|criterion|figures.*|cost.*|provenance.*|budget.*|layers\.\d+\.(kept|sparsity|width)|method"
+PLAN_FREE = (
+    r"architecture|objective.*|criterion|figures.*|cost.*|provenance.*|budget.*|method"
+    r"|layers\.\d+\.(kept|sparsity|width)"
+)
 
 
 def make_others(folder: Path, run: Path) -> None:
