@@ -17,6 +17,8 @@ from .copying import copied
 from .inference import alike
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]

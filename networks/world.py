@@ -56,3 +56,14 @@ def use_threads(threads: int | None) -> None:
     """So many of torch's; none leaves them."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def without_fast_attention() -> Iterator[None]:
+    """For the length of a block attention is computed operation by operation: fused kernels cannot be looked into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

@@ -1,8 +1,7 @@
 """Find a network's layers: which channels are coupled, and which cannot be cut.
 
-The only module that knows Torch-Pruning. Its `DependencyGraph` traces the network through autograd; every group
-it reports is then checked by cutting half of it and comparing the smaller network's outputs with the masked one's.
-A group that fails is left whole, and named.
+Every group that is found (`dependency.py`) is then checked by cutting half of it and comparing the smaller network's
+outputs with the masked one's. A group that fails is left whole, and named.
 """
 
 from __future__ import annotations
@@ -27,6 +26,9 @@ from ..structure import CostModel, PlanError
 from .dependency import UNTRACED, leave_whole, trace_groups
 from .shrink import first_units, mask, shrink
 from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
+
+
+ONE = "its channels depend on one another (a mean or a norm over them): all go, or none"
 
 
 @undisturbed()
@@ -87,8 +89,10 @@ def channel_costs(structure: ChannelStructure, uncounted: int = 0) -> dict[str, 
         structure: with layers, operations and shapes.
         uncounted: multiply-accumulates an image that no convolution or linear layer accounts for.
     """
-    factors = {f"{op.module}.weight": op.positions for op in structure.operations}
-    tied = sum(op.flops for op in structure.operations if f"{op.module}.weight" not in structure.shapes)
+    factors: Counter[str] = Counter()
+    for op in structure.operations:
+        factors[op.parameter] += op.positions
+    tied = sum(op.flops for op in structure.operations if op.parameter not in structure.shapes)
     return {
         "flops": ChannelCost(structure.layers, structure.shapes, factors, tied + uncounted),
         "params": ChannelCost(structure.layers, structure.shapes, dict.fromkeys(structure.shapes, 1)),
@@ -120,10 +124,10 @@ def _choose(
     for layer in layers:
         if layer.name in excluded:
             reason = "excluded by the config"
+        elif layer.units < 2:
+            reason = "it is one unit wide" if layer.weights("out")[0].size == 1 else ONE
         elif layer.trunk and cut != "all":
             reason = "it is a residual trunk (layers.cut=all cuts it too)"
-        elif layer.units < 2:
-            reason = "it is one unit wide"
         else:
             chosen.append(layer)
             continue

@@ -1,91 +1,46 @@
-"""Coupling groups as Torch-Pruning's dependency graph reports them; the only module that knows it."""
+"""Coupling groups: which channels of which tensors go together, of a forward pass that was followed."""
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from numpy.typing import NDArray
-from torch import nn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor, nn
 
-from ...networks.channel_pad import ChannelPad
-from ...networks.inference import FAILURES
-from ...networks.norms import CONVOLUTIONS
-from ...training.inputs import Inputs, call, leaves
-from ..structure import PlanError
-from .slices import SOURCE, ChannelLayer, Role, Slice
-
-NORMS = (nn.modules.batchnorm._BatchNorm,)
-
+from ...networks.label_rules import follow
+from ...networks.labels import Fold, Trace
+from ...training.inputs import Inputs
+from .slices import SOURCE, WEIGHTS, ChannelLayer, Role, Slice
 
 UNTRACED = "its coupling could not be traced"
 
-
-class _PadPruner(tp.BasePruningFunc):  # type: ignore[misc]
-    """Tells Torch-Pruning that a ChannelPad's inputs and outputs are two dimensions."""
-
-    def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        raise AssertionError("groups are only read, never pruned here")
-
-    def prune_in_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
-        raise AssertionError("groups are only read, never pruned here")
-
-    def get_out_channels(self, layer: ChannelPad) -> int:
-        return layer.out_channels
-
-    def get_in_channels(self, layer: ChannelPad) -> int:
-        return layer.in_channels
+Labels = NDArray[np.int64]
 
 
 def trace_groups(model: nn.Module, example: Inputs, order: Sequence[str]) -> tuple[list[ChannelLayer], dict[str, str]]:
     """Every coupling group that can be cut, and why the others cannot.
 
     Args:
-        model: in eval mode; a copy, of which all parameters are made to require gradients.
+        model: in eval mode; hooks are put on it and taken off again.
         example: images (N, C, H, W).
         order: names of its convolutions and linear layers, in the order of execution.
 
     Returns:
         Layers, and producer → reason for what is left whole.
-
-    Raises:
-        PlanError: Torch-Pruning cannot trace the network at all.
     """
-    names = {module: name for name, module in model.named_modules()}
-    parameters = {id(p): name for name, p in model.named_parameters()}
+    groups = _Groups(model, follow(model, example))
     layers: list[ChannelLayer] = []
     ignored: dict[str, str] = {}
-    model.requires_grad_(True)
-    with torch.enable_grad(), _forgiving_reshapes(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        graph = tp.DependencyGraph()
+    for producers in groups.producers(order):
+        name = producers[0]
         try:
-            graph.build_dependency(
-                model,
-                example,
-                forward_fn=call,
-                output_transform=lambda outputs: [
-                    tensor for tensor in leaves(outputs).values() if tensor.requires_grad
-                ],
-                customized_pruners={ChannelPad: _PadPruner()},
-                verbose=False,
-            )
-        except Exception as error:  # a reshaping it cannot follow makes it fail in any way there is
-            raise PlanError(
-                f"Torch-Pruning cannot trace this network ({type(error).__name__}: {error}): nothing can be cut"
-            ) from error
-        groups = list(_groups(graph, names, ignored))
-    for group in groups:
-        producers = _producers(graph, group, names)
-        name = min(producers, key=order.index) if producers else names[group[0].dep.target.module]
-        try:
-            layers.append(_layer(graph, group, name, names, parameters))
+            layers.append(groups.layer(name, producers))
         except _CannotCutError as reason:
             leave_whole(ignored, name, producers, str(reason))
     return layers, ignored
@@ -98,163 +53,182 @@ def leave_whole(ignored: dict[str, str], name: str, producers: Sequence[str], re
         ignored.setdefault(other, f"it is coupled to {name}, which is left whole")
 
 
-def _groups(graph: Any, names: dict[nn.Module, str], ignored: dict[str, str]) -> Iterator[Any]:
-    """Every coupling group once; what cannot be followed goes to `ignored`."""
-    seen: set[nn.Module] = set()
-    most = 200 + 4 * sum(len(node.dependencies) for node in graph.module2node.values())
-    widest = 4 * max((max(p.shape, default=1) for p in graph.model.parameters()), default=1)
-    for module in list(graph.module2node):
-        if module in seen or not isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-            continue
-        pruner = graph.get_pruner_of_module(module)
-        try:
-            with _bounded(most, widest):
-                group = graph.get_pruning_group(
-                    module, pruner.prune_out_channels, list(range(pruner.get_out_channels(module)))
-                )
-        except _CannotCutError as reason:
-            ignored[names[module]] = str(reason)
-            continue
-        except FAILURES as error:
-            ignored[names[module]] = f"{UNTRACED} ({type(error).__name__}: {error})"
-            continue
-        seen |= {item.dep.target.module for item in group if graph.is_out_channel_pruning_fn(item.dep.handler)}
-        yield group
-
-
-@contextlib.contextmanager
-def _bounded(most: int, widest: int) -> Iterator[None]:
-    """Ends the walk of Torch-Pruning that would go on for ever, and take all memory (rolled, or padded in a circle)."""
-    original = tp.dependency.Group.add_dep
-
-    def add_dep(group: Any, dep: Any, idxs: Any) -> None:
-        if len(group) > most or len(idxs) > widest:
-            raise _CannotCutError(f"{UNTRACED}: it runs in a circle")
-        original(group, dep, idxs)
-
-    with _replaced(tp.dependency.Group, "add_dep", add_dep):
-        yield
-
-
-@contextlib.contextmanager
-def _forgiving_reshapes() -> Iterator[None]:
-    """A reshaping that Torch-Pruning fails on (a channel shuffle) is passed as it is, and not the end of the graph.
-
-    What runs through it is traced wrongly, and weeded out by the check; the rest of the network can be cut.
-    """
-    original = tp.dependency.index_mapping.update_reshape_index_mapping
-
-    def update(graph: Any, node: Any) -> None:
-        with contextlib.suppress(ZeroDivisionError):
-            original(graph, node)
-
-    with _replaced(tp.dependency.index_mapping, "update_reshape_index_mapping", update):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., None]) -> Iterator[None]:
-    original = getattr(owner, name)
-    setattr(owner, name, function)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
 class _CannotCutError(Exception):
     """Why a coupling group is left whole."""
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return isinstance(module, CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1
+@dataclass(frozen=True)
+class _Member:
+    """A dimension of a tensor, or a number that a module's forward counts by.
+
+    Attributes:
+        module: that owns it.
+        tensor: its name there.
+        dim: the dimension.
+        role: see `Slice`.
+        labels: (size,) of its positions, 0 for none.
+    """
+
+    module: str
+    tensor: str
+    dim: int
+    role: Role
+    labels: Labels
 
 
-def _producers(graph: Any, group: Any, names: dict[nn.Module, str]) -> list[str]:
-    return [
-        names[item.dep.target.module]
-        for item in group
-        if isinstance(item.dep.target.module, (*CONVOLUTIONS, nn.Linear))
-        and not _is_depthwise(item.dep.target.module)
-        and graph.is_out_channel_pruning_fn(item.dep.handler)
-    ]
+class _Groups:
+    """Labels that were united, as channels (`units`) and tensors' dimensions (`members`)."""
+
+    def __init__(self, model: nn.Module, trace: Trace):
+        self.model = model
+        self.trace = trace
+        self.channel = _united(trace)
+        self.members = [self._named(member) for member in self._members()]
+        self.reasons = {channel: reason for labels, reason in reversed(trace.blocked) for channel in self._of(labels)}
+        self.sums = {channel for labels in trace.sums for channel in self._of(labels)}
+
+    def producers(self, order: Sequence[str]) -> list[list[str]]:
+        """Modules whose outputs share channels, group by group, in the order of execution."""
+        place = {name: number for number, name in enumerate(order)}
+        outs = [m for m in self.members if m.role == "out" and m.tensor in WEIGHTS and m.module in place]
+        outs.sort(key=lambda member: place[member.module])
+        first: dict[int, int] = {}
+        rows, columns = [], []
+        for number, member in enumerate(outs):
+            for channel in set(member.labels.tolist()):
+                rows.append(number)
+                columns.append(first.setdefault(channel, number))
+        _, group = _components(len(outs), np.array(rows, dtype=np.int64), np.array(columns, dtype=np.int64))
+        found: dict[int, list[str]] = {}
+        for number, member in enumerate(outs):
+            found.setdefault(int(group[number]), []).append(member.module)
+        return [list(dict.fromkeys(names)) for names in found.values()]
+
+    def layer(self, name: str, producers: Sequence[str]) -> ChannelLayer:
+        """The group of these producers.
+
+        Raises:
+            _CannotCutError: it is left whole.
+        """
+        own = [m for m in self.members if m.role == "out" and m.module in producers]
+        channels = list(dict.fromkeys(channel for member in own for channel in member.labels.tolist()))
+        unit = {channel: number for number, channel in enumerate(channels)}
+        reason = next((self.reasons[channel] for channel in channels if channel in self.reasons), None)
+        if reason is not None:
+            raise _CannotCutError(reason)
+        slices = []
+        for member in self.members:
+            places = np.array([unit.get(channel, -1) for channel in member.labels.tolist()])
+            if (places >= 0).any():
+                slices.append(_slice(member, places, len(channels)))
+        if not any(part.role == "in" for part in slices):
+            raise _CannotCutError("nothing that can be followed takes its channels")
+        trunk = any(channel in self.sums for channel in channels)
+        return ChannelLayer(name=name, units=len(channels), slices=tuple(slices), trunk=trunk)
+
+    def _of(self, labels: Tensor | Labels) -> set[int]:
+        return set(self.channel[np.asarray(labels, dtype=np.int64)].tolist()) - {0}
+
+    def _named(self, member: _Member) -> _Member:
+        return _Member(member.module, member.tensor, member.dim, member.role, self.channel[member.labels])
+
+    def _members(self) -> Iterator[_Member]:
+        for (parameter, dim), labels in self.trace.dims.items():
+            module, _, tensor = parameter.rpartition(".")
+            yield _Member(module, tensor, dim, cast(Role, self.trace.roles[parameter, dim]), _integers(labels))
+        for name, pads in self.trace.pads.items():
+            for dim, labels in enumerate(pads):
+                yield _Member(name, SOURCE, dim, "through", _integers(labels))
+        for parameter, labels in self.trace.elements.items():
+            yield from self._along(parameter, _integers(labels))
+        for fold in self.trace.folds:
+            yield from self._numbers(fold)
+
+    def _along(self, parameter: str, labels: Labels) -> Iterator[_Member]:
+        """The one dimension of a parameter along which its elements are different channels."""
+        module, _, tensor = parameter.rpartition(".")
+        channels = self.channel[labels]
+        for dim, size in enumerate(labels.shape):
+            along = np.moveaxis(channels, dim, 0).reshape(size, -1)
+            if size > 1 and (along == along[:, :1]).all():
+                yield _Member(module, tensor, dim, "through", np.moveaxis(labels, dim, 0).reshape(size, -1)[:, 0])
+                return
+
+    def _numbers(self, fold: Fold) -> Iterator[_Member]:
+        """What a module's forward counts heads by: its own numbers of that size."""
+        table = _integers(fold.labels)
+        channels = self.channel[table]
+        heads = len(table)
+        if fold.apart or heads < 2 or not (channels == channels[:, :1]).all() or len(set(channels[:, 0])) < heads:
+            return
+        module = self.model.get_submodule(fold.module)
+        for name, value in vars(module).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                if value == heads and "head" in name:
+                    yield _Member(fold.module, name, 0, "through", table[:, 0])
+                elif value == table.size and value != heads and _counts_all_heads(name):
+                    yield _Member(fold.module, name, 0, "through", table.flatten())
 
 
-def _layer(graph: Any, group: Any, name: str, names: dict[nn.Module, str], parameters: dict[int, str]) -> ChannelLayer:
-    channels = len(group[0].idxs)
-    slices: list[Slice] = []
-    divisor = 1
-    adds = 0
-    for item in group:
-        module = item.dep.target.module
-        if isinstance(module, tp.ops._OutputOp):
-            raise _CannotCutError("it is the network's output")
-        if isinstance(module, tp.ops._ElementWiseOp):
-            inputs = [node.module for node in item.dep.target.inputs if not isinstance(node.module, nn.Parameter)]
-            adds += "AddBackward" in str(module) and len(inputs) > 1  # not Addmm, and no position embedding
-            continue
-        if type(module).__module__ == tp.ops.__name__:
-            continue
-        positions = _positions(item, channels)
-        is_out = graph.is_out_channel_pruning_fn(item.dep.handler)
-        if isinstance(module, CONVOLUTIONS) and module.groups > 1 and not _is_depthwise(module):
-            divisor = int(np.lcm(divisor, module.groups))
-        slices += _slices(module, names.get(module, ""), parameters.get(id(module), ""), positions, is_out)
-    if not any(part.role == "in" for part in slices):
-        raise _CannotCutError("it is the network's output")
-    if divisor > 1:
-        slices = [_grouped(part, channels, divisor) for part in slices]
-    return ChannelLayer(name=name, units=channels // divisor, slices=tuple(slices), trunk=adds > 0)
+def _counts_all_heads(name: str) -> bool:
+    return any(word in name for word in ("attn", "inner", "all_head"))
 
 
-def _positions(item: Any, channels: int) -> NDArray[np.int64]:
-    """(channels, k): where each channel of the group lies along the member's dimension."""
-    found: list[list[int]] = [[] for _ in range(channels)]
-    for index, root in zip(item.idxs, item.root_idxs, strict=True):
-        found[root].append(index)
-    if len({len(indices) for indices in found}) != 1:
-        raise _CannotCutError(f"its channels do not all reach {item.dep.target.name} alike")
-    return np.array(found, dtype=np.int64)
+def _slice(member: _Member, places: NDArray[np.int64], units: int) -> Slice:
+    """Where the units of a layer are in a member, given the unit at each of its positions, -1 for none."""
+    found: list[list[int]] = [[] for _ in range(units)]
+    for position in np.flatnonzero(places >= 0):
+        found[places[position]].append(int(position))
+    if len({len(positions) for positions in found}) != 1:
+        name = f"{member.module}.{member.tensor}".strip(".")
+        raise _CannotCutError(f"its channels do not all reach {name} alike")
+    return Slice(member.module, member.tensor, member.dim, member.role, np.array(found, dtype=np.int64), len(places))
 
 
-def _slices(module: Any, name: str, parameter: str, positions: NDArray[np.int64], is_out: bool) -> list[Slice]:
-    role: Role = "out" if is_out else "in"
-    tensors: list[tuple[str, int]]
-    if _is_depthwise(module):
-        role, tensors = "through", [("weight", 0), ("bias", 0)]
-    elif isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-        tensors = [("weight", 0), ("bias", 0)] if is_out else [("weight", 1)]
-    elif isinstance(module, NORMS):
-        role, tensors = "through", [("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0)]
-    elif isinstance(module, nn.PReLU):
-        role, tensors = "through", [("weight", 0)] if module.num_parameters > 1 else []
-    elif isinstance(module, ChannelPad):
-        size = module.out_channels if is_out else module.in_channels
-        return [Slice(name, SOURCE, 0 if is_out else 1, "through", positions, size)]
-    elif isinstance(module, nn.Parameter):
-        owner, _, tensor = parameter.rpartition(".")
-        dims = [dim for dim, size in enumerate(module.shape) if size > 1]
-        if len(dims) != 1:
-            raise _CannotCutError(f"the parameter {parameter} of shape {tuple(module.shape)} is coupled to it")
-        return [Slice(owner, tensor, dims[0], "through", positions, module.shape[dims[0]])]
-    else:
-        raise _CannotCutError(f"it runs through {name}, a {type(module).__name__}")
-    slices = []
-    for tensor, dim in tensors:
-        value = getattr(module, tensor)
-        if value is not None:
-            indices = positions % value.shape[1] if dim == 1 else positions  # a grouped weight counts inside its group
-            slices.append(Slice(name, tensor, dim, role, indices, value.shape[dim]))
-    return slices
+def _united(trace: Trace) -> Labels:
+    """(labels + 1,) the channel that each label is of; that of label 0 is 0.
+
+    A label that stands for many (a mean over channels) unites them where a layer takes it, or where it meets another.
+    Folds come last: rows that are of one channel each already (attention's heads) stay apart, others are the forward's
+    own, and what is in one column goes together.
+    """
+    pairs = [*trace.pairs, *_active(trace)]
+    channel = _joined(trace.count, pairs)
+    more = []
+    for fold in trace.folds:
+        table = _integers(fold.labels)
+        own = channel[table]
+        heads = not fold.apart and table.shape[1] > 1 and any(len(set(row)) < len(row) for row in own)
+        first = table[:, :1] if heads else table[:1]
+        more.append((np.broadcast_to(first, table.shape).ravel(), table.ravel()))
+    return _joined(trace.count, [*pairs, *more])
 
 
-def _grouped(part: Slice, channels: int, divisor: int) -> Slice:
-    """Units of one channel in every group, so that a grouped convolution stays one."""
-    if channels % divisor:
-        raise _CannotCutError(f"its {channels} channels do not divide into {divisor} groups")
-    width = channels // divisor
-    positions = part.positions.reshape(divisor, width, -1).transpose(1, 0, 2).reshape(width, -1)
-    units = [np.unique(row) for row in positions]
-    if len({len(row) for row in units}) != 1:
-        raise _CannotCutError(f"its channels do not line up with the groups of {part.module}")
-    return replace(part, positions=np.stack(units))
+def _active(trace: Trace) -> list[tuple[Any, Any]]:
+    """The mixtures that count: used by a layer, met by another label, or part of one that counts."""
+    used = np.zeros(trace.count + 1, dtype=bool)
+    for labels in (*trace.used, *(side for pair in trace.pairs for side in pair)):
+        used[_integers(labels)] = True
+    mixtures = [(_integers(mixed), _integers(single)) for mixed, single in trace.mixtures]
+    for mixed, single in reversed(mixtures):  # a mixture is of labels that were there before
+        used[single[used[mixed]]] = True
+    return [(mixed[used[mixed]], single[used[mixed]]) for mixed, single in mixtures]
+
+
+def _joined(count: int, pairs: Sequence[tuple[Any, Any]]) -> Labels:
+    left = np.concatenate([np.zeros(0, dtype=np.int64), *(_integers(some).ravel() for some, _ in pairs)])
+    right = np.concatenate([np.zeros(0, dtype=np.int64), *(_integers(others).ravel() for _, others in pairs)])
+    met = (left > 0) & (right > 0)
+    _, channel = _components(count + 1, left[met], right[met])
+    return np.where(channel == channel[0], 0, channel + 1)
+
+
+def _components(count: int, left: Labels, right: Labels) -> tuple[int, Labels]:
+    graph = coo_array((np.ones(len(left), dtype=np.int8), (left, right)), shape=(count, count))
+    number, component = connected_components(graph, directed=False)
+    return number, component.astype(np.int64)
+
+
+def _integers(labels: Any) -> Labels:
+    return np.asarray(labels.numpy() if isinstance(labels, torch.Tensor) else labels).astype(np.int64)
+

@@ -71,7 +71,7 @@ class Channels:
             "linear": float(len(operation.shape) == 2),
             "trunk": float(layer.trunk),
             "inputs": float(operation.shape[1]),
-            "consumers": float(sum(structure.shapes[part.parameter][0] for part in layer.weights("in"))),
+            "consumers": float(sum(structure.shapes[part.parameter][1 - part.dim] for part in layer.weights("in"))),
             "resolution": float(operation.output[0] * operation.output[1]),
             "stride": float(operation.stride),
             "kernel": float(operation.shape[-1] if len(operation.shape) > 2 else 1),
@@ -110,19 +110,20 @@ def cut(model: nn.Module, structure: ChannelStructure, selection: Selection) -> 
         selection: for every layer the units that stay, ascending.
     """
     positions = structure.positions(selection)
+    roles = {(part.parameter, part.dim): part.role for layer in structure.layers for part in layer.slices}
 
-    def along(dim: int) -> dict[str, NDArray[np.int64]]:
-        found = {name.removesuffix(".weight"): at for (name, d), at in positions.items() if d == dim}
-        return {name: at for name, at in found.items() if f"{name}.weight" in structure.shapes}
+    def along(*wanted: str) -> dict[str, NDArray[np.int64]]:
+        found = {name: at for (name, dim), at in positions.items() if roles[name, dim] in wanted and name.endswith(".weight")}
+        return {name.removesuffix(".weight"): at for name, at in found.items()}
 
-    columns = along(1)
+    columns = along("in")
     return Compressed(
         model=shrink(model, structure, selection).eval(),
         recipe={
             "kept": [{"tensor": name, "dim": dim, "positions": at.tolist()} for (name, dim), at in positions.items()]
         },
         columns=columns,
-        rows=along(0),
+        rows=along("out", "through"),
         cut=frozenset(columns),
     )
 

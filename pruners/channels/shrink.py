@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...networks import ChannelPad, SampledConv2d
 from ...networks.copying import rebuilt
-from ...networks.norms import CONVOLUTIONS
+from ...networks.norms import CONVOLUTIONS, TRANSPOSED
 from ..structure import Kept, Structure
 from .slices import SOURCE, ChannelStructure, Selection
 
@@ -53,9 +53,14 @@ def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) 
 
     pads = {f"{name}.{SOURCE}" for name, module in model.named_modules() if isinstance(module, ChannelPad)}
     small = rebuilt(model, lambda name, tensor: tensor if name in pads else cut(name, tensor))
-    for owner in {name.rpartition(".")[0] for name in names}:
-        module = small.get_submodule(owner)
+    for module in small.modules():  # a tensor may be that of several
         _refresh(module)
+    for owner, tensor in {(owner, tensor) for owner, _, tensor in (name.rpartition(".") for name in names)}:
+        module: Any = small.get_submodule(owner)
+        if isinstance(getattr(module, tensor, None), int):  # what its forward counts heads by
+            setattr(module, tensor, len(kept[f"{owner}.{tensor}".strip("."), 0]))
+        if tensor != SOURCE:
+            continue
         keep_out, keep_in = (_tensor(kept.get((f"{owner}.{SOURCE}", dim))) for dim in (0, 1))
         if isinstance(module, ChannelPad):
             module.select(keep_in, keep_out)
@@ -77,6 +82,9 @@ def check_positions(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.
             shapes[f"{name}.{SOURCE}"] = (module.out_channels, module.in_channels)
         elif isinstance(module, nn.Conv2d):
             shapes.setdefault(f"{name}.{SOURCE}", (module.in_channels,))
+        for attribute, value in vars(module).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                shapes.setdefault(f"{name}.{attribute}".strip("."), (value,))
     for (name, dim), positions in kept.items():
         if name not in shapes or dim >= len(shapes[name]):
             what = f"tensor {name[:80]!r}" if name not in shapes else f"dimension {dim} of {name}"
@@ -120,21 +128,29 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) ->
     return masked
 
 
-def _refresh(module: nn.Module) -> None:
-    """Make a module's own account of its kept true again."""
+def _refresh(module: Any) -> None:
+    """Make a module's own account of its sizes true again."""
     weight: Any = getattr(module, "weight", None)
-    if isinstance(module, CONVOLUTIONS):
-        if module.groups == module.in_channels == module.out_channels > 1:
-            module.groups = weight.shape[0]
-        module.out_channels = weight.shape[0]
-        module.in_channels = weight.shape[1] * module.groups
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        outputs, inputs = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
+        if module.groups == module.in_channels > 1:  # depthwise: weights of one channel each
+            a_group = 1 if isinstance(module, TRANSPOSED) else module.out_channels // module.groups
+            module.groups = weight.shape[0] // a_group
+        grouped = {inputs: 1, outputs: 1, 1: module.groups}  # which dimension counts inside a group
+        module.out_channels = weight.shape[outputs] * grouped[outputs]
+        module.in_channels = weight.shape[inputs] * grouped[inputs]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
         statistics: Any = module.running_mean if weight is None else weight
-        module.num_features = len(statistics)
+        module.num_features = module.num_features if statistics is None else len(statistics)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_groups = module.num_groups * len(weight) // module.num_channels
+        module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.weight_ih_l0.shape[1]
 
 
 def _tensor(positions: NDArray[np.int64] | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..costs.counts import Operation
 from ..structure import Layer, Structure
 
+WEIGHTS = ("weight",)  # a layer's tensors whose rows are its outputs and whose columns are its inputs
 SOURCE = "source"  # of a module without a weight to narrow: which of its input's channels it takes
 
 Role = Literal["out", "in", "through"]

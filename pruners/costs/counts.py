@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...networks.norms import CONVOLUTIONS
+from ...networks.norms import LAYERS, TRANSPOSED
+from ...networks.world import without_fast_attention
 from ...training.inputs import Inputs, call, count
 
 
@@ -24,6 +25,7 @@ class Operation:
 
     Attributes:
         module: its name.
+        parameter: its weight's name; of one that several share, that in the first of them.
         positions: how many times its weight is applied to one image, over all calls.
         shape: of its weight, dense.
         output: (height, width) of its last output, (1, 1) for a vector.
@@ -31,6 +33,7 @@ class Operation:
     """
 
     module: str
+    parameter: str
     positions: int
     shape: tuple[int, ...]
     output: tuple[int, int]
@@ -41,11 +44,6 @@ class Operation:
         """Multiply-accumulates an image, dense."""
         return self.positions * int(np.prod(self.shape))
 
-    @property
-    def parameter(self) -> str:
-        """The weight's name."""
-        return f"{self.module}.weight".removeprefix(".")
-
 
 def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
     """Every convolution and linear layer with the number of positions it is applied at, in order of execution.
@@ -55,23 +53,26 @@ def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
         example: images (N, C, H, W).
     """
     names = {module: name for name, module in model.named_modules()}
+    parameters = {parameter: name for name, parameter in model.named_parameters()}
     found: dict[str, Operation] = {}
 
     def record(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        channels = output.shape[-1] if isinstance(module, nn.Linear) else output.shape[1]
-        positions = output.numel() // (output.shape[0] * channels)
+        at = inputs[0] if isinstance(module, TRANSPOSED) else output  # where the weight is laid on
+        channels = at.shape[-1] if isinstance(module, nn.Linear) else at.shape[1]
+        positions = at.numel() // (at.shape[0] * channels)
         before = found.get(names[module])
         found[names[module]] = Operation(
             module=names[module],
+            parameter=parameters.get(weight, f"{names[module]}.weight".removeprefix(".")),
             positions=positions + (before.positions if before else 0),
             shape=tuple(weight.shape),
             output=(int(output.shape[-2]), int(output.shape[-1])) if output.dim() == 4 else (1, positions),
             stride=1 if isinstance(module, nn.Linear) else int(module.stride[0]),
         )
 
-    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, LAYERS)]
     try:
         with torch.no_grad():
             call(model, example)
@@ -92,19 +93,15 @@ def uncounted_flops(model: nn.Module, example: Inputs, operations: Sequence[Oper
         example: images (N, C, H, W), N ≥ 1.
         operations: what was counted by module.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused kernels are not counted; these compute the same
-    try:
-        with (
-            warnings.catch_warnings(action="ignore"),  # of settings that this build of torch lacks
-            torch.backends.mkldnn.flags(enabled=False),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.no_grad(),
-            FlopCounterMode(display=False) as counter,
-        ):
-            call(model, example)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with (
+        warnings.catch_warnings(action="ignore"),  # of settings that this build of torch lacks
+        torch.backends.mkldnn.flags(enabled=False),
+        without_fast_attention(),  # fused kernels are not counted; others compute the same
+        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        call(model, example)
     seen: int = counter.get_total_flops() // (2 * count(example))
     return max(0, seen - sum(op.flops for op in operations))
 

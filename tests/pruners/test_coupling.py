@@ -71,7 +71,8 @@ def test_every_producer_is_in_a_layer_or_named_as_left_whole(name: str, cut: str
     for operation in structure.operations:
         module: Any = model.get_submodule(operation.module)
         depthwise = getattr(module, "groups", 1) == operation.shape[0] > 1
-        assert depthwise or operation.module in cut_ones | set(structure.ignored), operation.module
+        owner = operation.parameter.removesuffix(".weight")  # of a weight that several share, the first of them
+        assert depthwise or owner in cut_ones | set(structure.ignored), operation.module
 
 
 def test_what_is_left_whole_with_others_leads_to_the_reason() -> None:
@@ -202,7 +203,7 @@ def test_a_layer_of_one_unit_stays_whole() -> None:
 
 
 class ThroughNumpy(nn.Module):
-    """Runs, but not where gradients are followed."""
+    """Leaves torch half-way: what comes back is no longer known to hold channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,7 +236,7 @@ class Two(nn.Module):
         (
             ThroughNumpy(),
             {},
-            r"Torch-Pruning cannot trace this network \(RuntimeError: .*numpy.*\): nothing can be cut",
+            r"nothing in this network can be cut \(conv: nothing that can be followed takes its channels; head.2: ",
         ),
     ],
 )

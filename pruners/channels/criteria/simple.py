@@ -20,7 +20,7 @@ def max_response(context: Context, layer: ChannelLayer) -> Scores:
     scores = np.zeros(layer.units)
     for part in layer.weights("in"):
         weight = context.model.get_parameter(part.parameter).detach().double()
-        sums = weight.abs().transpose(0, 1).flatten(1).sum(1).cpu().numpy()
+        sums = weight.abs().transpose(0, part.dim).flatten(1).sum(1).cpu().numpy()
         scores += sums[part.positions].sum(1)
     return scores
 
