@@ -36,8 +36,7 @@ _ANY_STRIDES = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
 )
 def elementwise(follower: Follower, called: Call) -> None:
     """Element by element: operands that meet are of one channel."""
-    given = [follower.of(tensor) for tensor in called.tensors]
-    labels = [label for label in given if label is not None]
+    labels = [label for label in map(follower.of, called.tensors) if label is not None]
     if not labels or not called.outputs:
         return
     together = labels[0]
@@ -46,8 +45,7 @@ def elementwise(follower: Follower, called: Call) -> None:
     for out in called.outputs:
         if torch.broadcast_shapes(together.shape, out.shape) == out.shape:
             follower.put(out, together.expand(out.shape))
-    activations = [label for label, tensor in zip(given, called.tensors, strict=True) if label is not None]
-    if called.name in ADDITIONS and len(activations) > 1 and not any(map(follower.owns, called.tensors)):
+    if called.name in ADDITIONS and len([label for label in labels if not follower.constant(label)]) > 1:
         follower.trace.sums.append(distinct(together))
 
 
@@ -138,12 +136,12 @@ def channelwise_norm(follower: Follower, called: Call) -> None:
     labels = follower.of(called.argument(0, "input"))
     if labels is None:
         return
-    names = ("running_mean", "running_var", "weight", "bias")
-    for position, name in enumerate(names, start=1):
+    channels = follower.ends(labels, 1)
+    for position, name in enumerate(("running_mean", "running_var", "weight", "bias"), start=1):
         own = follower.of(called.argument(position, name))
         if own is not None:
-            labels = follower.unite(labels, _along(own, 1, labels.dim()))
-    follower.put(called.out, labels)
+            channels = follower.unite(channels, own)
+    follower.put(called.out, _along(channels, 1, labels.dim()).expand(labels.shape))
 
 
 @rule("group_norm")
@@ -230,7 +228,7 @@ def layer(follower: Follower, called: Call) -> None:
             made = made.reshape(groups, -1)[0].repeat(groups)
             follower.unite(follower.trace.dims[name, 0], made)
     if labels is not None:
-        taken = _ends(follower, labels, channel)
+        taken = follower.ends(labels, channel)
         if depthwise:
             made = follower.unite(taken.repeat_interleave(width // groups), made)
         else:
@@ -291,7 +289,7 @@ def fused_attention(follower: Follower, called: Call) -> None:
     width, heads = module.embed_dim, module.num_heads
     taken = follower.dim(f"{name}.in_proj_weight", 1, width, "in")
     for labels in inputs:
-        follower.unite(_ends(follower, labels, labels.dim() - 1), taken)
+        follower.unite(follower.ends(labels, labels.dim() - 1), taken)
     head = follower.fresh(heads).repeat_interleave(width // heads)
     rows = follower.dim(f"{name}.in_proj_weight", 0, 3 * width, "out")
     follower.unite(rows, head.repeat(3))
@@ -338,14 +336,6 @@ def _product(
     flops = out.numel() * left.shape[-1]
     follower.trace.products.append((distinct(labels), flops, follower.module[0]))
     return labels.expand(out.shape)
-
-
-def _ends(follower: Follower, labels: Tensor, channel: int) -> Tensor:
-    """(channels,) of an input that a layer takes: one label a channel, 0 where there is none."""
-    channel %= labels.dim()
-    kept = follower.mixed(labels, [dim for dim in range(labels.dim()) if dim != channel]).flatten()
-    follower.use(kept)
-    return kept
 
 
 def _note_folds(follower: Follower, called: Call) -> None:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .channel_norms import normalised_dim
 from .channel_pad import ChannelPad
 from .inference import FAILURES
 from .norms import LAYERS
@@ -32,7 +33,7 @@ class Fold:
     Attributes:
         labels: (rows, columns).
         module: where it was done.
-        apart: rows are parts of the forward's own (a chunk): columns go together in any case.
+        apart: rows are parts of the forward's own (a chunk, a split): columns go together in any case.
     """
 
     labels: Tensor
@@ -130,12 +131,16 @@ class Follower(TorchFunctionMode):
             if isinstance(module, LAYERS)
         }
         self._labels = WeakTensorKeyDictionary()
+        self._closed = 0  # how many modules are running that are followed from outside
+        self._elements: list[tuple[int, int]] = []  # from and up to which labels are parameters' elements
         self._stack: list[tuple[str, nn.Module]] = [("", model)]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """One call: done as it is, then followed."""
         given = dict(kwargs or {})
         out = func(*args, **given)
+        if self._closed:
+            return out
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__"):
             name = func.__self__.__name__
@@ -176,13 +181,22 @@ class Follower(TorchFunctionMode):
 
     def entering(self, name: str) -> Callable[..., None]:
         """A hook for before a module's forward."""
-        return lambda module, *_: self._stack.append((name, module))
+
+        def enter(module: nn.Module, _inputs: Any) -> None:
+            self._stack.append((name, module))
+            self._closed += _followed_from_outside(module)
+
+        return enter
 
     def leaving(self, module: nn.Module, inputs: Any, output: Any) -> None:
         """A hook for after it."""
         name, _ = self._stack.pop()
+        self._closed -= _followed_from_outside(module)
         if isinstance(module, ChannelPad):
             self.padded(name, module, inputs[0], output)
+        dim = normalised_dim(module)
+        if dim is not None and not self._closed:
+            self.normalised(module, dim, inputs[0], output)
 
     # -- labels of tensors
 
@@ -198,6 +212,7 @@ class Follower(TorchFunctionMode):
             return None
         if not tensor.is_floating_point():
             return None
+        self._elements.append((self.trace.count + 1, self.trace.count + 1 + tensor.numel()))
         self.trace.elements[name] = labels = self.fresh(tensor.numel()).reshape(tensor.shape)
         self._labels[tensor] = labels
         return labels
@@ -232,9 +247,14 @@ class Follower(TorchFunctionMode):
         """A parameter's or buffer's."""
         return self._owner.get(id(tensor))
 
-    def owns(self, tensor: Tensor) -> bool:
-        """Whether it is a parameter or buffer, and no activation."""
-        return id(tensor) in self._owner
+    def constant(self, labels: Tensor) -> bool:
+        """Whether they are all of parameters' and buffers' elements, and none of an activation."""
+        if not self._elements:
+            return False
+        found = distinct(labels)
+        starts, stops = torch.tensor(self._elements, dtype=torch.float64).T.contiguous()
+        place = torch.searchsorted(starts, found, right=True) - 1
+        return bool(((place >= 0) & (found < stops[place])).all())
 
     def dim(self, parameter: str, dim: int, size: int, role: str) -> Tensor:
         """(size,) labels of a dimension of a layer's weight or bias."""
@@ -249,17 +269,34 @@ class Follower(TorchFunctionMode):
         labels = self.of(x)
         if labels is None:
             return
-        ends = self.mixed(labels, [0, 2, 3]).flatten()
         begins = self.fresh(pad.out_channels)
-        self.use(ends)
-        self.trace.pads[name] = (begins, ends)
+        self.trace.pads[name] = (begins, self.ends(labels, 1))
         self.put(out, begins[:, None, None].expand(out.shape))
+
+    def normalised(self, norm: nn.Module, dim: int, x: Tensor, out: Tensor) -> None:
+        """A norm over channels: of those that are left, with parameters of each."""
+        labels = self.of(x)
+        if labels is None:
+            return
+        channels = self.ends(labels, dim)
+        for own in map(self.of, norm.parameters(recurse=False)):
+            if own is not None:
+                channels = self.unite(channels, own)
+        self.put(out, channels.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())]).expand(out.shape))
 
     # -- what is found out about them
 
     def unite(self, some: Tensor, others: Tensor) -> Tensor:
-        """Labels that meet element by element are of one channel; returns those of the result, broadcast."""
+        """Labels that meet element by element are of one channel; returns those of the result, broadcast.
+
+        But for a parameter that meets several channels with one element, and so is of none of them.
+        """
         shape = torch.broadcast_shapes(some.shape, others.shape)
+        for one, other in ((some, others), (others, some)):
+            if self.constant(one) and not self.constant(other) and _varies(other, one.shape):
+                return other.expand(shape)
+        if self.constant(some):  # what comes of it is of the other's making
+            some, others = others, some
         left, right = thinned(some.expand(shape), others.expand(shape))
         both = (left > 0) & (right > 0) & (left != right)
         if bool(both.any()):
@@ -269,6 +306,12 @@ class Follower(TorchFunctionMode):
     def use(self, labels: Tensor) -> None:
         """A layer takes these: what is mixed in them counts."""
         self.trace.used.append(distinct(labels))
+
+    def ends(self, labels: Tensor, channel: int) -> Tensor:
+        """(channels,) of what is taken channel by channel: one label each, 0 where there is none."""
+        kept = self.mixed(labels, [dim for dim in range(labels.dim()) if dim != channel % labels.dim()]).flatten()
+        self.use(kept)
+        return kept
 
     def block(self, labels: Tensor, reason: str) -> None:
         """These channels cannot go."""
@@ -303,6 +346,17 @@ def distinct(labels: Tensor) -> Tensor:
     """(n,) the different ones, without 0."""
     (thin,) = thinned(labels)
     return thin[thin > 0].unique()
+
+
+def _followed_from_outside(module: nn.Module) -> bool:
+    return isinstance(module, ChannelPad) or normalised_dim(module) is not None
+
+
+def _varies(labels: Tensor, shape: torch.Size) -> bool:
+    """Whether they differ along a dimension that a tensor of this shape is broadcast along."""
+    (thin,) = thinned(labels)
+    lacking = thin.dim() - len(shape)
+    return any(size > 1 and (dim < lacking or shape[dim - lacking] == 1) for dim, size in enumerate(thin.shape))
 
 
 def _repeats(labels: Tensor, dim: int) -> bool:

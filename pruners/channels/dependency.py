@@ -155,23 +155,21 @@ class _Groups:
                 return
 
     def _numbers(self, fold: Fold) -> Iterator[_Member]:
-        """What a module's forward counts heads by: its own numbers of that size."""
+        """What a module's forward counts heads or parts by: its own numbers of that size."""
         table = _integers(fold.labels)
         channels = self.channel[table]
-        heads = len(table)
-        if fold.apart or heads < 2 or not (channels == channels[:, :1]).all() or len(set(channels[:, 0])) < heads:
+        rows = not fold.apart and len(table) > 1 and bool((channels == channels[:, :1]).all())
+        columns = fold.apart and bool((channels == channels[:1]).all())
+        along = table[:, 0] if rows else table[0]
+        if not (rows or columns) or len(set(self.channel[along].tolist())) < len(along):
             return
         module = self.model.get_submodule(fold.module)
         for name, value in vars(module).items():
             if isinstance(value, int) and not isinstance(value, bool):
-                if value == heads and "head" in name:
-                    yield _Member(fold.module, name, 0, "through", table[:, 0])
-                elif value == table.size and value != heads and _counts_all_heads(name):
+                if value == len(along) and ("head" in name or columns):
+                    yield _Member(fold.module, name, 0, "through", along)
+                elif rows and value == table.size and any(word in name for word in ("attn", "inner", "all_head")):
                     yield _Member(fold.module, name, 0, "through", table.flatten())
-
-
-def _counts_all_heads(name: str) -> bool:
-    return any(word in name for word in ("attn", "inner", "all_head"))
 
 
 def _slice(member: _Member, places: NDArray[np.int64], units: int) -> Slice:
@@ -198,9 +196,8 @@ def _united(trace: Trace) -> Labels:
     for fold in trace.folds:
         table = _integers(fold.labels)
         own = channel[table]
-        heads = not fold.apart and table.shape[1] > 1 and any(len(set(row)) < len(row) for row in own)
-        first = table[:, :1] if heads else table[:1]
-        more.append((np.broadcast_to(first, table.shape).ravel(), table.ravel()))
+        if fold.apart or not (own == own[:, :1]).all():
+            more.append((np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()))
     return _joined(trace.count, [*pairs, *more])
 
 

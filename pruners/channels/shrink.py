@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...networks import ChannelPad, SampledConv2d
+from ...networks.channel_norms import NormOfKept, normalised_dim
 from ...networks.copying import rebuilt
 from ...networks.norms import CONVOLUTIONS, TRANSPOSED
 from ..structure import Kept, Structure
@@ -118,6 +119,14 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) ->
         return tensor
 
     masked = rebuilt(model, zero)
+    for name, module in list(masked.named_modules()):
+        dim = normalised_dim(module)
+        if dim is not None and f"{name}.weight".strip(".") in zeroed:
+            own: Any = module
+            gone = torch.cat([at for _, at in zeroed[f"{name}.weight".strip(".")]])
+            kept = np.setdiff1d(np.arange(len(own.weight)), gone.numpy())
+            small = narrow(module, {(parameter, 0): kept for parameter, _ in module.named_parameters()})
+            masked.set_submodule(name, NormOfKept(small, torch.from_numpy(kept).to(own.weight.device), dim))
     for source, name in pads.items():
         pad = masked.get_submodule(name)
         assert isinstance(pad, ChannelPad)
@@ -149,6 +158,8 @@ def _refresh(module: Any) -> None:
         module.num_channels = len(weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(weight)
+    elif normalised_dim(module) is not None and hasattr(module, "normalized_shape"):
+        module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.RNNBase):
         module.input_size = module.weight_ih_l0.shape[1]
 
