@@ -16,6 +16,7 @@ from ..configs import Config, ConfigError
 from ..configs.schema import NetworkConfig
 from ..data import Splits, as_batches, check_pixels, load_splits
 from ..networks import build_network, load_weights
+from ..networks.attention import open_attention
 from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights
 from ..networks.copying import copied
@@ -212,7 +213,7 @@ def _clean(model: nn.Module, device: torch.device) -> nn.Module:
             raise ValueError(
                 f"the network's {name} holds a NaN or an infinity: it cannot be pruned; retrain or reload it"
             )
-    return model.to(device).eval()
+    return open_attention(model.to(device)).eval()
 
 
 def _check_images(loaded: Loaded, objective: Objective) -> None:

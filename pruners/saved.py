@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..configs.schema import NetworkConfig, ObjectiveConfig
 from ..networks import build_network, check_tensors, load_tensors
+from ..networks.attention import open_attention
 from ..networks.checks import check_weights
 from ..networks.copying import copied
 from ..networks.world import undisturbed
@@ -106,7 +107,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         model = build_network(network, trust_code=trust_code)
     check_weights(model)
     try:
-        small = method.rebuild(copied(model).cpu(), told.recipe)
+        small = method.rebuild(open_attention(copied(model).cpu()), told.recipe)
         check_tensors(weights, state, small)
         _check_indices(small, state)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # a plug-in may raise any

@@ -16,13 +16,16 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops.misc import SqueezeExcitation
+from torchvision.ops.misc import FrozenBatchNorm2d, SqueezeExcitation
 
 from secateur.configs import LatencyConfig
 from secateur.envs import Evaluation
 from secateur.networks import CifarResNet, digits_resnet
+from secateur.networks.attention import open_attention
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.slices import ChannelStructure, Selection
@@ -79,6 +82,25 @@ def toy(
         return build
 
     return register
+
+
+def flops_counted(model: nn.Module, shape: tuple[int, ...] = RGB) -> int:
+    """Multiply-accumulates of one image by torch's counter, every kernel one that it knows."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            torch.backends.mkldnn.flags(enabled=False),
+            sdpa_kernel(SDPBackend.MATH),
+            torch.no_grad(),
+            FlopCounterMode(display=False) as counter,
+        ):
+            model(torch.zeros(1, *shape))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    twice: int = counter.get_total_flops()
+    assert twice % 2 == 0
+    return twice // 2
 
 
 def cases() -> list[tuple[str, str]]:
@@ -760,3 +782,227 @@ def channel_mean() -> nn.Module:
 def normalised() -> nn.Module:
     """A group norm's channels go group by group."""
     return nn.Sequential(conv_bn(3, 6), nn.Conv2d(6, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), conv_bn(8, 6), Head(6))
+
+
+class Shuffled(nn.Module):
+    """Channels laid out in two rows, and taken by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.last = conv_bn(8, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        x = x.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(self.last(x))
+
+
+@toy({"stem.0": 4, "last.0": 6}, whole={"head.2": "output"})
+def shuffled() -> nn.Module:
+    return Shuffled()
+
+
+class C2f(nn.Module):
+    """YOLO's: two halves of a convolution, one of them goes on, and all that there was is concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.cv1 = conv_bn(6, 8, 1)
+        self.m = nn.ModuleList([nn.Sequential(conv_bn(4, 5), conv_bn(5, 4)) for _ in range(2)])
+        self.cv2 = conv_bn(16, 7, 1)
+        self.head = Head(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.cv1(self.stem(x)).chunk(2, 1))
+        parts.extend(module(parts[-1]) for module in self.m)
+        return self.head(self.cv2(torch.cat(parts, 1)))
+
+
+@toy(
+    {"stem.0": 6, "cv1.0": 4, "m.0.0.0": 5, "m.0.1.0": 4, "m.1.0.0": 5, "m.1.1.0": 4, "cv2.0": 7},
+    whole={"head.2": "output"},
+)
+def c2f() -> nn.Module:
+    return C2f()
+
+
+class Split(nn.Module):
+    """Res2Net's: as many channels a part as the module has noted down."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 4
+        self.stem = conv_bn(3, 12)
+        self.parts = nn.ModuleList([conv_bn(4, 4) for _ in range(2)])
+        self.last = conv_bn(12, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *others = torch.split(self.stem(x), self.width, 1)
+        return self.head(self.last(torch.cat([first, *map(lambda f, y: f(y), self.parts, others)], 1)))
+
+
+@toy({"stem.0": 4, "parts.0.0": 4, "parts.1.0": 4, "last.0": 6}, whole={"head.2": "output"})
+def split() -> nn.Module:
+    return Split()
+
+
+@toy({"0": 6, "3": 6, "6": 5}, whole={"11": "output"})
+def multiplied() -> nn.Module:
+    """A depthwise convolution that makes two channels of each, plain and transposed."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.Conv2d(6, 12, 3, groups=6), nn.ReLU()),
+        *(nn.Conv2d(12, 6, 1), nn.ConvTranspose2d(6, 12, 2, groups=6), nn.ReLU()),
+        *(nn.Conv2d(12, 5, 1), nn.InstanceNorm2d(5, affine=True), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, CLASSES)),
+    )
+
+
+@toy({"0": 6, "3": 2, "5": 3, "7": 5}, whole={"11": "output"})
+def norms() -> nn.Module:
+    """Frozen statistics, groups of two channels, a transposed convolution in groups, response over all channels."""
+    frozen = FrozenBatchNorm2d(6)
+    frozen.running_mean.normal_()
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), frozen, nn.ReLU()),
+        *(nn.Conv2d(6, 8, 3), nn.GroupNorm(4, 8)),
+        *(nn.ConvTranspose2d(8, 6, 2, groups=2), nn.ReLU()),
+        *(nn.Conv2d(6, 5, 1), GlobalResponseNorm(5)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, CLASSES)),
+    )
+
+
+class GlobalResponseNorm(nn.Module):
+    """ConvNeXt V2's: a channel's size, as a part of the mean over all."""
+
+    channel_dim = 1
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels))
+        self.bias = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.norm(dim=(2, 3), keepdim=True)
+        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        return x + weight * x * size / (size.mean(1, keepdim=True) + 1e-6) + bias
+
+
+class Attention(nn.Module):
+    """ViT's, with one layer for queries, keys and values, or three."""
+
+    def __init__(self, width: int, heads: int, fused: bool) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.fused = fused
+        self.qkv = nn.Linear(width, 3 * width) if fused else nn.ModuleList([nn.Linear(width, width) for _ in range(3)])
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, _ = x.shape
+        if isinstance(self.qkv, nn.Linear):
+            q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            q, k, v = (layer(x).view(n, tokens, self.num_heads, -1).transpose(1, 2) for layer in self.qkv)
+            mixed = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
+        return self.proj(mixed.transpose(1, 2).reshape(n, tokens, -1))
+
+
+class Transformer(nn.Module):
+    """Patches, a class token, positions, and a block of attention and an MLP, all on one trunk with layer norms."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 12))
+        self.places = nn.Parameter(torch.randn(1, 5, 12))
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(12) for _ in range(3))
+        self.attention = Attention(12, 4, fused)
+        self.mlp = nn.Sequential(nn.Linear(12, 20), nn.GELU(), nn.Linear(20, 12))
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
+        x = x + self.attention(self.norm1(x))
+        x = x + self.mlp(self.norm2(x))
+        return self.head(self.norm3(x)[:, 0])
+
+
+@toy({"attention.qkv": 4, "mlp.0": 20}, {"patch": 12}, {"head": "output"})
+def transformer() -> nn.Module:
+    return Transformer(fused=True)
+
+
+@toy({"attention.qkv.0": 4, "mlp.0": 20}, {"patch": 12}, {"head": "output"})
+def transformer_in_parts() -> nn.Module:
+    return Transformer(fused=False)
+
+
+class Encoder(nn.Module):
+    """torch's own encoder layers, tokens first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 4, 4)
+        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 3, 16), 1, enable_nested_tensor=False)
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.patch(x).flatten(2).permute(2, 0, 1)).mean(0))
+
+
+@toy(
+    {"layers.layers.0.self_attn": 3, "layers.layers.0.linear1": 16},
+    {"patch": 12},
+    {"head": "output"},
+)
+def encoder() -> nn.Module:
+    return open_attention(Encoder())
+
+
+class Recurrent(nn.Module):
+    """A convolution whose channels a recurrent layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(3, 6, 3)
+        self.conv2 = nn.Conv1d(6, 8, 3)
+        self.gru = nn.GRU(8, 7, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(14, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found, _ = self.gru(F.relu(self.conv2(F.relu(self.conv1(x)))).transpose(1, 2))
+        return self.head(found[:, -1])
+
+
+@toy({"conv1": 6, "conv2": 8}, whole={"head": "output"}, shape=(3, 12))
+def recurrent() -> nn.Module:
+    return Recurrent()
+
+
+class Lost(nn.Module):
+    """One of two branches goes through what nobody can follow: it alone is left whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 6)
+        self.plain = conv_bn(6, 5)
+        self.odd = conv_bn(6, 4)
+        self.last = conv_bn(9, 6)
+        self.head = Head(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        odd = torch.fft.irfft2(torch.fft.rfft2(self.odd(x)), s=x.shape[-2:])
+        return self.head(self.last(torch.cat([self.plain(x), odd], 1)))
+
+
+@toy({"stem.0": 6, "plain.0": 5, "last.0": 6}, whole={"head.2": "output", "odd.0": "fft_rfft2"})
+def lost() -> nn.Module:
+    return Lost()

@@ -27,7 +27,6 @@ from .dependency import UNTRACED, leave_whole, trace_groups
 from .shrink import first_units, mask, shrink
 from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
 
-
 ONE = "its channels depend on one another (a mean or a norm over them): all go, or none"
 
 
@@ -92,9 +91,11 @@ def channel_costs(structure: ChannelStructure, uncounted: int = 0) -> dict[str, 
     factors: Counter[str] = Counter()
     for op in structure.operations:
         factors[op.parameter] += op.positions
+    by_unit = [layer.product_flops for layer in structure.layers]
+    products = sum(layer.units * layer.product_flops for layer in structure.layers)
     tied = sum(op.flops for op in structure.operations if op.parameter not in structure.shapes)
     return {
-        "flops": ChannelCost(structure.layers, structure.shapes, factors, tied + uncounted),
+        "flops": ChannelCost(structure.layers, structure.shapes, factors, tied + uncounted - products, by_unit),
         "params": ChannelCost(structure.layers, structure.shapes, dict.fromkeys(structure.shapes, 1)),
     }
 
@@ -148,7 +149,13 @@ def _tied(layers: list[ChannelLayer], groups: Sequence[Sequence[str]]) -> list[C
                 )
             del known[other.name]
         slices = tuple(part for layer in (first, *others) for part in layer.slices)
-        known[first.name] = replace(first, slices=slices, trunk=any(x.trunk for x in (first, *others)))
+        together = (first, *others)
+        known[first.name] = replace(
+            first,
+            slices=slices,
+            trunk=any(layer.trunk for layer in together),
+            product_flops=sum(layer.product_flops for layer in together),
+        )
     return list(known.values())
 
 

@@ -13,9 +13,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 
-from ...networks.label_rules import follow
-from ...networks.labels import Fold, Trace
-from ...training.inputs import Inputs
+from ...networks.labels import follow
+from ...networks.labels.follower import Fold, Trace
+from ...training.inputs import Inputs, count
 from .slices import SOURCE, WEIGHTS, ChannelLayer, Role, Slice
 
 UNTRACED = "its coupling could not be traced"
@@ -34,7 +34,7 @@ def trace_groups(model: nn.Module, example: Inputs, order: Sequence[str]) -> tup
     Returns:
         Layers, and producer → reason for what is left whole.
     """
-    groups = _Groups(model, follow(model, example))
+    groups = _Groups(model, follow(model, example), count(example))
     layers: list[ChannelLayer] = []
     ignored: dict[str, str] = {}
     for producers in groups.producers(order):
@@ -79,8 +79,9 @@ class _Member:
 class _Groups:
     """Labels that were united, as channels (`units`) and tensors' dimensions (`members`)."""
 
-    def __init__(self, model: nn.Module, trace: Trace):
+    def __init__(self, model: nn.Module, trace: Trace, images: int):
         self.model = model
+        self.images = images
         self.trace = trace
         self.channel = _united(trace)
         self.members = [self._named(member) for member in self._members()]
@@ -123,8 +124,18 @@ class _Groups:
                 slices.append(_slice(member, places, len(channels)))
         if not any(part.role == "in" for part in slices):
             raise _CannotCutError("nothing that can be followed takes its channels")
-        trunk = any(channel in self.sums for channel in channels)
-        return ChannelLayer(name=name, units=len(channels), slices=tuple(slices), trunk=trunk)
+        return ChannelLayer(
+            name=name,
+            units=len(channels),
+            slices=tuple(slices),
+            product_flops=self._products(set(channels)),
+            trunk=any(channel in self.sums for channel in channels),
+        )
+
+    def _products(self, channels: set[int]) -> int:
+        """Multiply-accumulates an image a unit, of the products of these channels and no others."""
+        own = (flops for labels, flops in self.trace.products if self._of(labels) == channels)
+        return sum(own) // (self.images * len(channels))
 
     def _of(self, labels: Tensor | Labels) -> set[int]:
         return set(self.channel[np.asarray(labels, dtype=np.int64)].tolist()) - {0}
@@ -228,4 +239,3 @@ def _components(count: int, left: Labels, right: Labels) -> tuple[int, Labels]:
 
 def _integers(labels: Any) -> Labels:
     return np.asarray(labels.numpy() if isinstance(labels, torch.Tensor) else labels).astype(np.int64)
-

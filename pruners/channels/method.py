@@ -113,7 +113,9 @@ def cut(model: nn.Module, structure: ChannelStructure, selection: Selection) -> 
     roles = {(part.parameter, part.dim): part.role for layer in structure.layers for part in layer.slices}
 
     def along(*wanted: str) -> dict[str, NDArray[np.int64]]:
-        found = {name: at for (name, dim), at in positions.items() if roles[name, dim] in wanted and name.endswith(".weight")}
+        found = {
+            name: at for (name, dim), at in positions.items() if roles[name, dim] in wanted and name.endswith(".weight")
+        }
         return {name.removesuffix(".weight"): at for name, at in found.items()}
 
     columns = along("in")

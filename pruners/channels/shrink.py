@@ -54,21 +54,26 @@ def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) 
 
     pads = {f"{name}.{SOURCE}" for name, module in model.named_modules() if isinstance(module, ChannelPad)}
     small = rebuilt(model, lambda name, tensor: tensor if name in pads else cut(name, tensor))
-    for module in small.modules():  # a tensor may be that of several
+    for module in small.modules():  # all: a tensor may be that of several
         _refresh(module)
-    for owner, tensor in {(owner, tensor) for owner, _, tensor in (name.rpartition(".") for name in names)}:
-        module: Any = small.get_submodule(owner)
-        if isinstance(getattr(module, tensor, None), int):  # what its forward counts heads by
-            setattr(module, tensor, len(kept[f"{owner}.{tensor}".strip("."), 0]))
-        if tensor != SOURCE:
-            continue
-        keep_out, keep_in = (_tensor(kept.get((f"{owner}.{SOURCE}", dim))) for dim in (0, 1))
-        if isinstance(module, ChannelPad):
-            module.select(keep_in, keep_out)
-        elif keep_out is not None:
-            assert isinstance(module, nn.Conv2d)
-            small.set_submodule(owner, SampledConv2d.of(module, keep_out.to(module.weight.device)))
+    for name in names:
+        owner, _, what = name.rpartition(".")
+        own = small.get_submodule(owner)
+        if what == SOURCE:
+            _take(small, owner, *(_tensor(kept.get((name, dim))) for dim in (0, 1)))
+        elif isinstance(getattr(own, what), int):  # what its forward counts heads or parts by
+            setattr(own, what, len(kept[name, 0]))
     return small
+
+
+def _take(small: nn.Module, owner: str, keep_out: Tensor | None, keep_in: Tensor | None) -> None:
+    """Narrow what a module without a weight for it takes of its input."""
+    module = small.get_submodule(owner)
+    if isinstance(module, ChannelPad):
+        module.select(keep_in, keep_out)
+    elif keep_out is not None:
+        assert isinstance(module, nn.Conv2d)
+        small.set_submodule(owner, SampledConv2d.of(module, keep_out.to(module.weight.device)))
 
 
 def check_positions(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) -> None:
@@ -120,13 +125,9 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) ->
 
     masked = rebuilt(model, zero)
     for name, module in list(masked.named_modules()):
-        dim = normalised_dim(module)
-        if dim is not None and f"{name}.weight".strip(".") in zeroed:
-            own: Any = module
-            gone = torch.cat([at for _, at in zeroed[f"{name}.weight".strip(".")]])
-            kept = np.setdiff1d(np.arange(len(own.weight)), gone.numpy())
-            small = narrow(module, {(parameter, 0): kept for parameter, _ in module.named_parameters()})
-            masked.set_submodule(name, NormOfKept(small, torch.from_numpy(kept).to(own.weight.device), dim))
+        removed = zeroed.get(f"{name}.weight".strip("."))
+        if removed is not None and normalised_dim(module) is not None:
+            masked.set_submodule(name, _of_kept(module, torch.cat([positions for _, positions in removed])))
     for source, name in pads.items():
         pad = masked.get_submodule(name)
         assert isinstance(pad, ChannelPad)
@@ -137,7 +138,16 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) ->
     return masked
 
 
-def _refresh(module: Any) -> None:
+def _of_kept(norm: nn.Module, gone: Tensor) -> NormOfKept:
+    """A norm over channels without those that are gone."""
+    weight, dim = norm.get_parameter("weight"), normalised_dim(norm)
+    assert dim is not None
+    kept = np.setdiff1d(np.arange(len(weight)), gone.numpy())
+    small = narrow(norm, {(name, 0): kept for name, _ in norm.named_parameters()})
+    return NormOfKept(small, torch.from_numpy(kept).to(weight.device), dim).train(norm.training)
+
+
+def _refresh(module: Any) -> None:  # Any: nn.Module knows none of these
     """Make a module's own account of its sizes true again."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
@@ -145,9 +155,8 @@ def _refresh(module: Any) -> None:
         if module.groups == module.in_channels > 1:  # depthwise: weights of one channel each
             a_group = 1 if isinstance(module, TRANSPOSED) else module.out_channels // module.groups
             module.groups = weight.shape[0] // a_group
-        grouped = {inputs: 1, outputs: 1, 1: module.groups}  # which dimension counts inside a group
-        module.out_channels = weight.shape[outputs] * grouped[outputs]
-        module.in_channels = weight.shape[inputs] * grouped[inputs]
+        sizes = (weight.shape[0], weight.shape[1] * module.groups)  # the second dimension counts inside a group
+        module.out_channels, module.in_channels = sizes[outputs], sizes[inputs]
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -161,7 +170,7 @@ def _refresh(module: Any) -> None:
     elif normalised_dim(module) is not None and hasattr(module, "normalized_shape"):
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.RNNBase):
-        module.input_size = module.weight_ih_l0.shape[1]
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
 
 
 def _tensor(positions: NDArray[np.int64] | None) -> Tensor | None:

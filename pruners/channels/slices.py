@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..costs.counts import Operation
 from ..structure import Layer, Structure
 
-WEIGHTS = ("weight",)  # a layer's tensors whose rows are its outputs and whose columns are its inputs
+WEIGHTS = ("weight", "in_proj_weight")  # a layer's tensors whose rows are its outputs and whose columns are its inputs
 SOURCE = "source"  # of a module without a weight to narrow: which of its input's channels it takes
 
 Role = Literal["out", "in", "through"]
@@ -57,11 +57,13 @@ class ChannelLayer(Layer):
 
     Attributes:
         slices: every tensor dimension that shrinks with it.
+        product_flops: multiply-accumulates an image a unit that no weight accounts for (attention's products).
         trunk: whether it carries a residual sum, so that several producers share one choice of channels.
         sampled: whether a single consumer only takes less of what is there: the producers stay whole.
     """
 
     slices: tuple[Slice, ...]
+    product_flops: int = 0
     trunk: bool = False
     sampled: bool = False
 
@@ -80,7 +82,7 @@ class ChannelLayer(Layer):
 
     def weights(self, role: Role) -> list[Slice]:
         """The weight tensors of its producers (`out`) or consumers (`in`)."""
-        return [s for s in self.slices if s.role == role and s.tensor == "weight"]
+        return [s for s in self.slices if s.role == role and s.tensor in WEIGHTS]
 
     @property
     def producers(self) -> list[str]:

@@ -14,14 +14,22 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...networks.attention import HeadAttention
 from ...networks.norms import LAYERS, TRANSPOSED
 from ...networks.world import without_fast_attention
 from ...training.inputs import Inputs, call, count
 
+_WEIGHTS: dict[Any, tuple[str, ...]] = {  # those that are laid on an input, where it is not one `weight`
+    HeadAttention: ("in_proj_weight",),
+    nn.RNNBase: ("weight_ih_l0", "weight_ih_l0_reverse"),
+}
+_LAST = (nn.Linear, HeadAttention, nn.RNNBase)  # channels are the last dimension
+_COUNTED = (*LAYERS, *_WEIGHTS)
+
 
 @dataclass(frozen=True)
 class Operation:
-    """A convolution or linear layer as the cost model sees it.
+    """A convolution or linear layer, what goes into attention or a recurrent layer, as the cost model sees it.
 
     Attributes:
         module: its name.
@@ -53,26 +61,29 @@ def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
         example: images (N, C, H, W).
     """
     names = {module: name for name, module in model.named_modules()}
-    parameters = {parameter: name for name, parameter in model.named_parameters()}
-    found: dict[str, Operation] = {}
+    parameters: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
+    images = count(example)
+    found: dict[tuple[str, str], Operation] = {}
 
-    def record(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        at = inputs[0] if isinstance(module, TRANSPOSED) else output  # where the weight is laid on
-        channels = at.shape[-1] if isinstance(module, nn.Linear) else at.shape[1]
-        positions = at.numel() // (at.shape[0] * channels)
-        before = found.get(names[module])
-        found[names[module]] = Operation(
-            module=names[module],
-            parameter=parameters.get(weight, f"{names[module]}.weight".removeprefix(".")),
-            positions=positions + (before.positions if before else 0),
-            shape=tuple(weight.shape),
-            output=(int(output.shape[-2]), int(output.shape[-1])) if output.dim() == 4 else (1, positions),
-            stride=1 if isinstance(module, nn.Linear) else int(module.stride[0]),
-        )
+    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        at = inputs[0] if isinstance(module, (*TRANSPOSED, nn.RNNBase)) else _first(output)  # where weights are laid on
+        channels = at.shape[-1] if isinstance(module, _LAST) else at.shape[1]
+        positions = at.numel() // (images * channels)  # windows and tokens may come before the batch, or in it
+        stride = getattr(module, "stride", None)
+        for tensor in _WEIGHTS.get(_kind(module), ("weight",)):
+            weight = getattr(module, tensor, None)
+            if weight is not None:
+                key = (names[module], tensor)
+                found[key] = Operation(
+                    module=names[module],
+                    parameter=parameters.get(weight, ".".join(key).removeprefix(".")),
+                    positions=positions + (found[key].positions if key in found else 0),
+                    shape=tuple(weight.shape),
+                    output=(int(at.shape[-2]), int(at.shape[-1])) if at.dim() == 4 else (1, positions),
+                    stride=int(stride[0]) if isinstance(stride, tuple) else 1,
+                )
 
-    hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, LAYERS)]
+    hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, _COUNTED)]
     try:
         with torch.no_grad():
             call(model, example)
@@ -80,6 +91,16 @@ def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
         for hook in hooks:
             hook.remove()
     return list(found.values())
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in _WEIGHTS if isinstance(module, kind)), None)
+
+
+def _first(output: Any) -> Tensor:
+    """The tensor that a module returns, or the first of several."""
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
 def uncounted_flops(model: nn.Module, example: Inputs, operations: Sequence[Operation]) -> int:
@@ -114,12 +135,19 @@ class ChannelCost:
         shapes: every parameter's dense shape.
         factors: tensor → what each of its elements costs; tensors that are not named cost nothing.
         fixed: what is paid in any case.
+        besides: (layers,) what each unit costs that is in no tensor.
     """
 
     def __init__(
-        self, layers: Sequence[Any], shapes: Mapping[str, tuple[int, ...]], factors: Mapping[str, int], fixed: int = 0
+        self,
+        layers: Sequence[Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        factors: Mapping[str, int],
+        fixed: int = 0,
+        besides: Sequence[int] = (),
     ):
         self.dense = np.array([layer.units for layer in layers], dtype=np.int64)
+        self.besides = np.array(besides or [0] * len(layers), dtype=np.int64)
         self.fixed = fixed
         slots = {(part.parameter, part.dim): [0] * len(layers) for layer in layers for part in layer.slices}
         for i, layer in enumerate(layers):
@@ -145,7 +173,7 @@ class ChannelCost:
     def __call__(self, kept: NDArray[Any]) -> Any:
         """(…, layers) → (…)."""
         left = self.size - ((self.dense - kept) @ self.units).reshape(*kept.shape[:-1], -1, 2)
-        return self.fixed + (self.factor * left.prod(axis=-1)).sum(axis=-1)
+        return self.fixed + (self.factor * left.prod(axis=-1)).sum(axis=-1) + kept @ self.besides
 
 
 class LinearCost:

@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import zoo
+from secateur.networks.attention import open_attention
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut
 from secateur.pruners.costs.counts import count_operations, uncounted_flops
@@ -60,32 +59,21 @@ class Functional(nn.Module):
         return self.head(F.relu(self.mid(F.relu(self.stem(F.conv2d(x, self.kernel, padding=1))))))
 
 
-def counted(model: nn.Module) -> int:
-    """Multiply-accumulates of one image by torch's counter, every kernel one that it knows."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            torch.backends.mkldnn.flags(enabled=False),
-            sdpa_kernel(SDPBackend.MATH),
-            torch.no_grad(),
-            FlopCounterMode(display=False) as counter,
-        ):
-            model(torch.zeros(1, *zoo.RGB))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-    twice: int = counter.get_total_flops()
-    assert twice % 2 == 0
-    return twice // 2
-
-
 def made(kind: type[nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return kind().eval()
 
 
-KINDS = pytest.mark.parametrize("kind", [Upsampled, Attending, Recurrent, Functional])
+class Opened(Attending):
+    """Its heads can be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        open_attention(self)
+
+
+KINDS = pytest.mark.parametrize("kind", [Upsampled, Attending, Opened, Recurrent, Functional])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -94,21 +82,28 @@ def test_flops_are_torchs_dense_and_pruned(kind: type[nn.Module]) -> None:
     model = made(kind)
     structure = find_layers(model, zoo.RGB)
     assert structure.layers
-    assert structure.cost("flops", structure.units) == counted(model)
+    assert structure.cost("flops", structure.units) == zoo.flops_counted(model)
     for seed in range(3):
         selection = zoo.draw(structure, seed)
         small = cut(model, structure, selection).model
-        assert structure.cost("flops", zoo.kept_of(selection)) == counted(small)
+        assert structure.cost("flops", zoo.kept_of(selection)) == zoo.flops_counted(small)
         assert structure.cost("params", zoo.kept_of(selection)) == sum(p.numel() for p in small.parameters())
-    assert structure.cost("flops", np.ones(len(structure.layers))) < counted(model)
+    assert structure.cost("flops", np.ones(len(structure.layers))) < zoo.flops_counted(model)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(Upsampled, 64 * 6 * 4 * 4), (Functional, 64 * 3 * 27)])
-def test_what_is_not_counted_by_module_is_counted_an_image(kind: type[nn.Module], expected: int) -> None:
-    model = made(kind)
+def test_what_is_not_counted_by_module_is_counted_an_image() -> None:
+    model = made(Functional)
     for count in (1, 2, 5):
         x = torch.zeros(count, *zoo.RGB)
-        assert uncounted_flops(model, x, count_operations(model, x)) == expected
+        assert uncounted_flops(model, x, count_operations(model, x)) == 64 * 3 * 27
+
+
+def test_transposed_and_recurrent_layers_are_counted_by_module() -> None:
+    x = torch.zeros(2, *zoo.RGB)
+    found = {op.parameter: op.flops for op in count_operations(made(Upsampled), x)}
+    assert found["up.weight"] == 64 * 6 * 4 * 4
+    found = {op.parameter: op.flops for op in count_operations(made(Recurrent), x)}
+    assert found["gru.weight_ih_l0"] == 8 * 6 * 15
 
 
 def test_the_products_of_attention_are_counted() -> None:
@@ -117,6 +112,8 @@ def test_the_products_of_attention_are_counted() -> None:
     products = 2 * 16 * 16 * 8  # queries with keys, and weights with values, of 16 tokens
     projections = 16 * 8 * (3 * 8 + 8)
     assert uncounted_flops(model, x, count_operations(model, x)) == products + projections
+    opened = open_attention(model)
+    assert uncounted_flops(opened, x, count_operations(opened, x)) == products
 
 
 def test_a_plain_network_has_nothing_of_it_and_settings_stay() -> None:

@@ -7,7 +7,7 @@ convolution or linear layer ends its input's channels and begins its own. Nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .channel_norms import normalised_dim
-from .channel_pad import ChannelPad
-from .inference import FAILURES
-from .norms import LAYERS
+from ..attention import IN_PROJECTION, HeadAttention
+from ..channel_norms import normalised_dim
+from ..channel_pad import ChannelPad
+from ..inference import FAILURES
+from ..norms import LAYERS
+from .tensors import distinct, thinned, varies
 
 Pairs = list[tuple[Tensor, Tensor]]
 MOST = 2**22  # elements of a parameter that is not a layer's weight and is labelled one by one
@@ -57,7 +59,7 @@ class Trace:
         folds: see `Fold`.
         pads: `ChannelPad` → labels of its outputs and of its inputs.
         count: how many labels there are.
-        products: labels of what a matrix product is made of, its multiply-accumulates, and the module.
+        products: labels of what a matrix product is made of, and its multiply-accumulates.
     """
 
     dims: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Trace:
     sums: list[Tensor] = field(default_factory=list)
     blocked: list[tuple[Tensor, str]] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
-    products: list[tuple[Tensor, int, str]] = field(default_factory=list)
+    products: list[tuple[Tensor, int]] = field(default_factory=list)
     pads: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     count: int = 0
 
@@ -127,8 +129,8 @@ class Follower(TorchFunctionMode):
         self._weights = {
             f"{name}.{tensor}".strip(".")
             for name, module in model.named_modules()
-            for tensor in ("weight", "bias")
-            if isinstance(module, LAYERS)
+            for tensor in (("weight", "bias") if isinstance(module, LAYERS) else IN_PROJECTION)
+            if isinstance(module, (*LAYERS, HeadAttention))
         }
         self._labels = WeakTensorKeyDictionary()
         self._closed = 0  # how many modules are running that are followed from outside
@@ -204,7 +206,7 @@ class Follower(TorchFunctionMode):
         """A tensor's labels, if it has any; a parameter that is no layer's weight has one an element."""
         if not isinstance(tensor, Tensor):
             return None
-        labels: Tensor | None = self._labels.get(tensor)
+        labels: Tensor | None = self._labels.get(tensor)  # type: ignore[no-untyped-call]
         if labels is not None:
             return labels if labels.shape == tensor.shape else None
         name = self._owner.get(id(tensor))
@@ -236,7 +238,7 @@ class Follower(TorchFunctionMode):
         """The name of a layer's weight: the tensor's, or, where it is computed, that of the layer that runs."""
         if tensor is None:
             return None
-        name, module = self.module
+        _, module = self.module
         own = getattr(module, "weight", None)
         if id(tensor) not in self._owner and isinstance(module, LAYERS) and isinstance(own, Tensor):
             tensor = own if own.shape == tensor.shape else tensor
@@ -291,9 +293,9 @@ class Follower(TorchFunctionMode):
 
         But for a parameter that meets several channels with one element, and so is of none of them.
         """
-        shape = torch.broadcast_shapes(some.shape, others.shape)
+        shape = (some + others).shape
         for one, other in ((some, others), (others, some)):
-            if self.constant(one) and not self.constant(other) and _varies(other, one.shape):
+            if self.constant(one) and not self.constant(other) and varies(other, one.shape):
                 return other.expand(shape)
         if self.constant(some):  # what comes of it is of the other's making
             some, others = others, some
@@ -333,31 +335,5 @@ class Follower(TorchFunctionMode):
         return highest.expand(shape)
 
 
-def thinned(*labels: Tensor) -> Iterator[Tensor]:
-    """Tensors of one shape, with a size of 1 where all only repeat themselves."""
-    found = list(labels)
-    for dim, size in enumerate(found[0].shape):
-        if size > 1 and all(tensor.stride(dim) == 0 or _repeats(tensor, dim) for tensor in found):
-            found = [tensor.narrow(dim, 0, 1) for tensor in found]
-    return iter(found)
-
-
-def distinct(labels: Tensor) -> Tensor:
-    """(n,) the different ones, without 0."""
-    (thin,) = thinned(labels)
-    return thin[thin > 0].unique()
-
-
 def _followed_from_outside(module: nn.Module) -> bool:
     return isinstance(module, ChannelPad) or normalised_dim(module) is not None
-
-
-def _varies(labels: Tensor, shape: torch.Size) -> bool:
-    """Whether they differ along a dimension that a tensor of this shape is broadcast along."""
-    (thin,) = thinned(labels)
-    lacking = thin.dim() - len(shape)
-    return any(size > 1 and (dim < lacking or shape[dim - lacking] == 1) for dim, size in enumerate(thin.shape))
-
-
-def _repeats(labels: Tensor, dim: int) -> bool:
-    return bool((labels == labels.narrow(dim, 0, 1)).all())
