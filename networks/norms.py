@@ -21,6 +21,11 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
+def channel_dim(module: nn.Module) -> int:
+    """Where the channels of a layer's input are."""
+    return -1 if isinstance(module, (nn.Linear, nn.MultiheadAttention, nn.RNNBase)) else 1
+
+
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts how often tensors are looked at.
 

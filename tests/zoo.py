@@ -584,7 +584,7 @@ def shared_two_norms() -> nn.Module:
     return Shared(2)
 
 
-@toy({"0": 6, "6": 7}, whole={"7.2": "output"})
+@toy({"6": 7}, whole={"7.2": "output", "0": "share"})
 def tied() -> nn.Module:
     """Two convolutions that share one weight, each with a bias of its own."""
     convolutions = [nn.Conv2d(6, 6, 3, padding=1) for _ in range(2)]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...networks.labels import follow
 from ...networks.labels.follower import Fold, Trace
+from ...networks.norms import LAYERS
 from ...training.inputs import Inputs, count
 from .slices import SOURCE, WEIGHTS, ChannelLayer, Role, Slice
 
@@ -86,6 +87,7 @@ class _Groups:
         self.channel = _united(trace)
         self.members = [self._named(member) for member in self._members()]
         self.reasons = {channel: reason for labels, reason in reversed(trace.blocked) for channel in self._of(labels)}
+        self.shared = _shared(model)
         self.sums = {channel for labels in trace.sums for channel in self._of(labels)}
 
     def producers(self, order: Sequence[str]) -> list[list[str]]:
@@ -114,6 +116,11 @@ class _Groups:
         own = [m for m in self.members if m.role == "out" and m.module in producers]
         channels = list(dict.fromkeys(channel for member in own for channel in member.labels.tolist()))
         unit = {channel: number for number, channel in enumerate(channels)}
+        shared = next(
+            (m for m in self.members if m.module in self.shared and unit.keys() & set(m.labels.tolist())), None
+        )
+        if shared is not None:
+            raise _CannotCutError(f"its channels meet {shared.module}.{shared.tensor}, which several layers share")
         reason = next((self.reasons[channel] for channel in channels if channel in self.reasons), None)
         if reason is not None:
             raise _CannotCutError(reason)
@@ -181,6 +188,15 @@ class _Groups:
                     yield _Member(fold.module, name, 0, "through", along)
                 elif rows and value == table.size and any(word in name for word in ("attn", "inner", "all_head")):
                     yield _Member(fold.module, name, 0, "through", table.flatten())
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """Names of the first of several layers that have one weight: a repair of one would change the others."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, LAYERS):
+            names.setdefault(id(module.weight), []).append(name)
+    return {found[0] for found in names.values() if len(found) > 1}
 
 
 def _slice(member: _Member, places: NDArray[np.int64], units: int) -> Slice:

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...networks.attention import HeadAttention
-from ...networks.norms import LAYERS, TRANSPOSED
+from ...networks.norms import LAYERS, TRANSPOSED, channel_dim
 from ...networks.world import without_fast_attention
 from ...training.inputs import Inputs, call, count
 
@@ -23,7 +23,6 @@ _WEIGHTS: dict[Any, tuple[str, ...]] = {  # those that are laid on an input, whe
     HeadAttention: ("in_proj_weight",),
     nn.RNNBase: ("weight_ih_l0", "weight_ih_l0_reverse"),
 }
-_LAST = (nn.Linear, HeadAttention, nn.RNNBase)  # channels are the last dimension
 _COUNTED = (*LAYERS, *_WEIGHTS)
 
 
@@ -67,7 +66,7 @@ def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
 
     def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         at = inputs[0] if isinstance(module, (*TRANSPOSED, nn.RNNBase)) else _first(output)  # where weights are laid on
-        channels = at.shape[-1] if isinstance(module, _LAST) else at.shape[1]
+        channels = at.shape[channel_dim(module)]
         positions = at.numel() // (images * channels)  # windows and tokens may come before the batch, or in it
         stride = getattr(module, "stride", None)
         for tensor in _WEIGHTS.get(_kind(module), ("weight",)):

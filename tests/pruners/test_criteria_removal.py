@@ -36,7 +36,11 @@ def cut_and_judged(seen: Context, index: int, gone: list[int]) -> tuple[float, f
     return float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
 
 
-@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+ACROSS = {("norms", "inner"), ("encoder", "all"), ("transformer", "all"), ("transformer_in_parts", "all")}
+"""A norm over channels makes something else of those that are left: zeroing is an approximation there."""
+
+
+@pytest.mark.parametrize(("name", "cut"), [case for case in zoo.cases() if case not in ACROSS])
 def test_a_unit_zeroed_is_a_unit_cut(name: str, cut: str) -> None:
     seen = context(name, cut)
     rng = np.random.default_rng(0)

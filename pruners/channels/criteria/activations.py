@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ....networks.norms import CONVOLUTIONS
+from ....networks.norms import CONVOLUTIONS, channel_dim
 from ....training.inputs import call, count, mapped
 from ...context import Context
 from ..slices import ChannelLayer, channel_layers
@@ -53,15 +53,15 @@ def consumer_channels(context: Context, layer: ChannelLayer) -> dict[str, NDArra
     found = {}
     for name, positions in consumer_positions(layer).items():
         module = context.model.get_submodule(name)
-        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
-        size = context.model.get_parameter(f"{name}.weight").shape[1]
+        groups = module.groups if isinstance(module, CONVOLUTIONS) else 1  # others number all their inputs
+        size = module.weight.shape[1] if isinstance(module, CONVOLUTIONS) else 0
         found[name] = np.hstack([positions + group * size for group in range(groups)])
     return found
 
 
 def channels_first(module: nn.Module, x: Tensor) -> Tensor:
     """(N, channels, positions) of a consumer's input."""
-    if isinstance(module, nn.Linear):
+    if channel_dim(module) == -1:
         return x.reshape(x.shape[0], -1, x.shape[-1]).transpose(1, 2)
     return x.flatten(2)
 
@@ -134,7 +134,7 @@ def _gates(context: Context) -> dict[str, Tensor]:
     def tap(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
         x = args[0].clone()  # so that the gradient is that of this consumer alone
         seen.append((name, x))
-        return (x, *args[1:])
+        return tuple(x if value is args[0] else value for value in args)  # attention may be given it three times
 
     for name in {name for channels in consumers.values() for name in channels}:
         module = context.model.get_submodule(name)

@@ -15,10 +15,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ....networks.inference import first_images
+from ....networks.norms import CONVOLUTIONS
 from ....training.inputs import joined, mapped
 from ...context import Context
 from ...repair.solve import ridge_step
@@ -67,11 +68,16 @@ def gradient_norms(
     images: int,
     discrimination: float,
 ) -> Scores:
-    """(units,) ‖∂L/∂W_j‖_F over all consumers, with the chosen units re-fitted and the others at 0."""
+    """(units,) ‖∂L/∂W_j‖_F over all consumers that are convolutions or linear layers, with the chosen units re-fitted and the others at 0."""
     gone = np.setdiff1d(np.arange(layer.units), chosen)
     replaced: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}
-    for name, positions in consumer_positions(layer).items():
+    consumers = {
+        name: positions
+        for name, positions in consumer_positions(layer).items()
+        if isinstance(context.model.get_submodule(name), (*CONVOLUTIONS, nn.Linear))
+    }
+    for name, positions in consumers.items():
         parameter = context.model.get_parameter(f"{name}.weight").detach()
         if name in problems:
             fitted, slope = _refit(problems[name], gone)
@@ -87,7 +93,7 @@ def gradient_norms(
         for name, slope in _slopes(context, replaced, list(gradients), images).items():
             gradients[name] = gradients[name] + discrimination * slope
     squares = np.zeros(layer.units)
-    for name, positions in consumer_positions(layer).items():
+    for name, positions in consumers.items():
         inputs = gradients[name].square().transpose(0, 1).flatten(1).sum(1).cpu().numpy()
         squares += inputs[positions].sum(1)
     return np.asarray(np.sqrt(squares), dtype=np.float64)

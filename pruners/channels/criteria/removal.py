@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from ....networks.channel_pad import ChannelPad
 from ....networks.graph import UntraceableError, arguments, call_node, trace
 from ....networks.inference import Batches, first_images
-from ....networks.norms import fold_batchnorm, following_norms
+from ....networks.norms import channel_dim, fold_batchnorm, following_norms
 from ....training.inputs import Inputs, call, count, joined, mapped, picked, taken
 from ....training.objective import Objective
 from ....training.tasks import DEFAULT
@@ -182,19 +182,22 @@ class Judge:
         hooks = []
         for name, channels in self.channels.items():
             module = self.model.get_submodule(name)
-            dim = -1 if isinstance(module, nn.Linear) else 1
+            dim = channel_dim(module)
             indices = torch.from_numpy(channels[np.asarray(gone, dtype=np.int64)].ravel())
             if self.behind:
                 hooks.append(module.register_forward_hook(lambda _m, _a, out, d=dim, p=indices: _without(out, d, p)))
             else:
-                hooks.append(
-                    module.register_forward_pre_hook(lambda _m, a, d=dim, p=indices: (_without(a[0], d, p), *a[1:]))
-                )
+                hooks.append(module.register_forward_pre_hook(partial(_take_without, dim, indices)))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _take_without(dim: int, indices: Tensor, _module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    zeroed = _without(given[0], dim, indices)
+    return tuple(zeroed if value is given[0] else value for value in given)  # attention may be given it three times
 
 
 def _without(x: Tensor, dim: int, indices: Tensor) -> Tensor:
