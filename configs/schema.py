@@ -325,8 +325,11 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(default="channels", description="channels or weights, or a plug-in's name")
-    criterion: str | None = Field(default=None, description="ranks the units inside a layer; none: the method's own")
+    method: str = Field(default="channels", description="channels, weights, or package.module:callable")
+    criterion: str | None = Field(
+        default=None,
+        description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",
+    )
     objective: ObjectiveConfig = Field(
         default=ObjectiveConfig(), description="a name, or a section with name and kwargs"
     )
