@@ -101,7 +101,7 @@ _TRUSTED: dict[str, str] = {}  # name → the folder that was searched first whe
 
 
 class Trusted:
-    """What this process was allowed to import by name; whichever unpickles it finds the same modules, by the same names.
+    """What this process was allowed to import by name: whichever unpickles it finds the same by the same names.
 
     Pickle it before anything that is of those modules.
     """

@@ -30,6 +30,7 @@ from secateur.pruners.context import consumers
 from secateur.pruners.costs.latency_profile import take_table
 from secateur.pruners.method import Compressed
 from secateur.pruners.repair.gram import DenseMoments, collect_moments
+from secateur.pruners.repair.sequential import SequentialRepair
 from secateur.pruners.structure import Structure
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -760,3 +761,8 @@ def channel_mean() -> nn.Module:
 def normalised() -> nn.Module:
     """A group norm mixes channels."""
     return nn.Sequential(conv_bn(3, 6), nn.Conv2d(6, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), conv_bn(8, 6), Head(6))
+
+
+def repair_sequentially(compressed: Compressed, dense: nn.Module, batches: Batches, *, refit: bool = False) -> None:
+    """`SequentialRepair` of one network alone, in place."""
+    SequentialRepair(dense, batches, held=0)(compressed, refit=refit)
