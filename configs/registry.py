@@ -58,7 +58,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
         Raises:
             UnknownNameError: there is none; the near miss is named.
-            ValueError, TypeError: a dotted name that is not trusted, or names no such plug-in.
+            ValueError: a dotted name that is not trusted, or names no such plug-in.
         """
         if ":" in name and self._adopt is not None:
             return self._of_code(name, self._adopt)

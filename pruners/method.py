@@ -118,10 +118,10 @@ def _made(name: str, maker: Callable[..., Any], _known: Mapping[str, Method]) ->
     try:
         method = maker()
     except TypeError as error:
-        raise TypeError(f"method={name}: {error}; name what makes a method of no arguments, as a class does") from None
+        raise ValueError(f"method={name}: {error}; name what makes a method of no arguments, as a class does") from None
     wanted = [*Method.__annotations__, *(part for part in vars(Method) if not part.startswith("_"))]
     if missing := [part for part in wanted if not hasattr(method, part)]:
-        raise TypeError(
+        raise ValueError(
             f"method={name} makes a {type(method).__name__} without {', '.join(missing)}: a method has all that "
             "secateur.pruners.Method has"
         )

@@ -168,11 +168,11 @@ def test_allocators_compare_as_they_are_registered_or_as_rules(quick, own, tmp_p
 @pytest.mark.parametrize(
     ("setting", "kind", "message"),
     [
-        ("criterion=OWN:undecorated", TypeError, "may be an order or scores: decorate it"),
+        ("criterion=OWN:undecorated", ValueError, "may be an order or scores: decorate it"),
         ("criterion=OWN:signe", ValueError, "has no callable 'signe' – did you mean signed?"),
         ("criterion=no_such_module:score", ValueError, "no module 'no_such_module'"),
-        ("method=OWN:Half", TypeError, "makes a Half without .*find.*: a method has all"),
-        ("method=OWN:Needy", TypeError, "missing 1 required positional argument.*what makes a method of no arguments"),
+        ("method=OWN:Half", ValueError, "makes a Half without .*find.*: a method has all"),
+        ("method=OWN:Needy", ValueError, "missing 1 required positional argument.*what makes a method of no arguments"),
     ],
 )
 def test_what_is_no_plug_in_says_so(quick, own, setting, kind, message):

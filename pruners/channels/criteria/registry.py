@@ -27,7 +27,7 @@ def _adopted(name: str, function: Callable[..., Any], known: Mapping[str, Criter
     for registered in known.values():
         if function in (registered, getattr(registered, "score", None)):
             return registered
-    raise TypeError(
+    raise ValueError(
         f"criterion={name} may be an order or scores: decorate it with @register_criterion(name) or "
         "@register_score(name) of secateur.pruners.channels.criteria"
     )
