@@ -35,6 +35,8 @@ SERVER.set_forkserver_preload(
 )
 
 DEADLINE = 600.0  # seconds for anything that is not killed
+LOOK = 0.01  # seconds between two looks at a log
+EARLY = 0.25  # part of the kills that fall before the first line, which takes most of so short a run
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,12 @@ COMPARED = {"candidates.jsonl": untimed, "compare.json": Path.read_bytes, "plans
 
 CASES = {
     "train": Case(("train", "digits", *SET), ("train",), "episodes.jsonl", TRAINED),
-    "train, two workers": Case(("train", "digits", *SET, "--set", "workers=2"), ("train",), "episodes.jsonl", TRAINED),
+    "train, two workers": Case(
+        ("train", "digits", *SET, "--set", "workers=2", "--set", "agent.episodes=24"),
+        ("train",),
+        "episodes.jsonl",
+        TRAINED,
+    ),
     "compare": Case(
         ("compare", "{before}", *SEARCHES),
         ("compare", "{before}", *SEARCHES),
@@ -110,7 +117,7 @@ class Found:
 
     Attributes:
         seconds: that it takes when nobody kills it.
-        killed: how often, by lines that the log held then; -1 where there was no log yet.
+        killed: how often, by lines that the log held then.
         runs: that went on to their end, each the same as the one that nobody killed.
     """
 
@@ -119,8 +126,54 @@ class Found:
     runs: int = 0
 
 
+@dataclass
+class Course:
+    """How a run that nobody kills goes: when its log got each line, and its end, in seconds from the start."""
+
+    log: Path
+    lines: list[float] = field(default_factory=list)
+    end: float = 0.0
+
+    def __call__(self, seconds: float) -> bool:
+        """Look at the log; it goes on."""
+        self.lines += [seconds] * (held(self.log) - len(self.lines))
+        self.end = seconds
+        return False
+
+    def moment(self, log: Path, moments: random.Random) -> Moment:
+        """Before the first line (one time in four) or after it, and there evenly over what is left of the run."""
+        if moments.random() < EARLY:
+            return Moment(log, 0, moments.uniform(0.0, self.lines[0]))
+        there = held(log)
+        at = moments.uniform(self.lines[max(there, 1) - 1], self.end)
+        lines = sum(line <= at for line in self.lines)
+        start = self.lines[0] if lines <= there else 0.0  # nothing new to wait for: but for the run to be under way
+        return Moment(log, lines, start + at - self.lines[lines - 1])
+
+
+@dataclass
+class Moment:
+    """When to kill: so many seconds after the log holds so many lines."""
+
+    log: Path
+    lines: int
+    delay: float
+    since: float | None = None
+
+    def __call__(self, seconds: float) -> bool:
+        """Whether it is now, so many seconds from the start."""
+        if self.since is None and held(self.log) >= self.lines:
+            self.since = seconds if self.lines else 0.0
+        return self.since is not None and seconds >= self.since + self.delay
+
+
+def held(log: Path) -> int:
+    """Lines that a log holds."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 def check(case: Case, folder: Path, kills: int, moments: random.Random) -> Found:
-    """Kill a command so many times, at moments drawn evenly from the time that it takes, and compare how it ends.
+    """Kill a command so many times, all over the course of the same command when nobody kills it; compare how it ends.
 
     Args:
         case: the command.
@@ -136,22 +189,18 @@ def check(case: Case, folder: Path, kills: int, moments: random.Random) -> Found
     warm.join()
     if case.before:
         call(case, case.before, ("--out", str(folder / "before")), folder, "cache")
-    began = time.perf_counter()
-    call(case, case.begin, ("--out", str(folder / "whole")), folder, "cache-whole")
-    found = Found(time.perf_counter() - began)
+    course = Course(folder / "whole" / case.log)
+    call(case, case.begin, ("--out", str(folder / "whole")), folder, "cache-whole", course)
+    found = Found(course.end)
     here = folder / "run-0"
     while sum(found.killed.values()) < kills or here.exists() or not found.runs:
         begun = (here / "config.yaml").exists()
         where = ("--resume" if begun else "--out", str(here))
-        last = sum(found.killed.values()) >= kills
-        after = None if last else moments.uniform(0.0, found.seconds)
-        began = time.perf_counter()
-        ended = call(case, case.resume if begun else case.begin, where, folder, f"cache-{here.name}", after)
+        log = here / case.log
+        moment = course.moment(log, moments) if sum(found.killed.values()) < kills else None
+        ended = call(case, case.resume if begun else case.begin, where, folder, f"cache-{here.name}", moment)
         if not ended:
-            log = here / case.log
-            found.killed[log.read_bytes().count(b"\n") if log.exists() else -1] += 1
-        elif not begun:  # the machine may be less busy than it was at first
-            found.seconds = min(found.seconds, time.perf_counter() - began)
+            found.killed[held(log)] += 1
         if ended or (case.closed is not None and (here / case.closed).exists()):
             compare(case, folder / "whole", here)
             found.runs += 1
@@ -160,19 +209,28 @@ def check(case: Case, folder: Path, kills: int, moments: random.Random) -> Found
 
 
 def call(
-    case: Case, command: Sequence[str], where: Sequence[str], folder: Path, cache: str, after: float | None = None
+    case: Case,
+    command: Sequence[str],
+    where: Sequence[str],
+    folder: Path,
+    cache: str,
+    over: Callable[[float], bool] | None = None,
 ) -> bool:
-    """Run a command in a process of its own; with `after`, kill it so many seconds later, and say whether it ended."""
+    """Run a command in a process of its own; kill it as soon as it is `over`, and say whether it ended before."""
     arguments = [part.replace("{before}", str(folder / "before")) for part in (*command, *where)]
     said = folder / "said.txt"
+    began = time.perf_counter()
     process = SERVER.Process(target=run, args=(arguments, str(said), str(folder / cache)))
     process.start()
-    process.join(DEADLINE if after is None else after)
+    while process.exitcode is None and (seconds := time.perf_counter() - began) < DEADLINE:
+        if over is not None and over(seconds):
+            break
+        process.join(LOOK)
     ended = process.exitcode is not None
     if not ended:
         process.kill()
         process.join()
-        assert after is not None, f"{arguments} did not end in {DEADLINE:.0f} s: {said.read_text()}"
+        assert seconds < DEADLINE, f"{arguments} did not end in {DEADLINE:.0f} s: {said.read_text()}"
     assert process.exitcode in (0, -signal.SIGKILL), f"{arguments} failed: {said.read_text()}"
     return ended
 
@@ -215,7 +273,7 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             found = check(CASES[name], Path(folder), args.kills, random.Random(f"{args.seed} {name}"))
-        killed, early = sum(found.killed.values()), found.killed[-1] + found.killed[0]
+        killed, early = sum(found.killed.values()), found.killed[0]
         rows.append([name, f"{found.seconds:.1f}", *map(str, (killed, early, killed - early, found.runs))])
         print(f"{name}: {dict(sorted(found.killed.items()))}", flush=True)
     head = ["command", "seconds", "killed", "before the first line", "later", "runs that ended, each the same"]

@@ -135,7 +135,7 @@ def more_images(session: Session) -> Batches:
     """Calibration images for the batch norms; a least-squares repair has the config's own number."""
     data = session.config.data
     assert data is not None
-    return session.beside(overrides=[f"data.calibration={max(ADAPTING, data.calibration)}"]).calibration
+    return session.beside(overrides=[f"data.calibration={max(ADAPTING, data.calibration or 0)}"]).calibration
 
 
 def correct(model: nn.Module, test: Batches) -> Hits:

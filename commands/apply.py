@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ..configs import did_you_mean
+from ..configs.registry import admit
 from ..networks.copying import copied
 from ..networks.inference import accuracy, first_images, logits
 from ..networks.world import undisturbed, use_threads
@@ -188,7 +189,7 @@ def _repaired(session: Session, plan: RatioPlan, folder: Path) -> nn.Module:
     if not (folder / NETWORK_NAME).exists():
         return session.compress(plan.kept)
     device = next(session.model.parameters()).device
-    return load(folder, session.model).to(device)
+    return load(folder, session.model, trust_code=session.trust_code).to(device)
 
 
 def _finetuned(
@@ -234,10 +235,12 @@ def session_for(
     Raises:
         PlanError: a plan is for another network, or of a method or criterion that is not known here.
     """
+    session = Session.of(session)
     for plan, file in zip(plans, files, strict=True):
         with _named(file):
+            admit({"method": plan.method, "criterion": plan.criterion}, trust_code=session.trust_code)
             METHODS[plan.method].check_criterion(plan.criterion)
-    found = Session.of(session).beside(beside, plans[0] if plans else None)
+    found = session.beside(beside, plans[0] if plans else None)
     for plan, file in zip(plans, files, strict=True):
         with _named(file):
             plan.check_method(found.config.method)

@@ -35,7 +35,7 @@ RayAddress = Annotated[
 ]
 TrustCode = Annotated[
     bool,
-    typer.Option("--trust-code", help="Run the code that the config names: network.name=package.module:callable."),
+    typer.Option("--trust-code", help="Run the code that is named as package.module:callable: a network, a method, …"),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder to write to.")]
 ConfigOption = Annotated[

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
+from ..configs.registry import admit
 from ..envs import Evaluation, Evaluator
 from ..networks.inference import accuracy, statistics
 from ..networks.world import undisturbed, use_threads
@@ -84,7 +85,9 @@ def compare(
         ValueError, FileNotFoundError: other bad input, in one line.
         ImportError: an allocator is made with an extra that is not installed.
     """
+    session = Session.of(session)
     for name in against or ():
+        admit({"against": name}, trust_code=session.trust_code)
         get_allocator(name)  # unknown, or not installed: said before the network is looked at
     check_free(out)
     previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
@@ -94,9 +97,11 @@ def compare(
     _check_alike(loaded)
     overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
     overrides += [] if candidates is None else [f"compare.candidates={candidates}"]
-    session = Session.of(session).beside(previous or beside, overrides=overrides)
+    session = session.beside(previous or beside, overrides=overrides)
     method = loaded[0].method if loaded else session.config.method
     names = session.config.compare.against if against is None else against
+    for name in names:
+        admit({"compare.against": name}, trust_code=session.trust_code)
     chosen = [get_allocator(name, method) for name in names]
     if not loaded and not chosen:
         raise ValueError("nothing to compare: give a plan, or an allocator (against)")
@@ -145,7 +150,7 @@ def _compare(
     with session.reporter.bar("measure", len(loaded)) as advance:
         for i, plan in enumerate(loaded):
             row, influence = _row(session, plan, finetune, row_checkpoint(folder, i))
-            name = f"plans/{i}-{plan.provenance.allocator}-{plan.provenance.seed}.json"
+            name = f"plans/{i}-{plan.provenance.allocator.replace(':', '.')}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
             parts.append(influence)

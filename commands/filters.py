@@ -17,7 +17,7 @@ from ..configs import did_you_mean
 from ..networks.inference import Batches, count_images, in_channels_last
 from ..networks.world import undisturbed, use_threads
 from ..pruners.channels.criteria.registry import Order
-from ..pruners.channels.criteria.removal import HARMS, Judge, remove_greedily
+from ..pruners.channels.criteria.removal import HARMS, UnitEvaluator, remove_greedily
 from ..reports.colour import colour_selectivity, filter_tiles
 from ..reports.figures import filters_figure
 from ..storage.files import package_versions, write_json
@@ -200,22 +200,24 @@ def _image_convolutions(session: Session) -> list[str]:
     return list(found)
 
 
-def _judge(session: Session, name: str, batches: Batches) -> Judge:
-    return Judge.of_filters(session.model, name, in_channels_last(batches), session.objective)
+def _evaluator(session: Session, name: str, batches: Batches) -> UnitEvaluator:
+    return UnitEvaluator.of_filters(session.model, name, in_channels_last(batches), session.objective)
 
 
 def _removed_first(session: Session, name: str, criterion: str) -> Order:
-    judge = _judge(session, name, session.calibration)
+    evaluator = _evaluator(session, name, session.calibration)
     count = session.model.get_parameter(f"{name}.weight").shape[0]
     with session.reporter.bar("remove", count - 1) as advance:
-        order = remove_greedily(judge, count, HARMS[criterion], None, lambda gone: advance(f"{gone} of {count} gone"))
+        order = remove_greedily(
+            evaluator, count, HARMS[criterion], None, lambda gone: advance(f"{gone} of {count} gone")
+        )
     return order[::-1].copy()
 
 
 def _accuracy_left(session: Session, name: str, removed: Order) -> list[float]:
     """(filters + 1,) accuracy on the search images in per cent with the first 0, 1, 2, … filters gone."""
-    judge = _judge(session, name, session.search)
-    return [100.0 * judge(removed[:gone].tolist())[0] for gone in range(len(removed) + 1)]
+    evaluator = _evaluator(session, name, session.search)
+    return [100.0 * evaluator(removed[:gone].tolist())[0] for gone in range(len(removed) + 1)]
 
 
 def _finding(summary: dict[str, Any]) -> str:

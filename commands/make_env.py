@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from ..envs import LayerSparsityEnv
+from collections.abc import Iterator, Sequence
+
+from ..envs import Evaluation, Evaluator, LayerSparsityEnv
 from ..networks.world import undisturbed
+from ..pruners import Kept
 from .resolve import Given
 from .session import Session
 
@@ -12,7 +15,7 @@ from .session import Session
 def make_env(session: Session | Given = None, *, config: Given = None) -> LayerSparsityEnv:
     """The environment of a session, or of what makes one: what `gymnasium.make("secateur/LayerSparsity-v0")` calls.
 
-    torch's threads are the caller's: the config's count for commands, not for steps in somebody else's loop.
+    Its plans are evaluated with the config's threads, as `train` does; afterwards torch's are the caller's again.
 
     Args:
         session: a session, a config, its name or its file; none is the embedded default.
@@ -21,4 +24,29 @@ def make_env(session: Session | Given = None, *, config: Given = None) -> LayerS
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
-    return Session.of(session if session is not None else config).env()
+    session = Session.of(session if session is not None else config)
+    env = session.env()
+    env.evaluator = _Undisturbing(env.evaluator, session.config.threads)
+    return env
+
+
+class _Undisturbing:
+    """An evaluator for somebody else's loop: nothing global is other than before, whenever that goes on."""
+
+    def __init__(self, evaluator: Evaluator, threads: int | None):
+        self._evaluator = evaluator
+        self._threads = threads
+
+    @property
+    def dense(self) -> Evaluation:
+        """The dense network's own figures."""
+        return self._evaluator.dense
+
+    def evaluate(self, kept: Kept) -> Evaluation:
+        """Evaluate the candidate that keeps so many units (layers,)."""
+        with undisturbed(self._threads):
+            return self._evaluator.evaluate(kept)
+
+    def evaluate_all(self, plans: Sequence[Kept]) -> Iterator[Evaluation]:
+        """Evaluate candidates; their evaluations in order, each as soon as it is there."""
+        return map(self.evaluate, plans)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..configs import did_you_mean
+from ..configs.registry import admit
 from ..networks.inference import count_images
 from ..networks.world import undisturbed, use_threads
 from ..pruners import METHODS, Context, Kept, Layer, Method, Structure
@@ -79,6 +80,8 @@ def sensitivity(
     if criteria is None:
         criteria = CRITERIA if method.name == "channels" else (method.criterion,)
     criteria = list(dict.fromkeys(criteria))
+    for criterion in criteria:
+        admit({"criteria": criterion}, trust_code=session.trust_code)
     sparsities = sorted(set(SPARSITIES if sparsities is None else sparsities))
     _check(method, criteria, sparsities, repair)
     chosen = _choose(session.structure, layers)
@@ -103,7 +106,7 @@ def sensitivity(
             "calibration": count_images(session.calibration),
             "search": count_images(session.search),
         },
-        "method": method.name,
+        "method": session.config.method,
         "unit": method.unit,
         "layers": [{"name": layer.name, "units": layer.units} for layer in chosen],
         "criteria": criteria,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack, cast
 from torch import nn
 
 from ..configs import Config
+from ..configs.registry import admit
 from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights
 from ..networks.inference import Batches
 from ..networks.world import undisturbed
@@ -48,7 +49,7 @@ class Session:
         seed: instead of the config's.
         ray_address: of a Ray cluster whose workers evaluate candidates, instead of the config's.
         reporter: shows progress.
-        trust_code: whether code that the config names (`package.module:callable`) may run.
+        trust_code: whether code that the config, a plan or a command names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line; what is loaded late is found out late.
@@ -74,7 +75,7 @@ class Session:
         self._overrides = tuple(overrides)
         self._seed = seed
         self._ray_address = ray_address
-        self._trust_code = trust_code
+        self.trust_code = trust_code
         self._folder: Path | None = home_of(config, None)
         self._plan: RatioPlan | None = None
         self._spends = True
@@ -132,9 +133,10 @@ class Session:
             )
             if self._model is not None:
                 config = config.model_copy(update={"network": None})  # the caller's takes its place
-            made = make_objective(config.objective, self._objective, trust_code=self._trust_code)
+            made = make_objective(config.objective, self._objective, trust_code=self.trust_code)
             if self._objective is not None:
                 config = config.model_copy(update={"objective": settings_of(made)})
+            admit({"method": config.method, "criterion": config.criterion}, trust_code=self.trust_code)
             method = METHODS[config.method]
             method.check_criterion(config.criterion or method.criterion)
             self._config = config
@@ -143,12 +145,12 @@ class Session:
     @property
     def objective(self) -> Objective:
         """What the network is for."""
-        named, given, trusted = self.config.objective, self._objective, self._trust_code
+        named, given, trusted = self.config.objective, self._objective, self.trust_code
         return self._once(("objective", repr(named)), lambda: make_objective(named, given, trust_code=trusted))
 
     def check_workers(self) -> None:
         """Whether there can be workers, before anything that takes long; raises as `workers.check` does."""
-        workers.check(self.config, self._ray_address, self._trust_code)
+        workers.check(self.config, self._ray_address, self.trust_code)
 
     def _once(self, key: Sequence[Any], make: Callable[[], T]) -> T:
         """What was made under this key, in this session or one that shares with it."""
@@ -165,7 +167,7 @@ class Session:
         parts = (config.network, config.data, config.objective, config.seed, config.device)
         key = ("loaded", home, *map(repr, parts))
         given: dict[str, Any] = {"model": self._model, "images": self._images, "objective": self.objective}
-        given |= {"reporter": self.reporter, "trust_code": self._trust_code, "folder": self._folder}
+        given |= {"reporter": self.reporter, "trust_code": self.trust_code, "folder": self._folder}
         return self._once(key, lambda: load(config, **given))
 
     @property
@@ -225,7 +227,7 @@ class Session:
         config = self.config
         found = METHODS[config.method].find(self.model, self.input_shape, config.layers)
         table = {"latency": take_table(self.model, found, config.latency)} if timed else {}
-        return replace(found, costs={**found.costs, **table})
+        return replace(found, method=config.method, costs={**found.costs, **table})  # as it is found by, here and later
 
     @property
     def budget(self) -> Budget:

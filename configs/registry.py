@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+Adopt = Callable[[str, Callable[..., Any], Mapping[str, T]], T]
 
 
 class Registry(Mapping[str, T], Generic[T]):
     """Name → plug-in. A new one is one decorated definition in a module that is imported.
 
+    A `package.module:callable` is looked up, too, once `imported` was allowed to import it.
+
     Args:
         kind: what is registered, as messages call it.
+        adopt: makes a plug-in of (name, imported callable, what is registered); without it only registered names count.
 
     Example:
         >>> CRITERIA: Registry[Callable[..., Any]] = Registry("criterion")
@@ -25,9 +29,11 @@ class Registry(Mapping[str, T], Generic[T]):
         ... def mine(context, layer): ...
     """
 
-    def __init__(self, kind: str):
+    def __init__(self, kind: str, adopt: Adopt[T] | None = None):
         self.kind = kind
         self._known: dict[str, T] = {}
+        self._adopt = adopt
+        self._adopted: dict[str, tuple[Callable[..., Any], T]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator: make something known as `name`.
@@ -52,11 +58,21 @@ class Registry(Mapping[str, T], Generic[T]):
 
         Raises:
             UnknownNameError: there is none; the near miss is named.
+            ValueError: a dotted name that is not trusted, or names no such plug-in.
         """
+        if ":" in name and self._adopt is not None:
+            return self._of_code(name, self._adopt)
         if name not in self._known:
             known = ", ".join(sorted(self._known))
             raise UnknownNameError(f"no {self.kind} {name!r}, only {known}{did_you_mean(name, self._known)}")
         return self._known[name]
+
+    def _of_code(self, name: str, adopt: Adopt[T]) -> T:
+        """Made once of what the name stands for; anew where its module was imported anew."""
+        found = imported(self.kind, name, trust_code=name in _TRUSTED)
+        if name not in self._adopted or self._adopted[name][0] is not found:
+            self._adopted[name] = found, adopt(name, found, self._known)
+        return self._adopted[name][1]
 
     def __contains__(self, name: object) -> bool:
         return name in self._known
@@ -79,6 +95,42 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message: the near miss, if there is one."""
     near = get_close_matches(name, list(known), n=1)
     return f" – did you mean {near[0]}?" if near else ""
+
+
+_TRUSTED: dict[str, str] = {}  # name → the folder that was searched first when it was imported
+
+
+class Trusted:
+    """What this process was allowed to import by name: whichever unpickles it finds the same by the same names.
+
+    Pickle it before anything that is of those modules.
+    """
+
+    def __reduce__(self) -> tuple[Callable[..., Trusted], tuple[dict[str, str]]]:
+        return _trust, (dict(_TRUSTED),)
+
+
+def _trust(names: dict[str, str]) -> Trusted:
+    for name, folder in names.items():
+        _TRUSTED.setdefault(name, folder)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    return Trusted()
+
+
+def admit(names: Mapping[str, str | None], *, trust_code: bool) -> None:
+    """Have what dotted names stand for imported, so that registries find it by them; other names are left alone.
+
+    Args:
+        names: key of the config → name.
+        trust_code: whether the user lets them be imported; see `imported`.
+
+    Raises:
+        ValueError: see `imported`.
+    """
+    for key, name in names.items():
+        if name is not None and ":" in name:
+            imported(key, name, trust_code=trust_code)
 
 
 def imported(key: str, name: str, *, trust_code: bool, known: Iterable[str] = ()) -> Callable[..., Any]:
@@ -114,6 +166,7 @@ def imported(key: str, name: str, *, trust_code: bool, known: Iterable[str] = ()
         raise ValueError(
             f"{key}={name}: {module_name} has no callable {attribute!r}{did_you_mean(attribute, callables)}"
         )
+    _TRUSTED.setdefault(name, str(Path.cwd()))
     return found  # type: ignore[no-any-return]
 
 

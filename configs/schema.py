@@ -81,8 +81,12 @@ class DataConfig(Section):
         default=None,
         description="pixels of the shorter side before the crop; none: 8/7 of image_size from 64 up (256 for 224)",
     )
-    calibration: Count = Field(default=500, description="images that repair")
-    search: Count = Field(default=1000, description="images that pay the reward")
+    calibration: Count | None = Field(
+        default=None, description="images that repair; none: 500, at most a sixth of the training side"
+    )
+    search: Count | None = Field(
+        default=None, description="images that pay the reward; none: 1000, at most a third of the training side"
+    )
     test: Count | None = Field(default=None, description="images looked at in the end; none means all of them")
     batch_size: Batch | None = Field(
         default=None, description="images a forward pass; does not change any result; none: 100, fewer of large ones"
@@ -325,8 +329,11 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(default="channels", description="channels or weights, or a plug-in's name")
-    criterion: str | None = Field(default=None, description="ranks the units inside a layer; none: the method's own")
+    method: str = Field(default="channels", description="channels, weights, or package.module:callable")
+    criterion: str | None = Field(
+        default=None,
+        description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",
+    )
     objective: ObjectiveConfig = Field(
         default=ObjectiveConfig(), description="a name, or a section with name and kwargs"
     )

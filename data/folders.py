@@ -1,4 +1,4 @@
-"""Image folders: `train/<class>/*`, `test/<class>/*` (or `val/`), and perhaps `search/<class>/*`."""
+"""Image folders: `train/<class>/*`, `test/<class>/*` (or `val/`, `valid/`), and perhaps `search/<class>/*`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from .sources import FileSource, Indices
 from .splits import DataSet
 
 LAYOUT = "train/<class>/*.png and test/<class>/*.png"
+TESTS = ("test", "val", "valid", "validation")  # the first that is there
+PACKED = "__MACOSX"  # what a Mac adds to its archives, beside what is in them
 
 
 def open_folder(root: Path, config: DataConfig) -> DataSet:
@@ -27,7 +29,8 @@ def open_folder(root: Path, config: DataConfig) -> DataSet:
     if not root.is_dir():
         raise ValueError(f"data.root={root} is not a folder: set data.root=DIR, a folder with {LAYOUT}")
     train = _side(root, "train")
-    test = _side(root, "test", "val")
+    test = _side(root, *TESTS)
+    others = [name for name in TESTS if name != test.name and (root / name).is_dir()]
     sides = [train, test, *([root / "search"] if (root / "search").is_dir() else [])]
     classes = _classes(train)
     paths: list[Path] = []
@@ -45,7 +48,8 @@ def open_folder(root: Path, config: DataConfig) -> DataSet:
         test=members[1],
         search=members[2] if len(members) == 3 else None,
         classes=classes,
-        description=f"image folder {root}: {len(classes)} classes, images {counts}",
+        description=f"image folder {root}: {len(classes)} classes, images {counts}"
+        + "".join(f"; {name}/ is not looked at" for name in others),
     )
 
 
@@ -53,11 +57,18 @@ def _side(root: Path, *names: str) -> Path:
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise FileNotFoundError(f"data.root={root} has no {'/ or '.join(names)}/ in it: expected {LAYOUT}")
+    inside = [entry for entry in sorted(root.iterdir()) if entry.is_dir() and _is_content(entry.name)]
+    packed = len(inside) == 1 and any((inside[0] / name).is_dir() for name in names)
+    hint = f" – did you mean data.root={inside[0]}?" if packed else ""
+    raise FileNotFoundError(f"data.root={root} has no {'/ or '.join(names)}/ in it: expected {LAYOUT}{hint}")
+
+
+def _is_content(name: str) -> bool:
+    return not name.startswith(".") and name != PACKED
 
 
 def _classes(side: Path) -> list[str]:
-    classes = sorted(entry.name for entry in side.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(entry.name for entry in side.iterdir() if entry.is_dir() and _is_content(entry.name))
     if not classes:
         raise FileNotFoundError(f"{side} holds no class folders: expected {LAYOUT}")
     return classes
@@ -88,6 +99,6 @@ def _images(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if _is_content(name)]
         found += [(place, name) for name in names if not name.startswith(".")]
     return [Path(place, name) for place, name in sorted(found) if has_file_allowed_extension(name, IMG_EXTENSIONS)]

@@ -10,6 +10,8 @@ from ..configs.schema import DataConfig
 from .images import Images
 from .sources import Indices, Source
 
+SEARCH, CALIBRATION = (1000, 3), (500, 6)  # images where no number is given, and at most which part of a side
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -58,27 +60,33 @@ def draw_splits(data: DataSet, config: DataConfig) -> Splits:
     """Draw the images; nothing is decoded yet.
 
     The training side is shuffled once by `split_seed`: search images are its head and calibration images its tail, so
-    that asking for more of one never changes the other. Test images keep their order.
+    that asking for more of one never changes the other. Test images keep their order. Where a small training side
+    leaves less than the usual number, its classes take turns in that order, so that each has its share of all.
 
     Raises:
         ValueError: more images asked for than there are.
     """
     rng = np.random.default_rng(config.split_seed)
     shuffled = rng.permutation(data.train)
+    wanted = _asked(config.calibration, CALIBRATION, len(shuffled))
     if data.search is not None:
-        _check("data.search", config.search, len(data.search), "search folder")
-        _check("data.calibration", config.calibration, len(shuffled), "training side")
-        search = rng.permutation(data.search)[: config.search]
+        count = min(SEARCH[0], len(data.search)) if config.search is None else config.search
+        _check("data.search", count, len(data.search), "search folder")
+        _check("data.calibration", wanted, len(shuffled), "training side")
+        search = rng.permutation(data.search)[:count]
         train = data.train
     else:
-        if config.search + config.calibration > len(shuffled):
+        count = _asked(config.search, SEARCH, len(shuffled))
+        if count + wanted > len(shuffled):
             raise ValueError(
-                f"data.search={config.search} and data.calibration={config.calibration} need "
-                f"{config.search + config.calibration} images, the training side has {len(shuffled)}: ask for fewer"
+                f"data.search={count} and data.calibration={wanted} need {count + wanted} images, the training side "
+                f"has {len(shuffled)}: ask for fewer, or leave both out"
             )
-        search = shuffled[: config.search]
-        train = np.sort(shuffled[config.search :])
-    calibration = shuffled[len(shuffled) - config.calibration :]
+        if config.search is None and count < SEARCH[0]:
+            shuffled = shuffled[_in_turns(data.source.labels[shuffled])]
+        search = shuffled[:count]
+        train = np.sort(shuffled[count:])
+    calibration = shuffled[len(shuffled) - wanted :]
     test = data.test
     if config.test is not None:
         _check("data.test", config.test, len(test), "test side")
@@ -88,6 +96,21 @@ def draw_splits(data: DataSet, config: DataConfig) -> Splits:
         return Images(data.source, indices, tuple(config.mean), tuple(config.std))
 
     return Splits(images(calibration), images(search), images(test), images(train), data.classes, data.description)
+
+
+def _asked(given: int | None, usual: tuple[int, int], available: int) -> int:
+    """So many as are asked for; else the usual number, or the part of a side that it may be."""
+    most, part = usual
+    return given if given is not None else max(1, min(most, available // part))
+
+
+def _in_turns(labels: Indices) -> Indices:
+    """(N,) an order in which every stretch has of every class its share, as far as whole images go."""
+    turns = np.empty(len(labels))
+    for label in np.unique(labels):
+        of_it = np.flatnonzero(labels == label)
+        turns[of_it] = (np.arange(len(of_it)) + 0.5) / len(of_it)
+    return np.argsort(turns, kind="stable")
 
 
 def _check(key: str, asked: int, available: int, where: str) -> None:

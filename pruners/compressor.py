@@ -8,10 +8,12 @@ import warnings
 from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
 from ..networks.inference import Batches, count_images, first_images, in_channels_last, logits
+from ..training.inputs import leaves, taken
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
@@ -20,6 +22,7 @@ from .repair.sequential import SequentialRepair
 from .structure import Kept, Structure
 
 GUARD_IMAGES = 100  # that a repaired network is compared with the unrepaired one on
+ROUNDING = 1e-5  # of the outputs' size: who differs by no more is not further away
 
 
 class Compressor:
@@ -66,7 +69,7 @@ class Compressor:
         """
         untouched = np.array_equal(kept, self.structure.units) or (repair.kind == "none" and not repair.adaptive_bn)
         guard = repair.guard and not untouched
-        limit = self._distance(self.compress(kept).model) if guard else math.inf
+        limit = max(self._distance(self.compress(kept).model), self._rounding) if guard else math.inf
         for attempt in ("sequential", "gram") if repair.kind == "sequential" else (repair.kind,):
             compressed = self.compress(kept)
             if not untouched:
@@ -88,6 +91,8 @@ class Compressor:
         """Compute what all calls with this repair share: to be done before copies are made of this."""
         if repair.kind == "gram":
             _ = self.context.moments
+        if repair.kind != "none" or repair.adaptive_bn:
+            _ = self._told_if_alike
         self.compress(self.structure.units)
 
     def sequential(self, images: int | None, samples: int) -> SequentialRepair:
@@ -99,6 +104,7 @@ class Compressor:
         return self._sequential[key]
 
     def _repair(self, compressed: Compressed, repair: Repair) -> None:
+        _ = self._told_if_alike
         start = time.perf_counter()
         if repair.kind == "gram":
             repair_from_moments(compressed, self.dense, self.context.moments)
@@ -117,6 +123,27 @@ class Compressor:
 
     def _features(self, model: nn.Module, batches: Batches) -> Tensor:
         return logits(model, batches, self.context.objective.features)
+
+    @cached_property
+    def _told_if_alike(self) -> bool:
+        """Whether all calibration images are one and the same: said once, for no comparison on them could tell."""
+        first = leaves(taken(self._calibration[0][0], slice(1)))
+        for inputs, _ in self._calibration:
+            if any(not torch.equal(part, first[name].expand_as(part)) for name, part in leaves(inputs).items()):
+                return False
+        warnings.warn(
+            f"all calibration images ({count_images(self._calibration)}) are the same: a repair fits the network to "
+            "that one alone and may ruin it for others; pass a few hundred different ones",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return True
+
+    @property
+    def _rounding(self) -> float:
+        """A squared distance that is none."""
+        _, dense = self._guard
+        return ROUNDING**2 * float(dense.square().sum(1).mean())
 
     @cached_property
     def _guard(self) -> tuple[Batches, Tensor]:

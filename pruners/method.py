@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,4 +113,19 @@ class Method(Protocol):
         ...
 
 
-METHODS: Registry[Method] = Registry("method")
+def _made(name: str, maker: Callable[..., Any], _known: Mapping[str, Method]) -> Method:
+    """The method that a class, or a function, of the user's makes without arguments."""
+    try:
+        method = maker()
+    except TypeError as error:
+        raise ValueError(f"method={name}: {error}; name what makes a method of no arguments, as a class does") from None
+    wanted = [*Method.__annotations__, *(part for part in vars(Method) if not part.startswith("_"))]
+    if missing := [part for part in wanted if not hasattr(method, part)]:
+        raise ValueError(
+            f"method={name} makes a {type(method).__name__} without {', '.join(missing)}: a method has all that "
+            "secateur.pruners.Method has"
+        )
+    return cast(Method, method)
+
+
+METHODS: Registry[Method] = Registry("method", _made)

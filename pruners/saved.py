@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, JsonValue
 from torch import Tensor, nn
 
+from ..configs.registry import admit
 from ..configs.schema import NetworkConfig, ObjectiveConfig
 from ..networks import build_network, check_tensors, load_tensors
 from ..networks.attention import open_attention
@@ -92,15 +94,15 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         if not (folder / name).exists():
             raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
     weights = folder / WEIGHTS_NAME
-    try:
+    with _undamaged(folder):
         told = _read(folder / NETWORK_NAME)
+    admit({"method": told.method}, trust_code=trust_code)
+    with _undamaged(folder):
         method, network = METHODS[told.method], told.named(folder / NETWORK_NAME)
         check_sha256(weights, told.sha256)
         state, _ = read_tensors(weights, ours=False)
         if network is not None and not trust_code:  # before a network of any size is made
             _check_classes(network.num_classes, state)
-    except ValueError as error:
-        raise ValueError(f"{folder} is damaged ({error}): restore the file, or apply the plan anew") from error
     if model is None:
         if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
@@ -117,6 +119,14 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in told.frozen)
     return small.eval()
+
+
+@contextlib.contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{folder} is damaged ({error}): restore the file, or apply the plan anew") from error
 
 
 class _Saved(BaseModel):

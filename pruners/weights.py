@@ -36,7 +36,9 @@ CURVE_POINTS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.
 
 Masks = dict[str, Tensor]
 
-CRITERIA: Registry[Callable[[Context, Layer], Tensor]] = Registry("criterion of weights")
+CRITERIA: Registry[Callable[[Context, Layer], Tensor]] = Registry(
+    "criterion of weights", adopt=lambda _name, score, _known: score
+)
 
 
 @CRITERIA.register("magnitude")

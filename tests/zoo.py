@@ -33,6 +33,7 @@ from secateur.pruners.context import consumers
 from secateur.pruners.costs.latency_profile import take_table
 from secateur.pruners.method import Compressed
 from secateur.pruners.repair.gram import DenseMoments, collect_moments
+from secateur.pruners.repair.sequential import SequentialRepair
 from secateur.pruners.structure import Structure
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -1006,3 +1007,8 @@ class Lost(nn.Module):
 @toy({"stem.0": 6, "plain.0": 5, "last.0": 6}, whole={"head.2": "output", "odd.0": "fft_rfft2"})
 def lost() -> nn.Module:
     return Lost()
+
+
+def repair_sequentially(compressed: Compressed, dense: nn.Module, batches: Batches, *, refit: bool = False) -> None:
+    """`SequentialRepair` of one network alone, in place."""
+    SequentialRepair(dense, batches, held=0)(compressed, refit=refit)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -65,7 +65,15 @@ class Allocator:
     methods: frozenset[str] = frozenset()
 
 
-ALLOCATORS: Registry[Allocator] = Registry("allocator")
+def _adopted(name: str, allocate: Callable[[SearchProblem], Kept], known: Mapping[str, Allocator]) -> Allocator:
+    """As its `register_allocator` says, else a rule."""
+    for registered in known.values():
+        if registered.allocate is allocate:
+            return replace(registered, name=name)
+    return Allocator(name, allocate, searches=False)
+
+
+ALLOCATORS: Registry[Allocator] = Registry("allocator", _adopted)
 
 
 def register_allocator(

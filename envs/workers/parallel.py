@@ -14,13 +14,14 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 import cloudpickle
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...configs.registry import Trusted
 from ..evaluator import CandidateEvaluator, Evaluation
 
 DEATHS = 3  # workers that a candidate may end
@@ -169,17 +170,23 @@ class ParallelEvaluator:
 
 
 def send(evaluator: CandidateEvaluator, file: IO[bytes]) -> None:
-    """Write an evaluator, with all that was computed on the dense network, for workers to `torch.load`.
+    """Write an evaluator, with all that was computed on the dense network, for workers to `receive`.
 
     Raises:
         ValueError: the network cannot be pickled.
     """
     evaluator.prepare()
     try:
-        torch.save(evaluator, file, pickle_module=cloudpickle)  # takes classes of a script or a notebook, too
+        torch.save((Trusted(), evaluator), file, pickle_module=cloudpickle)  # classes of a script or notebook, too
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise ValueError(f"the network cannot be sent to workers ({error}): set workers to 1") from error
     file.flush()
+
+
+def receive(file: str | IO[bytes], **options: Any) -> CandidateEvaluator:
+    """What was sent; options as `torch.load` takes them."""
+    _, evaluator = torch.load(file, weights_only=False, **options)
+    return cast(CandidateEvaluator, evaluator)
 
 
 def evaluate_timed(evaluator: CandidateEvaluator, kept: Key) -> Outcome:

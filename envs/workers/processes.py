@@ -19,7 +19,7 @@ from tempfile import NamedTemporaryFile, gettempdir
 import torch
 
 from ..evaluator import CandidateEvaluator
-from .parallel import Key, Outcome, evaluate_timed, send
+from .parallel import Key, Outcome, evaluate_timed, receive, send
 
 
 class Processes:
@@ -156,7 +156,7 @@ def _listen(line: Connection, file: str) -> None:
 def _start(file: str, threads: int) -> None:
     global _evaluator
     torch.set_num_threads(threads)
-    _evaluator = torch.load(file, mmap=True, weights_only=False)
+    _evaluator = receive(file, mmap=True)
 
 
 def _evaluate(kept: Key) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..evaluator import CandidateEvaluator
-from .parallel import Key, Outcome, evaluate_timed, send
+from .parallel import Key, Outcome, evaluate_timed, receive, send
 
 
 def require_ray() -> None:
@@ -102,7 +102,7 @@ class _Remote:
 
     def start(self, evaluator: bytes, threads: int) -> None:
         torch.set_num_threads(threads)
-        self._evaluator = torch.load(BytesIO(evaluator), weights_only=False)
+        self._evaluator = receive(BytesIO(evaluator))
 
     def evaluate(self, kept: Key) -> Outcome:
         return evaluate_timed(self._evaluator, kept)

@@ -25,7 +25,7 @@ from ..scope import choices_of, ignored_names, tied_names
 from ..structure import CostModel, PlanError
 from .dependency import UNTRACED, leave_whole, trace_groups
 from .shrink import first_units, mask, shrink
-from .slices import SOURCE, ChannelLayer, ChannelStructure, Slice
+from .slices import SOURCE, ChannelLayer, ChannelStructure, Selection, Slice
 
 ONE = "its channels depend on one another (a mean or a norm over them): all go, or none"
 
@@ -166,10 +166,11 @@ def _verified(model: nn.Module, structure: ChannelStructure, example: Inputs) ->
     good = []
     ignored = dict(structure.ignored)
     for layer in structure.layers:
-        if _agrees(model, replace(structure, layers=(layer,)), example):
+        alone = replace(structure, layers=(layer,))
+        if _agrees(model, alone, example):
             good.append(layer)
         else:
-            reason = f"cutting it does not give what masking it gives: {UNTRACED}"
+            reason = f"cutting it does not give what masking it gives: {UNTRACED}{_failing(model, alone, example)}"
             leave_whole(ignored, layer.name, layer.producers, reason)
     while good and not _agrees(model, replace(structure, layers=tuple(good)), example):
         last = good.pop()
@@ -177,17 +178,39 @@ def _verified(model: nn.Module, structure: ChannelStructure, example: Inputs) ->
     return replace(structure, layers=tuple(good), ignored=ignored)
 
 
-def _agrees(model: nn.Module, structure: ChannelStructure, example: Inputs) -> bool:
-    return all(_agrees_once(model, structure, example, seed) for seed in range(3))
+def _failing(model: nn.Module, structure: ChannelStructure, example: Inputs) -> str:
+    """The end of a message: the module that does not run in the cut network, if it is one with tensors of its own."""
+    inside: list[str] = []
+    try:
+        small = shrink(model, structure, _some(structure, 0))
+        for name, module in small.named_modules():
+            module.register_forward_pre_hook(lambda *_call, name=name: inside.append(name))
+            module.register_forward_hook(lambda *_call: inside.pop() and None)
+        with torch.no_grad():
+            call(small, example)
+    except FAILURES:
+        module = small.get_submodule(inside[-1]) if inside else nn.Identity()
+        if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            return f" ({inside[-1]}, a {type(module).__name__}, does not run on what is left)"
+    return ""
 
 
-def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Inputs, seed: int) -> bool:
-    """For a random selection: kept differ from layer to layer, so that no shape fits by accident."""
+def _some(structure: ChannelStructure, seed: int) -> Selection:
+    """A random selection: kept differ from layer to layer, so that no shape fits by accident."""
     rng = np.random.default_rng(seed)
     selection = []
     for layer in structure.layers:
         width = int(rng.integers(max(1, layer.units // 2), layer.units))
         selection.append(np.sort(rng.choice(layer.units, size=width, replace=False)))
+    return selection
+
+
+def _agrees(model: nn.Module, structure: ChannelStructure, example: Inputs) -> bool:
+    return all(_agrees_once(model, structure, example, seed) for seed in range(3))
+
+
+def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Inputs, seed: int) -> bool:
+    selection = _some(structure, seed)
     with torch.no_grad():
         expected = flat(call(mask(model, structure, selection), example))
         try:

@@ -186,21 +186,6 @@ class SequentialRepair:
         ]
 
 
-def repair_sequentially(compressed: Compressed, dense: nn.Module, batches: Batches, *, refit: bool = False) -> None:
-    """`SequentialRepair` of one network alone.
-
-    Args:
-        compressed: its model is changed in place.
-        dense: the network it was made from.
-        batches: calibration images, (N, C, H, W) and labels.
-        refit: also re-fit what sits before a cut.
-
-    Raises:
-        UntraceableError: torch.fx cannot trace the network, or what it traces computes something else.
-    """
-    SequentialRepair(dense, batches, held=0)(compressed, refit=refit)
-
-
 def independent(samples: int, images: int) -> float:
     """How many independent samples so many positions of so many images are worth: half-way in the logarithm.
 

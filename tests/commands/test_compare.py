@@ -48,7 +48,7 @@ def test_every_candidate_of_a_search_is_logged_and_counted_and_the_best_measured
     assert [row["candidates"] for row in comparison.rows[1:4]] == [0, 0, 0]
 
 
-def test_an_interrupted_comparison_goes_on_and_judges_nothing_again(run, comparison, tmp_path, monkeypatch):
+def test_an_interrupted_comparison_goes_on_and_evaluates_nothing_again(run, comparison, tmp_path, monkeypatch):
     folder, evaluate, evaluated = tmp_path / "compare", CandidateEvaluator.evaluate, []
 
     def counted(self, kept):

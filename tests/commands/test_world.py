@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.configs.schema import LatencyConfig, LayersConfig
+from secateur.envs import CandidateEvaluator
 from secateur.networks.world import undisturbed
 from secateur.pruners import METHODS
 from secateur.pruners.costs.latency import measure_latency
@@ -207,6 +208,26 @@ def test_the_callers_world_is_as_it_was(model, images, tmp_path):
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     F.cross_entropy(model(images.train[0][0]), images.train[0][1]).backward()  # and he goes on
     optimizer.step()
+
+
+def test_the_environments_steps_have_the_configs_threads(model, images, monkeypatch):
+    env = secateur.make_env(secateur.Session(secateur.Config.model_validate(CONFIG), model=model, images=images))
+    evaluate, threads = CandidateEvaluator.evaluate, []
+
+    def watched(evaluator, kept):
+        threads.append(torch.get_num_threads())
+        torch.manual_seed(7)  # as a network's own forward might
+        return evaluate(evaluator, kept)
+
+    monkeypatch.setattr(CandidateEvaluator, "evaluate", watched)
+    env.reset(seed=0)
+    with nothing_changes("steps", model, images):
+        assert torch.get_num_threads() == 2
+        while not env.step(np.array([0.3], np.float32))[2]:
+            pass
+        list(env.evaluator.evaluate_all([env.budget.structure.units]))
+    assert set(threads) == {1}
+    assert len(threads) >= 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])

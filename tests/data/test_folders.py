@@ -16,6 +16,8 @@ from PIL import Image
 
 from secateur.configs.schema import DataConfig
 from secateur.data import Images, Splits, load_splits
+from secateur.data.sources import ArraySource
+from secateur.data.splits import DataSet, draw_splits
 from secateur.networks.inference import count_images
 
 Maker = Callable[..., Path]
@@ -58,6 +60,70 @@ def test_val_stands_in_for_test_only_without_it(make_folder: Maker) -> None:
     (root / "val").rename(root / "test")
     make_folder({"val": {"cat": 1, "ant": 1}})
     assert len(load(root).test) == 5
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_what_others_call_val_stands_in_too(make_folder: Maker, name: str) -> None:
+    assert numbers(load(make_folder({"train": SIDES["train"], name: SIDES["test"]})).test) == [9, 10, 11, 12, 13]
+
+
+@pytest.mark.parametrize(("used", "other"), [("test", "valid"), ("test", "val"), ("val", "valid")])
+def test_of_two_sides_both_are_named(make_folder: Maker, used: str, other: str) -> None:
+    root = make_folder({"train": SIDES["train"], used: SIDES["test"], other: {"cat": 1, "ant": 1}})
+    splits = load(root)
+    assert numbers(splits.test) == [9, 10, 11, 12, 13]
+    assert splits.source.endswith(f"9 in train/, 5 in {used}/; {other}/ is not looked at")
+
+
+def test_what_an_archive_of_a_mac_adds_is_no_class_and_no_image(make_folder: Maker) -> None:
+    root = make_folder(SIDES)
+    expected = load(root, calibration=4, search=5)
+    for place in (root, root / "train", root / "test", root / "test/ant"):
+        (place / "__MACOSX/ant").mkdir(parents=True)
+        (place / "__MACOSX/ant/._00.png").write_bytes(b"a fork")
+        (place / "__MACOSX/00.png").write_bytes(b"a fork")
+    splits = load(root, calibration=4, search=5)
+    assert splits.classes == ["ant", "cat"]
+    for name in ("train", "test", "search", "calibration"):
+        assert numbers(getattr(splits, name)) == numbers(getattr(expected, name))
+
+
+def test_a_folder_in_the_folder_is_what_was_meant(make_folder: Maker) -> None:
+    root = make_folder(SIDES)
+    (root.parent / "__MACOSX").mkdir()
+    with pytest.raises(FileNotFoundError, match=rf"has no train/ in it: .* – did you mean data\.root={root}\?"):
+        load(root.parent)
+    (root.parent / "other").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"expected .*png$"):
+        load(root.parent)
+
+
+def test_a_small_folder_is_split_into_parts_that_hold_every_class(make_folder: Maker) -> None:
+    root = make_folder({"train": {"ant": 60, "bee": 12, "cat": 30}, "test": {"ant": 1, "bee": 1, "cat": 1}})
+    splits = load(root, 3, calibration=None, search=None)
+    shares = {name: np.bincount(getattr(splits, name).labels).tolist() for name in ("search", "calibration", "train")}
+    assert shares == {"search": [20, 4, 10], "calibration": [10, 2, 5], "train": [40, 8, 20]}
+    assert not set(numbers(splits.search)) & set(numbers(splits.train))
+    assert set(numbers(splits.calibration)) <= set(numbers(splits.train))
+    other = load(root, 3, calibration=None, search=None, split_seed=1)
+    assert set(numbers(other.search)) != set(numbers(splits.search))
+
+
+def test_a_search_folder_that_is_small_is_taken_whole(make_folder: Maker) -> None:
+    splits = load(make_folder({**SIDES, "search": {"cat": 2, "ant": 1}}), calibration=None, search=None)
+    assert (len(splits.search), len(splits.calibration)) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("images", "search", "calibration"), [(2, 1, 1), (1500, 500, 250), (3000, 1000, 500), (9000, 1000, 500)]
+)
+def test_how_many_images_where_no_number_is_given(images: int, search: int, calibration: int) -> None:
+    source = ArraySource(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), np.arange(images) % 2, 1, None)
+    everything = np.arange(images)
+    splits = draw_splits(
+        DataSet(source, everything, everything, None, ["a", "b"], ""), DataConfig(name="digits", mean=[0], std=[1])
+    )
+    assert (len(splits.search), len(splits.calibration)) == (search, calibration)
 
 
 def test_cifar_reads_an_image_folder(make_folder: Maker) -> None:
@@ -140,7 +206,7 @@ def test_sixteen_bits_are_refused_not_clipped(make_folder: Maker) -> None:
     ("sides", "error", "message"),
     [
         ({"test": SIDES["test"]}, FileNotFoundError, r"has no train/ in it: expected train/<class>/"),
-        ({"train": SIDES["train"]}, FileNotFoundError, r"has no test/ or val/ in it"),
+        ({"train": SIDES["train"]}, FileNotFoundError, r"has no test/ or val/ or valid/ or validation/ in it"),
         ({"train": {}, "test": SIDES["test"]}, FileNotFoundError, r"train holds no class folders"),
         ({"train": {"cat": 9, "ant": 0}, "test": SIDES["test"]}, ValueError, r"train/ant holds no images \(\.jpg"),
         ({"train": SIDES["train"], "test": {"cat": 2, "ant": 0}}, ValueError, r"test/ant holds no images"),

@@ -32,7 +32,6 @@ from secateur.pruners.channels.shrink import mask, shrink
 from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import DenseMoments, repair_from_moments
-from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.saved import save_network
 
 CLASSES = 10
@@ -202,7 +201,7 @@ class Case:
         if repair == "gram":
             repair_from_moments(compressed, self.model, self.moments)
         elif repair == "sequential":
-            repair_sequentially(compressed, self.model, self.calibration)
+            zoo.repair_sequentially(compressed, self.model, self.calibration)
         found = watch(compressed.model, self.held_out, list(self.features.values()))
         losses = {}
         for name, place in {**self.features, "": ""}.items():

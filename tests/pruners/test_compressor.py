@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from secateur.pruners.context import Context
 from secateur.pruners.method import METHODS, Compressed
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.pruners.repair.gram import repair_from_moments
-from secateur.pruners.repair.sequential import SequentialRepair, repair_sequentially
+from secateur.pruners.repair.sequential import SequentialRepair
 from secateur.pruners.structure import PlanError
 
 
@@ -60,7 +61,7 @@ def test_it_is_shrink_and_repair(name: str) -> None:
     for refit in (False, True):
         for images, batches in ((None, calibration), (24, calibration[:1]), (30, first_images(calibration, 30))):
             expected = fresh()
-            repair_sequentially(expected, p.dense, batches, refit=refit)
+            zoo.repair_sequentially(expected, p.dense, batches, refit=refit)
             assert same(repaired(p, kept, "sequential", refit=refit, images=images), expected.model)
     for samples in (1, 4):
         expected = fresh()
@@ -111,6 +112,39 @@ def test_what_takes_the_place_of_a_sequential_repair_is_a_gram_repair(
     with pytest.warns(RuntimeWarning, match="the sequential repair was not taken"):
         fallen_back = repaired(p, kept, "sequential", guard=True)
     assert same(fallen_back, repaired(p, kept, "gram", guard=True))
+
+
+@pytest.mark.parametrize("repair", ["gram", "sequential"])
+def test_a_plan_that_loses_nothing_raises_no_alarm(repair: str) -> None:
+    """A repair moves its outputs by rounding errors alone, in either direction."""
+    model = zoo.make("vgg")
+    structure = zoo.structure("vgg")
+    kept = structure.units - 2
+    for layer in structure.layers:
+        for part in layer.weights("in"):
+            gone = torch.from_numpy(part.positions[:2].ravel())
+            with torch.no_grad():
+                model.get_parameter(part.parameter).index_fill_(part.dim, gone, 0.0)
+    p = Compressor(Context(model, structure, zoo.batches("vgg"), "obs"))
+    with warnings.catch_warnings(action="error"):
+        found = repaired(p, kept, repair, guard=True, refit=True)
+    assert distance(p, found) < 1e-9
+
+
+@pytest.mark.parametrize("repair", ["gram", "sequential", "none"])
+@pytest.mark.parametrize("cuts", [(24,), (5, 19)])
+def test_calibration_images_that_are_one_and_the_same_are_told_once(repair: str, cuts: tuple[int, ...]) -> None:
+    images, labels = zoo.batches("vgg", (1,))[0]
+    same = [(images.expand(count, -1, -1, -1), labels.expand(count)) for count in cuts]
+    p = Compressor(Context(zoo.make("vgg"), zoo.structure("vgg"), same, "l1"))
+    kept = p.structure.units - 1
+    with pytest.warns(RuntimeWarning, match=r"all calibration images \(24\) are the same.*pass a few hundred"):
+        repaired(p, kept, repair, adaptive_bn=24)
+    with warnings.catch_warnings(action="error"):
+        repaired(p, kept, repair, adaptive_bn=24)
+        other = [(images + torch.arange(count).view(-1, 1, 1, 1) / 24, labels.expand(count)) for count in cuts]
+        p = Compressor(Context(zoo.make("vgg"), zoo.structure("vgg"), other, "l1"))
+        repaired(p, kept, repair, adaptive_bn=24)
 
 
 @functools.cache

@@ -283,3 +283,24 @@ def test_bad_counts_are_refused() -> None:
     for count in (0, 7, -1):
         with pytest.raises(PlanError, match=rf"layer 2.0: {count} units kept is outside 1 … 6"):
             structure.check_kept([8, count, 10])
+
+
+def test_a_module_of_ones_own_that_keeps_its_size_is_named() -> None:
+    class Scaled(nn.Module):
+        """A norm whose statistics are buffers alone, which nobody can tell to be channels."""
+
+        def __init__(self, channels: int) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.linspace(0.5, 2.0, channels).view(1, -1, 1, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * self.scale
+
+    def body(norm: nn.Module) -> list[nn.Module]:
+        return [nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.Flatten()]
+
+    model = nn.Sequential(*body(Scaled(8)), nn.Linear(6 * 16, 5))
+    found = find_layers(model, zoo.RGB)
+    assert [layer.name for layer in found.layers] == ["3"]
+    assert found.ignored["0"].endswith("could not be traced (1, a Scaled, does not run on what is left)")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -24,7 +24,6 @@ from secateur.pruners.channels.slices import ChannelStructure, Selection
 from secateur.pruners.context import Context
 from secateur.pruners.repair import gram, statistics
 from secateur.pruners.repair.gram import output_error, repair_from_moments
-from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.repair.solve import RIDGE, ridge_step
 from secateur.pruners.repair.statistics import Moments, Sampler, repairable
 
@@ -442,7 +441,7 @@ def pruned_by_half(
     compressed = cut_channels(model, structure, selection)
     batches = zoo.batches("vgg", (images,))
     if sequential:
-        repair_sequentially(compressed, model, batches)
+        zoo.repair_sequentially(compressed, model, batches)
     else:
         repair_from_moments(compressed, model, zoo.moments(model, structure, batches))
     return structure, selection, compressed.model

@@ -19,13 +19,7 @@ from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.channels.slices import ChannelStructure, Selection
-from secateur.pruners.repair.sequential import (
-    HELD,
-    REFIT_RIDGE,
-    SequentialRepair,
-    UntraceableError,
-    repair_sequentially,
-)
+from secateur.pruners.repair.sequential import HELD, REFIT_RIDGE, SequentialRepair, UntraceableError
 from secateur.pruners.repair.solve import RIDGE, damping
 from secateur.pruners.repair.statistics import Sampler
 
@@ -46,7 +40,7 @@ def repaired(
     model: nn.Module, structure: ChannelStructure, selection: Selection, batches: zoo.Batches, refit: bool = False
 ) -> nn.Module:
     compressed = cut_channels(model, structure, selection)
-    repair_sequentially(compressed, model, batches, refit=refit)
+    zoo.repair_sequentially(compressed, model, batches, refit=refit)
     return compressed.model
 
 
@@ -332,7 +326,7 @@ def test_an_untraceable_network_is_refused(name: str) -> None:
     compressed = cut_channels(model, structure, selection)
     message = r"sequential repair cannot follow this network's forward \(.+\); set repair\.search\.kind=gram and "
     with pytest.raises(UntraceableError, match=message):
-        repair_sequentially(compressed, model, zoo.batches(name, (4,)))
+        zoo.repair_sequentially(compressed, model, zoo.batches(name, (4,)))
 
 
 class Overwriting(nn.Module):
@@ -374,7 +368,7 @@ def test_what_is_traced_must_compute_the_same(model: nn.Module, reason: str) -> 
     compressed = cut_channels(model, structure, selection)
     before = copy.deepcopy(compressed.model.state_dict())
     with pytest.raises(UntraceableError, match=reason):
-        repair_sequentially(compressed, model, zoo.batches("vgg", (4,)))
+        zoo.repair_sequentially(compressed, model, zoo.batches("vgg", (4,)))
     for key, tensor in before.items():
         assert torch.equal(compressed.model.state_dict()[key], tensor)
 

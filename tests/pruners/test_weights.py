@@ -21,7 +21,6 @@ from secateur.configs.schema import FitConfig, LayersConfig
 from secateur.pruners.context import Context
 from secateur.pruners.method import METHODS
 from secateur.pruners.repair.gram import output_error, repair_from_moments
-from secateur.pruners.repair.sequential import repair_sequentially
 from secateur.pruners.repair.solve import masked_ridge_step
 from secateur.pruners.repair.statistics import Sampler
 from secateur.pruners.structure import Kept, PlanError, Structure
@@ -370,7 +369,7 @@ def test_a_repair_leaves_zeros_zero_and_brings_outputs_nearer(name: str) -> None
             repair_from_moments(compressed, seen.model, seen.moments)
             assert output_error(compressed, seen.model, seen.moments) < before
         else:
-            repair_sequentially(compressed, seen.model, seen.calibration)
+            zoo.repair_sequentially(compressed, seen.model, seen.calibration)
             assert distance(compressed.model, seen.model, seen.calibration) < plain
         for parameter, mask in masks.items():
             assert not compressed.model.get_parameter(parameter)[mask == 0].any(), (kind, parameter)

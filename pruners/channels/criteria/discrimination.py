@@ -68,7 +68,10 @@ def gradient_norms(
     images: int,
     discrimination: float,
 ) -> Scores:
-    """(units,) ‖∂L/∂W_j‖_F over all consumers that are convolutions or linear layers, with the chosen units re-fitted and the others at 0."""
+    """(units,) ‖∂L/∂W_j‖_F over all consumers that are convolutions or linear layers.
+
+    The chosen units are re-fitted, the others at 0.
+    """
     gone = np.setdiff1d(np.arange(layer.units), chosen)
     replaced: dict[str, Tensor] = {}
     gradients: dict[str, Tensor] = {}

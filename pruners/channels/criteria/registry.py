@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,19 @@ Scores = NDArray[np.float64]
 Criterion = Callable[[Context, ChannelLayer], Order]
 Score = Callable[[Context, ChannelLayer], Scores]
 
-CRITERIA: Registry[Criterion] = Registry("criterion")
+
+def _adopted(name: str, function: Callable[..., Any], known: Mapping[str, Criterion]) -> Criterion:
+    """As it is registered: an order and scores look alike."""
+    for registered in known.values():
+        if function in (registered, getattr(registered, "score", None)):
+            return registered
+    raise ValueError(
+        f"criterion={name} may be an order or scores: decorate it with @register_criterion(name) or "
+        "@register_score(name) of secateur.pruners.channels.criteria"
+    )
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion", _adopted)
 
 
 def register_criterion(name: str) -> Callable[[Criterion], Criterion]:
@@ -72,7 +85,7 @@ def rank(context: Context, criterion: str) -> list[Order]:
     layers = channel_layers(context.structure)
 
     def orders() -> dict[str, Tensor]:
-        return {layer.name: torch.from_numpy(order(context, layer)) for layer in layers}
+        return {layer.name: torch.from_numpy(np.ascontiguousarray(order(context, layer))) for layer in layers}
 
     ours = getattr(order, "score", order).__module__.startswith(f"{__package__}.")  # a key says nothing of other code
     found = (

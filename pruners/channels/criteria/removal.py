@@ -37,7 +37,7 @@ from ..slices import ChannelLayer
 from .activations import consumer_channels
 from .registry import Order, register_criterion
 
-IMAGES = 100  # calibration images that judge a removal
+IMAGES = 100  # calibration images that a removal is evaluated on
 ROUNDS = 16  # how often the units of a layer are evaluated anew
 PART = 10  # images that are looked at at a time
 
@@ -62,25 +62,29 @@ def greedy(context: Context, layer: ChannelLayer, harm: Harm, *, images: int, ro
     """Units from the last to the first removed.
 
     Args:
-        context: the network, and images that judge.
+        context: the network, and images to evaluate on.
         layer: whose units are removed; the others stay whole.
         harm: of a network without a unit, from its (mean score, loss): the least goes first; ties by number. It must
             not fall where the score falls, nor where the loss rises.
-        images: how many calibration images judge.
+        images: how many calibration images to evaluate on.
         rounds: how often the units are evaluated anew, at most; none for after every removal.
     """
-    return remove_greedily(Judge.of(context, layer, images), layer.units, harm, rounds)
+    return remove_greedily(UnitEvaluator.of(context, layer, images), layer.units, harm, rounds)
 
 
 def remove_greedily(
-    judge: Judge, width: int, harm: Harm, rounds: int | None, removed: Callable[[int], None] = lambda _count: None
+    evaluator: UnitEvaluator,
+    width: int,
+    harm: Harm,
+    rounds: int | None,
+    removed: Callable[[int], None] = lambda _count: None,
 ) -> Order:
     """Units from the last to the first removed; see `greedy`. `removed` is told after every round how many are gone."""
     at_once = 1 if rounds is None else -(-width // rounds)
     alive, gone = list(range(width)), list[int]()
-    parts = list(range(len(judge.parts)))
+    parts = list(range(len(evaluator.parts)))
     while len(alive) > 1:
-        first, parts = _race(judge, gone, alive, harm, min(at_once, len(alive) - 1), parts)
+        first, parts = _race(evaluator, gone, alive, harm, min(at_once, len(alive) - 1), parts)
         gone += first
         alive = [unit for unit in alive if unit not in first]
         removed(len(gone))
@@ -88,7 +92,7 @@ def remove_greedily(
 
 
 def _race(
-    judge: Judge, gone: list[int], alive: list[int], harm: Harm, count: int, parts: list[int]
+    evaluator: UnitEvaluator, gone: list[int], alive: list[int], harm: Harm, count: int, parts: list[int]
 ) -> tuple[list[int], list[int]]:
     """The `count` units that hurt least, and the order of the parts for the next race: by the last one's loss."""
     seen: dict[int, list[tuple[float, float]]] = {unit: [] for unit in alive}
@@ -100,15 +104,15 @@ def _race(
         if len(looks) == len(parts):
             first.append(unit)
             continue
-        looks.append(judge.look([*gone, unit], parts[len(looks)]))
-        wrong, loss = (sum(column) / judge.images for column in zip(*looks, strict=True))
+        looks.append(evaluator.look([*gone, unit], parts[len(looks)]))
+        wrong, loss = (sum(column) / evaluator.images for column in zip(*looks, strict=True))
         heapq.heappush(queue, (harm(1.0 - wrong, loss), unit))
     losses = dict(zip(parts, seen[first[-1]], strict=True))
     return first, sorted(parts, key=lambda part: -losses[part][1])
 
 
 @dataclass(frozen=True)
-class Judge:
+class UnitEvaluator:
     """Mistakes (1 − score) and loss of the dense network with units of one layer zeroed where they are looked at.
 
     Attributes:
@@ -129,11 +133,11 @@ class Judge:
 
     @property
     def images(self) -> int:
-        """How many judge."""
+        """How many there are."""
         return count(self.targets)
 
     @classmethod
-    def of(cls, context: Context, layer: ChannelLayer, most: int) -> Judge:
+    def of(cls, context: Context, layer: ChannelLayer, most: int) -> UnitEvaluator:
         """For a layer, on the first `most` calibration images."""
         key, objective = f"removal-{most}", context.objective
         if key not in context.memo:
@@ -148,7 +152,7 @@ class Judge:
         return cls(model, channels, objective, targets, _forwards(model, _parts(images, PART), set(channels)))
 
     @classmethod
-    def of_filters(cls, model: nn.Module, name: str, batches: Batches, objective: Objective = DEFAULT) -> Judge:
+    def of_filters(cls, model: nn.Module, name: str, batches: Batches, objective: Objective = DEFAULT) -> UnitEvaluator:
         """For the filters of one convolution alone, whoever else adds to their channels; on all the images.
 
         A filter is removed by zeroing its output: behind the batch norm that takes it, or the shift would live on.
