@@ -34,8 +34,8 @@ class HeadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """(N, L, E), or (L, N, E) without `batch_first`, and, where needed, the weights (N, L, S), or by head."""
         alone = query is key and key is value
-        if not self.batch_first and query.dim() == 3:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        if not self.batch_first:  # of one image alone, (L, E), nothing changes place
+            query, key, value = (x.transpose(0, -2) for x in (query, key, value))
         q, k, v = self._projected(query, key, value, alone)
         bias = _bias(q, attn_mask, key_padding_mask)
         weights = None
@@ -47,27 +47,49 @@ class HeadAttention(nn.MultiheadAttention):
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
         out = self.out_proj(mixed.transpose(-3, -2).flatten(-2))
-        return out.transpose(0, 1) if not self.batch_first and out.dim() == 3 else out, weights
+        return out if self.batch_first else out.transpose(0, -2), weights
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor, alone: bool) -> tuple[Tensor, ...]:
         """(…, heads, L, width of a head) each."""
+        weights, biases = self.in_proj_weight, self.in_proj_bias
         if alone:
-            parts = F.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+            all_three = F.linear(query, weights, biases).chunk(3, dim=-1)
+            parts = [all_three[i] for i in range(3)]  # not unpacked: torch.fx follows this, too
         else:
-            weights = self.in_proj_weight.chunk(3)
-            biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-            parts = tuple(map(F.linear, (query, key, value), weights, biases))
-        return tuple(part.reshape(*part.shape[:-1], self.num_heads, -1).transpose(-3, -2) for part in parts)
+            given = [None] * 3 if biases is None else biases.chunk(3)
+            parts = list(map(F.linear, (query, key, value), weights.chunk(3), given))
+        heads = (-1, (self.num_heads, -1))
+        return tuple(part.unflatten(*heads).transpose(-3, -2) for part in parts)  # type: ignore[no-untyped-call]
+
+
+class OpenEncoder(nn.TransformerEncoder):
+    """nn.TransformerEncoder, one layer after the other and nothing else."""
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """As torch's, without its short cuts for padded and nested inputs."""
+        for layer in self.layers:
+            src = layer(src, mask, src_key_padding_mask, bool(is_causal))
+        return src if self.norm is None else self.norm(src)
 
 
 def open_attention(model: nn.Module) -> nn.Module:
     """Make every plain nn.MultiheadAttention in a network a `HeadAttention`, in place; returns the network.
+
+    An nn.TransformerEncoder becomes an `OpenEncoder`.
 
     Those of other widths for keys and values, and with constant keys, are left as they are.
     """
     for module in model.modules():
         if type(module) is nn.MultiheadAttention and _is_plain(module):
             module.__class__ = HeadAttention
+        elif type(module) is nn.TransformerEncoder:
+            module.__class__ = OpenEncoder
     return model
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..training.inputs import Inputs, call
 from .channel_pad import ChannelPad
 from .copying import copied
 from .inference import alike
+from .norms import LAYERS
+from .world import without_fast_attention
 
 CONSTANT = "constant"  # in a node's meta: a tensor that the forward makes anew each time
-_UNTRACEABLE = "sequential repair cannot follow this network's forward"
-_REMEDY = "set repair.search.kind=gram and repair.final.kind=gram"
+_COUNTS = "counts"  # in a node's meta: some of its arguments are numbers of the network's own modules
+_UNTRACEABLE = "torch.fx cannot follow this network's forward"
 _IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
@@ -25,9 +29,36 @@ class UntraceableError(ValueError):
     """The network cannot be walked as a torch.fx graph."""
 
 
+class _Count(int):
+    """A number of a module's own, which knows where it is from: in a pruned network it may be another."""
+
+    place: tuple[str, str]
+
+    @classmethod
+    def of(cls, number: int, module: str, name: str) -> _Count:
+        """The same number."""
+        found = cls(number)
+        found.place = (module, name)
+        return found
+
+    def __deepcopy__(self, _memo: Any) -> _Count:
+        return self
+
+
 class _Tracer(fx.Tracer):
+    """Goes into everything that has layers inside."""
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, ChannelPad) or super().is_leaf_module(m, module_qualified_name)
+        layers = any(isinstance(inner, LAYERS) for inner in m.modules() if inner is not m)
+        return isinstance(m, ChannelPad) or (not layers and super().is_leaf_module(m, module_qualified_name))
+
+
+def _count(root: nn.Module) -> None:
+    """Make the numbers of a network's own modules know where they are from."""
+    for name, module in root.named_modules():
+        for attribute, value in vars(module).items() if not type(module).__module__.startswith("torch.nn") else ():
+            if type(value) is int:
+                vars(module)[attribute] = _Count.of(value, name, attribute)
 
 
 def trace(model: nn.Module, image: Inputs) -> fx.Graph:
@@ -43,16 +74,19 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
     """
     try:
         root = copied(model)  # tracing leaves constants in it, and proxies where its modules keep what they compute
-        graph = _Tracer().trace(root)
+        _count(root)
+        with without_fast_attention():
+            graph = _Tracer().trace(root)
     except Exception as error:  # fx raises whatever the user's forward raises on a proxy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UntraceableError(f"{_UNTRACEABLE} ({reason}); {_REMEDY}") from error
+        raise UntraceableError(f"{_UNTRACEABLE} ({reason})") from error
     for node in graph.nodes:
+        node.meta[_COUNTS] = any(isinstance(value, _Count) for value in tree_leaves((node.args, node.kwargs)))
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             node.meta[CONSTANT] = getattr(root, str(node.target))
     with torch.no_grad():
         if not alike(Walk(graph, model, [image]).result()[0], call(model, image)):
-            raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again); {_REMEDY}")
+            raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again)")
     return graph
 
 
@@ -154,6 +188,8 @@ def arguments(graph: fx.Graph, inputs: Inputs) -> dict[fx.Node, Any]:
 
 def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     """One node, never in place: values stay as their other users expect them."""
+    if node.meta.get(_COUNTS):
+        args, kwargs = tree_map(partial(_counted, model), (args, kwargs))
     if node.op == "call_module":
         module: Any = model.get_submodule(str(node.target))
         if getattr(module, "inplace", False):
@@ -174,6 +210,13 @@ def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
         return getattr(args[0], method)(*args[1:], **kwargs)
     assert node.op == "get_attr"
     return attribute(model, node)
+
+
+def _counted(model: nn.Module, value: Any) -> Any:
+    if not isinstance(value, _Count):
+        return value
+    module, name = value.place
+    return getattr(model.get_submodule(module), name)
 
 
 def attribute(model: nn.Module, node: fx.Node) -> Any:

@@ -18,7 +18,7 @@ from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
 from .repair.gram import repair_from_moments
-from .repair.sequential import SequentialRepair
+from .repair.sequential import SequentialRepair, UntraceableError
 from .structure import Kept, Structure
 
 GUARD_IMAGES = 100  # that a repaired network is compared with the unrepaired one on
@@ -37,6 +37,7 @@ class Compressor:
         self.context = context
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
         self._calibration = in_channels_last(context.calibration)
+        self._untraceable = False
         self._sequential: dict[tuple[int, int], SequentialRepair] = {}
 
     @property
@@ -109,7 +110,11 @@ class Compressor:
         if repair.kind == "gram":
             repair_from_moments(compressed, self.dense, self.context.moments)
         elif repair.kind == "sequential":
-            self.sequential(repair.images, repair.samples)(compressed, refit=repair.refit)
+            try:
+                self.sequential(repair.images, repair.samples)(compressed, refit=repair.refit)
+            except UntraceableError as error:
+                self._told_untraceable(str(error))
+                repair_from_moments(compressed, self.dense, self.context.moments)
         repaired = time.perf_counter()
         if repair.adaptive_bn:
             adapt_batchnorm(compressed.model, first_images(self._calibration, repair.adaptive_bn))
@@ -138,6 +143,17 @@ class Compressor:
             stacklevel=4,
         )
         return True
+
+    def _told_untraceable(self, reason: str) -> None:
+        """Said once."""
+        if not self._untraceable:
+            self._untraceable = True
+            warnings.warn(
+                f"the sequential repair gives way to the gram repair: {reason}; set repair.search.kind=gram and "
+                "repair.final.kind=gram to do so without a word",
+                RuntimeWarning,
+                stacklevel=4,
+            )
 
     @property
     def _rounding(self) -> float:

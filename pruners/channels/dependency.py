@@ -116,11 +116,9 @@ class _Groups:
         own = [m for m in self.members if m.role == "out" and m.module in producers]
         channels = list(dict.fromkeys(channel for member in own for channel in member.labels.tolist()))
         unit = {channel: number for number, channel in enumerate(channels)}
-        shared = next(
-            (m for m in self.members if m.module in self.shared and unit.keys() & set(m.labels.tolist())), None
-        )
-        if shared is not None:
-            raise _CannotCutError(f"its channels meet {shared.module}.{shared.tensor}, which several layers share")
+        shared = [m.module for m in self.members if m.module in self.shared and unit.keys() & set(m.labels.tolist())]
+        if shared:
+            raise _CannotCutError(f"its channels meet the weight of {shared[0]}, which several layers share")
         reason = next((self.reasons[channel] for channel in channels if channel in self.reasons), None)
         if reason is not None:
             raise _CannotCutError(reason)
@@ -159,8 +157,10 @@ class _Groups:
                 yield _Member(name, SOURCE, dim, "through", _integers(labels))
         for parameter, labels in self.trace.elements.items():
             yield from self._along(parameter, _integers(labels))
-        for fold in self.trace.folds:
-            yield from self._numbers(fold)
+        numbers = {
+            (member.module, member.tensor): member for fold in self.trace.folds for member in self._numbers(fold)
+        }
+        yield from numbers.values()
 
     def _along(self, parameter: str, labels: Labels) -> Iterator[_Member]:
         """The one dimension of a parameter along which its elements are different channels."""

@@ -126,7 +126,7 @@ def cut(model: nn.Module, structure: ChannelStructure, selection: Selection) -> 
         },
         columns=columns,
         rows=along("out", "through"),
-        cut=frozenset(columns),
+        cut=frozenset(name.rpartition(".")[0] for (name, dim) in positions if roles[name, dim] == "in"),
     )
 
 

@@ -12,12 +12,8 @@ from numpy.typing import NDArray
 from ..costs.counts import Operation
 from ..structure import Layer, Structure
 
-WEIGHTS = (
-    "weight",
-    "in_proj_weight",
-    "weight_ih_l0",
-    "weight_ih_l0_reverse",
-)  # a layer's tensors whose rows are its outputs and whose columns are its inputs
+# of a layer, or of one inside attention or a recurrent layer: rows are its outputs, columns its inputs
+WEIGHTS = ("weight", "in_proj_weight", "weight_ih_l0", "weight_ih_l0_reverse")
 SOURCE = "source"  # of a module without a weight to narrow: which of its input's channels it takes
 
 Role = Literal["out", "in", "through"]

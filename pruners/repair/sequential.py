@@ -121,6 +121,10 @@ class SequentialRepair:
         """
         if not compressed.cut:
             return
+        seen = {str(node.target) for node in self._graph.nodes}
+        hidden = {name for name in compressed.cut - seen if repairable(self.dense.get_submodule(name))}
+        if hidden:
+            raise UntraceableError(f"torch.fx cannot follow what goes into {', '.join(sorted(hidden)[:3])}")
         chosen = _chosen_sites(self._sites, compressed.cut, refit)
         order = computing_order(self._graph, partial(_needed, chosen))
         sites = [chosen[node] for node in order if node in chosen]

@@ -287,14 +287,15 @@ def test_bad_counts_are_refused() -> None:
 
 def test_a_module_of_ones_own_that_keeps_its_size_is_named() -> None:
     class Scaled(nn.Module):
-        """A norm whose statistics are buffers alone, which nobody can tell to be channels."""
+        """Has noted down how many channels there are."""
 
         def __init__(self, channels: int) -> None:
             super().__init__()
-            self.register_buffer("scale", torch.linspace(0.5, 2.0, channels).view(1, -1, 1, 1))
+            self.channels = channels
+            self.register_buffer("scale", torch.linspace(0.5, 2.0, channels))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * self.scale
+            return x * self.scale.view(1, self.channels, 1, 1)
 
     def body(norm: nn.Module) -> list[nn.Module]:
         return [nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6), nn.Flatten()]

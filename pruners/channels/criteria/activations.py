@@ -124,6 +124,14 @@ def _tracked(images: Tensor) -> Tensor:
     return copy.requires_grad_() * 1.0 if copy.is_floating_point() else copy
 
 
+def _by_image(values: Tensor, images: int) -> Tensor:
+    """(images, channels) sums of (N, channels, positions), double; N may count windows, or tokens before images."""
+    if len(values) % images:
+        values = values.transpose(0, 2)
+    sums = values.sum(2, dtype=torch.float64)
+    return sums.reshape(images, -1, sums.shape[1]).sum(1)
+
+
 def _gates(context: Context) -> dict[str, Tensor]:
     """Layer → (units,) mean over images of |∂loss/∂gate|."""
     consumers = {layer.name: consumer_channels(context, layer) for layer in channel_layers(context.structure)}
@@ -151,7 +159,7 @@ def _gates(context: Context) -> dict[str, Tensor]:
             for (name, x), gradient in zip(seen, gradients, strict=True):
                 if gradient is not None:
                     product = channels_first(context.model.get_submodule(name), x.detach() * gradient)
-                    slopes[name] = slopes.get(name, 0.0) + product.sum(2, dtype=torch.float64).cpu().numpy()
+                    slopes[name] = slopes.get(name, 0.0) + _by_image(product, count(images)).cpu().numpy()
             for layer, channels in consumers.items():
                 gates = [slopes[name][:, at].sum(2) for name, at in channels.items() if name in slopes]
                 scores[layer] += np.abs(np.sum(gates, axis=0)).sum(0) if gates else 0.0

@@ -92,7 +92,7 @@ def gradient_norms(
             gradients[name] = torch.zeros_like(parameter, dtype=torch.float64)
             weight = parameter.index_fill(1, torch.from_numpy(positions[gone].ravel()).to(parameter.device), 0.0)
         replaced[f"{name}.weight"] = weight
-    if discrimination:
+    if discrimination and consumers:
         for name, slope in _slopes(context, replaced, list(gradients), images).items():
             gradients[name] = gradients[name] + discrimination * slope
     squares = np.zeros(layer.units)
