@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..training.inputs import Inputs, call
+from ..training.inputs import Inputs, call, joined
 from .channel_pad import ChannelPad
 from .copying import copied
-from .inference import alike
+from .inference import FAILURES, alike
 from .norms import LAYERS
 from .world import without_fast_attention
 
@@ -45,12 +45,95 @@ class _Count(int):
         return self
 
 
+class _Proxy(fx.Proxy):
+    """Says how long its value is, or which number, for the images of the trace; what comes of it is checked."""
+
+    tracer: _Tracer
+
+    def __len__(self) -> int:
+        return len(self.tracer.known(self))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.known(self))
+
+
 class _Tracer(fx.Tracer):
-    """Goes into everything that has layers inside."""
+    """Goes into everything that has layers inside, and takes the way that the forward takes on images of this form.
+
+    What is in a tensor decides nothing: a forward that asks cannot be traced. Its form may: a check for a shape, a loop
+    over the parts of a split.
+    """
+
+    def __init__(self, root: nn.Module, inputs: Inputs):
+        super().__init__()
+        self._model = root
+        self._inputs = inputs
+        self._tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+        self._outputs = self._run()  # beforehand: while a forward is traced, modules do not compute
+        self._values: dict[fx.Node, Any] = {}
+        self._placeholders = 0
+
+    def _run(self) -> dict[str, list[Any]]:
+        """What every module that is not gone into returns, call by call."""
+        outputs: dict[str, list[Any]] = {}
+        hooks = [
+            module.register_forward_hook(lambda _m, _i, out, name=name: outputs.setdefault(name, []).append(out))
+            for name, module in self._model.named_modules()
+            if self.is_leaf_module(module, name)
+        ]
+        call(self._model, self._inputs)
+        for hook in hooks:
+            hook.remove()
+        return outputs
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layers = any(isinstance(inner, LAYERS) for inner in m.modules() if inner is not m)
         return isinstance(m, ChannelPad) or (not layers and super().is_leaf_module(m, module_qualified_name))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *others, **named)
+        if kind == "placeholder":
+            self._values[node] = self._given(str(target), args)
+        elif kind == "get_attr":
+            name = str(target)
+            self._values[node] = self._tensors[name] if name in self._tensors else vars(self._model)[name]
+        elif kind == "call_module":
+            self._values[node] = self._outputs[str(target)].pop(0)
+        elif kind != "output":
+            given = fx.map_arg((args, kwargs), self._values.__getitem__)
+            self._values[node] = call_node(self._model, node, *given)
+        return node
+
+    def known(self, proxy: fx.Proxy) -> Any:
+        """The value, where it is none of images' contents.
+
+        Raises:
+            TypeError: it is a single number in a tensor.
+        """
+        value = self._values[proxy.node]
+        if isinstance(value, Tensor) and not value.dim():
+            raise TypeError("its way depends on what is in the images")
+        return value
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        return iter([operator.getitem(obj, i) for i in range(len(self.known(obj)))])
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        value = self.known(obj)
+        if isinstance(value, Tensor):
+            raise TypeError("its way depends on what is in the images")
+        return bool(value)
+
+    def _given(self, name: str, default: tuple[Any, ...]) -> Any:
+        place, self._placeholders = self._placeholders, self._placeholders + 1
+        fallback = default[0] if default else None
+        if isinstance(self._inputs, Mapping):
+            return self._inputs.get(name, fallback)
+        given = self._inputs if isinstance(self._inputs, tuple) else (self._inputs,)
+        return given[place] if place < len(given) else fallback
 
 
 def _count(root: nn.Module) -> None:
@@ -69,14 +152,14 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
         image: (1, C, H, W) to try it on, or what else it takes.
 
     Raises:
-        UntraceableError: its forward depends on values (data-dependent control flow), or it changes a tensor in place
-            that is used again.
+        UntraceableError: its forward depends on values (data-dependent control flow) or on the number of images, or it
+            changes a tensor in place that is used again.
     """
     try:
         root = copied(model)  # tracing leaves constants in it, and proxies where its modules keep what they compute
         _count(root)
-        with without_fast_attention():
-            graph = _Tracer().trace(root)
+        with without_fast_attention(), torch.no_grad():
+            graph = _Tracer(root, image).trace(root)
     except Exception as error:  # fx raises whatever the user's forward raises on a proxy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UntraceableError(f"{_UNTRACEABLE} ({reason})") from error
@@ -84,10 +167,22 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
         node.meta[_COUNTS] = any(isinstance(value, _Count) for value in tree_leaves((node.args, node.kwargs)))
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
             node.meta[CONSTANT] = getattr(root, str(node.target))
-    with torch.no_grad():
-        if not alike(Walk(graph, model, [image]).result()[0], call(model, image)):
-            raise UntraceableError(f"{_UNTRACEABLE} (it changes a tensor in place that is used again)")
+    for inputs in (image, joined([image, image])):
+        if not _computes(graph, model, inputs):
+            raise UntraceableError(
+                f"{_UNTRACEABLE} (it changes a tensor in place that is used again, or depends on how many images it is "
+                "given)"
+            )
     return graph
+
+
+@torch.no_grad()
+def _computes(graph: fx.Graph, model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a walk gives what the network gives."""
+    try:
+        return alike(Walk(graph, model, [inputs]).result()[0], call(model, inputs))
+    except FAILURES:
+        return False
 
 
 class Walk:

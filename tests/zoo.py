@@ -436,7 +436,7 @@ class Strict(nn.Module):
         return self.head(self.last(x))
 
 
-@toy({"stem.0": 6, "last.0": 6}, whole={"head.2": "output", "mid.0": "coupling"}, traceable=False)
+@toy({"stem.0": 6, "last.0": 6}, whole={"head.2": "output", "mid.0": "coupling"})
 def strict() -> nn.Module:
     return Strict()
 
@@ -929,7 +929,7 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.places
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
         x = x + self.attention(self.norm1(x))
         x = x + self.mlp(self.norm2(x))
         return self.head(self.norm3(x)[:, 0])

@@ -157,10 +157,8 @@ class _Groups:
                 yield _Member(name, SOURCE, dim, "through", _integers(labels))
         for parameter, labels in self.trace.elements.items():
             yield from self._along(parameter, _integers(labels))
-        numbers = {
-            (member.module, member.tensor): member for fold in self.trace.folds for member in self._numbers(fold)
-        }
-        yield from numbers.values()
+        numbers = (member for fold in self.trace.folds for member in self._numbers(fold))
+        yield from {(member.module, member.tensor): member for member in numbers}.values()
 
     def _along(self, parameter: str, labels: Labels) -> Iterator[_Member]:
         """The one dimension of a parameter along which its elements are different channels."""
