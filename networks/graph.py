@@ -64,6 +64,8 @@ class _Tracer(fx.Tracer):
     over the parts of a split.
     """
 
+    proxy_buffer_attributes = True  # a pruned network has fewer of them
+
     def __init__(self, root: nn.Module, inputs: Inputs):
         super().__init__()
         self._model = root

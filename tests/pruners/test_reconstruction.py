@@ -27,7 +27,9 @@ from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.solve import RIDGE, ridge_step
 from secateur.pruners.repair.statistics import Moments, Sampler, repairable
 
-CASES = pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
+FITTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
+ODD = {"encoder", "recurrent"}  # tokens come before images; one layer's only consumer cannot be re-fitted
+CASES = pytest.mark.parametrize(("name", "cut"), [case for case in zoo.small_cases() if case[0] not in ODD])
 EVERY = pytest.mark.parametrize("name", zoo.ZOO)
 PADDINGS = st.sampled_from(["zeros", "reflect", "replicate", "circular"])
 
@@ -357,7 +359,8 @@ def repaired_error(
     return output_error(compressed, model, moments)
 
 
-ONCE = [case for case in zoo.small_cases() if case[0] not in ("conv3d", "shared", "shared_two_norms")]
+UNFITTED = {"conv3d", "shared", "shared_two_norms", "transposed", "norms"}  # consumers that cannot be, or called twice
+ONCE = [case for case in zoo.small_cases() if case[0] not in ODD | UNFITTED]
 
 
 @pytest.mark.parametrize(("name", "cut"), ONCE)
@@ -537,4 +540,4 @@ def test_moments_are_collected_for_every_consumer_that_can_be_repaired(name: str
     model, structure = zoo.make(name), zoo.structure(name, "all")
     consumers = {part.module for layer in structure.layers for part in layer.weights("in")}
     moments = zoo.moments(model, structure, zoo.batches(name, (4,)))
-    assert set(moments.inputs) == {n for n in consumers if not isinstance(model.get_submodule(n), nn.Conv3d)}
+    assert set(moments.inputs) == {n for n in consumers if isinstance(model.get_submodule(n), FITTED)}
