@@ -27,7 +27,7 @@ from .fingerprints import of_comparison
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
-from .tuning import holding, remove_checkpoints, row_checkpoint
+from .tuning import remove_checkpoints, row_checkpoint
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -226,7 +226,7 @@ def _row(
     }
     if finetune:
         hold = session.compressor.compress(plan.kept).hold
-        session.finetune(small, finetune, on_step=holding(small, hold), checkpoint=checkpoint)
+        session.finetune(small, finetune, hold=hold, checkpoint=checkpoint)
         tuned = None if session.test is None else accuracy(small, session.test, session.objective)
         row["finetuned_test_accuracy"] = tuned
     return row, None if seen is None else session.objective.influence(seen)

@@ -148,12 +148,12 @@ def test_momentum_counts_and_is_not_kept_when_nothing_is_left_to_train(tmp_path:
     begin(path)
     tensors, about = read_tensors(path)
     assert json.loads(about["state"])["epoch"] == 2
-    assert {name for name in tensors if name.startswith("momentum.")} == {
-        f"momentum.{name}" for name, _ in network().named_parameters()
+    assert {name for name in tensors if name.startswith("optimizer.momentum_buffer.")} == {
+        f"optimizer.momentum_buffer.{name}" for name, _ in network().named_parameters()
     }
-    assert all(bool(tensor.any()) for name, tensor in tensors.items() if name.startswith("momentum."))
+    assert all(bool(tensor.any()) for name, tensor in tensors.items() if name.startswith("optimizer.momentum_buffer."))
     fit(network(), listed(), CONFIG, seed=0, checkpoint=Checkpoint(path))
-    assert not any(name.startswith("momentum.") for name in read_tensors(path)[0])
+    assert not any(name.startswith("optimizer.momentum_buffer.") for name in read_tensors(path)[0])
     Checkpoint(path).remove()
     assert list(tmp_path.iterdir()) == []
 
