@@ -20,8 +20,8 @@ from secateur.commands import correlate as correlate_module
 from secateur.pruners.saved import save_network
 from secateur.storage.cache import cache_folder
 from secateur.storage.files import read_tensors
-from secateur.training import fit as fit_module
 from secateur.training.checkpoint import Checkpoint
+from secateur.training.step import Step
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crash", "secateur.commands.apply"])
@@ -240,16 +240,16 @@ def test_a_folder_that_was_begun_by_another_command_is_refused(run):
 def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_rate(
     run, session, tmp_path, monkeypatch
 ):
-    folder, step, calls = tmp_path / "small", fit_module._step, []
+    folder, step, calls = tmp_path / "small", Step.__call__, []
 
-    def diverging(model, optimizer, batch, device, objective):
-        calls.append(optimizer.param_groups[0]["lr"])
+    def diverging(self, batch, rate):
+        calls.append(rate)
         spoilt = (batch[0] * (math.nan if len(calls) == per_epoch + 2 else 1.0), batch[1])
-        return step(model, optimizer, spoilt, device, objective)
+        return step(self, spoilt, rate)
 
     per_epoch = len(session.train_loader(50))
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_step", diverging)
+        patch.setattr(Step, "__call__", diverging)
         again = rf"secateur apply --resume {folder} --set finetune\.learning_rate="
         with pytest.raises(
             RuntimeError, match=rf"loss is nan at step \d+ of \d+: .* holds epoch 1; go on with: {again}"
