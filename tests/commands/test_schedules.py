@@ -220,14 +220,10 @@ def test_what_survives_goes_back_to_the_weights_it_had(session, tmp_path, monkey
                 assert bool(((tensor == start[name]) | (tensor == 0)).all()), name
             else:  # every value is one of the weights that it had
                 assert set(tensor.flatten().tolist()) <= set(start[name].flatten().tolist()), name
+    finetune = session.config.finetune.model_copy(update={"initial": None})
+    config = session.config.model_copy(update={"finetune": finetune})
+    nowhere = secateur.Session(config, model=session.model, images=session._images)
     with pytest.raises(ValueError, match=r"there are none: give finetune\.initial \(a file\), or network\.pretrain"):
-        nowhere = secateur.Session(
-            session.config.model_copy(
-                update={"finetune": session.config.finetune.model_copy(update={"initial": None})}
-            ),
-            model=session.model,
-            images=session._images,
-        )
         secateur.apply(plan_of(session), nowhere, schedule="rewind", out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
