@@ -111,8 +111,11 @@ def compare_command(
     candidates: Annotated[
         int | None, typer.Option("--candidates", min=1, help="For every search. [default: as many as the plan's own]")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Rows of every allocator that draws.")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of allocators that draw, and of trainings.")] = 1,
     finetune: Annotated[int, typer.Option("--finetune", min=0, help="Epochs, the same for every row.")] = 0,
+    schedules: Annotated[
+        str, typer.Option("--schedules", help="With --finetune: every plan is trained by each, comma-separated.")
+    ] = "one_shot",
     out: Out = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on with the interrupted comparison in this folder.")
@@ -145,6 +148,7 @@ def compare_command(
         candidates=candidates,
         seeds=range(seeds),
         finetune=finetune,
+        schedules=names(schedules),
         out=out,
         resume=resume,
     )

@@ -32,14 +32,14 @@ def initial(session: Session) -> nn.Module:
     return model
 
 
-def fresh(session: Session) -> nn.Module:
-    """The dense architecture with random weights, others than it was trained from.
+def fresh(session: Session, seed: int) -> nn.Module:
+    """The dense architecture with random weights, others than it was trained from with this seed.
 
     Raises:
         ValueError: nobody knows how a parameter of the caller's own network is drawn.
     """
     config = session.config
-    seed = (config.seed + 1) % 2**32
+    seed = (seed + 1) % 2**32
     device = next(session.model.parameters()).device
     if config.network is not None:  # code that it names has made the dense network already
         bare = config.network.model_copy(update={"weights": None})
@@ -72,4 +72,4 @@ def check(session: Session, schedule: str, epochs: int) -> None:
     if schedule == "rewind":
         initial(session)
     elif schedule in ("scratch_e", "scratch_b"):
-        fresh(session)
+        fresh(session, session.config.seed)

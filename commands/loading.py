@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -33,7 +33,13 @@ from .workers import check_threads
 DENSE_NAME = "dense.safetensors"
 EARLY_NAME = "early.safetensors"  # what pretraining kept for the schedule rewind
 
-LoaderOf = Callable[[int], Loader]
+
+class LoaderOf(Protocol):
+    """Makes the loader for training, for a batch size and a seed of order and augmentation (none: the config's)."""
+
+    def __call__(self, batch_size: int, seed: int | None = None) -> Loader:
+        """The loader, for a seed of its own where one is given."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -157,11 +163,11 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
         calibration,
         splits.search.batches(size, device),
         splits.test.batches(size, device),
-        lambda batch: splits.train.loader(
-            batch,
+        lambda batch_size, seed=None: splits.train.loader(
+            batch_size,
             augment=data.augment,
             flip=data.flip,
-            seed=config.seed,
+            seed=config.seed if seed is None else seed,
             crop=data.crop,
             randaugment=data.randaugment,
         ),
@@ -180,7 +186,7 @@ def _caller_batches(
         ready("calibration", images.calibration),
         ready("search", images.search),
         None if images.test is None else ready("test", images.test),
-        None if train is None else lambda _batch: train,
+        None if train is None else lambda batch_size, seed=None: train,
     )
 
 

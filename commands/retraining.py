@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +17,18 @@ from ..networks.inference import accuracy, first_images, logits
 from ..pruners import METHODS, Compressed, Compressor, Context, Kept, RatioPlan, Structure
 from ..pruners.masks import tighten
 from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME, chained, load, save_network
-from ..reports.events import Events
 from ..storage.cache import Store
-from ..storage.files import replacing
 from ..training.checkpoint import Checkpoint, state_of
-from ..training.fit import OnEpoch, OnStep, Row
+from ..training.distillation import distillable
+from ..training.fit import OnEpoch, OnStep
 from ..training.schedules import SCHEDULES, Cut, Hold, TrainContext, TrainFn
 from .begun import Begun
 from .initial import fresh, initial
 from .session import Session
+from .training_log import TrainingLog
 
 CHECKPOINTS = "finetune*.safetensors"
 ROUNDS_NAME = "rounds"
-LOG_NAME = "training.jsonl"
 TOLERANCE = 1e-3  # of the outputs' spread; what layers are found by
 
 
@@ -42,28 +40,52 @@ class Task:
         settings: the config's section `finetune`.
         gradual: the config's section of that name.
         flops: the part of the dense network's that the plan keeps.
+        log: of all epochs.
     """
 
-    def __init__(self, session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_fn: TrainFn | None = None):
+    def __init__(
+        self,
+        session: Session,
+        plan: RatioPlan,
+        begun: Begun,
+        folder: Path,
+        train_fn: TrainFn | None = None,
+        *,
+        repaired: nn.Module | None = None,
+        seed: int | None = None,
+    ):
+        """Of a plan.
+
+        Args:
+            session: with network and images.
+            plan: that cuts.
+            begun: epochs and schedule, and what a checkpoint must be of.
+            folder: to write to.
+            train_fn: the caller's own loop.
+            repaired: the plan's network, where it is made already.
+            seed: of the training, instead of the config's.
+        """
         self.epochs = begun.epochs
         self.settings = session.config.finetune
         self.gradual = session.config.gradual
         self.flops = session.structure.fraction("flops", plan.kept)
         self._session, self._plan, self._begun, self._folder, self._train_fn = session, plan, begun, folder, train_fn
-        self._method = METHODS[plan.method]
-        self._events: Events | None = None
+        self._method, self._repaired = METHODS[plan.method], repaired
+        self._seed = session.config.seed if seed is None else seed
+        self.log = TrainingLog(folder)
 
     def run(self) -> Cut:
         """The schedule, from where it was."""
         try:
             return SCHEDULES[self._begun.schedule](self)
         finally:
-            if self._events is not None:
-                self._events.close()
+            self.log.close()
 
     @cached_property
     def repaired(self) -> Cut:
         """The plan's network, repaired; the one that is there already, if it is."""
+        if self._repaired is not None:
+            return replace(self._planned, model=self._repaired)
         folder = self._folder / REPAIRED_NAME
         if not (folder / NETWORK_NAME).exists():
             return replace(self._planned, model=self._session.compress(self._plan.kept))
@@ -136,7 +158,7 @@ class Task:
 
     def fresh(self) -> nn.Module:
         """The dense architecture with random weights."""
-        return fresh(self._session)
+        return fresh(self._session, self._seed)
 
     def train(
         self,
@@ -165,8 +187,9 @@ class Task:
             hold=cut.hold,
             channels=cut.channels,
             taught=taught,
+            seed=self._seed,
             checkpoint=checkpoint,
-            on_rows=lambda rows: self._log(number, rows),
+            on_rows=lambda rows: self.log.write(number, rows, taught=taught and self._distils),
             **{name: callback for name, callback in callbacks.items() if callback is not None},  # type: ignore[arg-type]
         )
 
@@ -222,14 +245,14 @@ class Task:
         before = {name: tensor.shape for name, tensor in state_of(cut.model).items()}
         context = TrainContext(
             epochs=epochs,
-            train=session.train_loader(settings.batch_size),
+            train=session.train_loader(settings.batch_size, self._seed),
             search=session.search,
             dense=session.model,
             objective=session.objective,
             hold=cut.hold or (lambda _model: None),
             settings=settings,
             round=number,
-            seed=session.config.seed,
+            seed=self._seed,
             folder=self._folder,
         )
         self._train_fn(cut.model, context)
@@ -239,18 +262,10 @@ class Task:
         if other := [name for name in before | after if before.get(name) != after.get(name)]:
             raise ValueError(f"train_fn changed the network's form ({other[0]}): it trains the weights that are there")
 
-    def _log(self, number: int, rows: Sequence[Row]) -> None:
-        """All epochs so far, as lines and as TensorBoard's events."""
-        path = self._folder / LOG_NAME
-        earlier = [row for row in _lines(path) if row["round"] < number]
-        ours = [{"round": number, **row} for row in rows]
-        with replacing(path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in (*earlier, *ours)), encoding="utf-8")
-        step = len(earlier) + len(rows)
-        if self._events is None:
-            self._events = Events(self._folder / "tensorboard", step)
-        scalars = {key: ours[-1][key] for key in ("loss", "score", "learning_rate", "seconds")}
-        self._events.write(step, {f"train/{key}": value for key, value in scalars.items() if value is not None})
+    @property
+    def _distils(self) -> bool:
+        distill = self.settings.distill
+        return bool(distill.weight or distill.hints) and distillable(self._session.objective)
 
 
 def largest_difference(session: Session, masked: nn.Module, compressed: nn.Module) -> float:
@@ -297,17 +312,3 @@ def _wanted(dense: Structure, now: Structure, kept: Kept, before: Kept) -> Kept:
     if missing:
         raise ValueError(f"layer {missing[0]} cannot be cut a second time: use schedule = 'one_shot' or 'gradual'")
     return np.array([min(layer.units, wanted.get(layer.name, layer.units)) for layer in now.layers], dtype=np.int64)
-
-
-def _lines(path: Path) -> list[Row]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    try:
-        rows = [json.loads(line) for line in text.splitlines()]
-        if all(isinstance(row["round"], int) for row in rows):
-            return rows
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise ValueError(f"{path} is damaged: delete it, it is only looked at")

@@ -145,7 +145,7 @@ def finetune(
         else:
             session.reporter.say(f"not distilled: {objective.name} has its loss computed inside the network")
     seed = session.config.seed if seed is None else seed
-    batches = session.train_loader(config.batch_size)
+    batches = session.train_loader(config.batch_size, seed)
     done = run_fit(model, batches, config, seed, session.reporter, "fine-tune", **options)
     if hold is not None:
         hold(model)

@@ -30,6 +30,7 @@ from .checkpoint import (
     under,
 )
 from .distillation import Teacher
+from .inputs import count
 from .objective import Objective, identity
 from .step import Step, evaluating, rate
 from .tasks import DEFAULT
@@ -37,7 +38,7 @@ from .tasks import DEFAULT
 OnStep = Callable[[int, int, float], None]
 OnEpoch = Callable[[int, int], None]
 Row = dict[str, Any]
-"""An epoch: its number from 1, mean loss, the score of `evaluate` or none, last learning rate, seconds."""
+"""An epoch: its number from 1, mean loss, last learning rate, images seen, the score of `evaluate` or none, seconds."""
 
 EARLY = "early"  # what `Fitted.early` is called in a checkpoint
 
@@ -141,7 +142,7 @@ def fit(
                 if name in still:
                     module.training = False
             for number in range(kept.epoch, config.epochs):
-                began, done, losses = time.perf_counter(), kept.step, 0.0
+                began, done, losses, images = time.perf_counter(), kept.step, 0.0, 0
                 epoch = _epoch(batches, number)
                 length = _length(epoch)
                 total = config.epochs * length
@@ -154,6 +155,7 @@ def fit(
                     if not math.isfinite(loss):
                         raise DivergedError(f"loss is {loss} at step {done} of {total}: {kept.remedy(config)}")
                     losses += loss
+                    images += count(objective.split(batch)[0])
                     if on_step is not None:
                         on_step(done, total, loss)
                     if trained.average is not None:
@@ -161,7 +163,7 @@ def fit(
                 bad = not_finite({name: tensor for name, tensor in model.state_dict().items() if name in finite})
                 if bad is not None:
                     raise DivergedError(f"{bad} is not finite after epoch {number + 1}: {kept.remedy(config)}")
-                row = {"epoch": number + 1, "loss": losses / max(1, done - kept.step), "learning_rate": now}
+                row = {"epoch": number + 1, "loss": losses / length, "learning_rate": now, "images": images}
                 choose = keep_best and (ready is None or ready())
                 kept = kept.after(done, row, began, config, evaluate, choose=choose)
                 if on_rows is not None:

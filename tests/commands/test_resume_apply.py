@@ -276,7 +276,8 @@ def test_on_a_full_disk_nothing_is_lost(run, session, whole, tmp_path):
 def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, session, tmp_path, monkeypatch):
     mine = session.beside(overrides=["correlate.plans=3", "correlate.finetune=2", "correlate.finetune_plans=3"])
     compared = {"plans": [run.folder], "session": session, "against": ["uniform", "deep"], "finetune": 2}
-    for command, given, left in (("compare", compared, 3), ("correlate", {"session": mine}, 3)):
+    one, correlated = "1-one_shot-0/finetune.safetensors", {"session": mine}
+    for command, given, kept in (("compare", compared, one), ("correlate", correlated, "1.safetensors")):
         call = getattr(secateur, command)
         whole = call(**given, out=tmp_path / command / "whole")
         folder = tmp_path / command / "stopped"
@@ -286,12 +287,12 @@ def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, 
             interrupted(2, training=2, command=command, **given, out=folder)
         assert said[-1].startswith("stopped")
         assert f"--resume {folder}" in said[-1]
-        assert (folder / "finetune" / "1.safetensors").exists()
+        assert (folder / "finetune" / kept).exists()
         steps, step = [], torch.optim.SGD.step
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.SGD, "step", lambda self, step=step, steps=steps: (steps.append(1), step(self)))
             done = call(**given, resume=folder)
-        assert len(steps) == left * 2  # of the second plan one epoch, and two of the third
+        assert len(steps) == 3 * 2  # of the second plan one epoch, and two of the third
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in done.rows]
         assert rows == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.rows]
         assert not (folder / "finetune").exists()
