@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,15 +144,12 @@ def _compare(
 ) -> Comparison:
     finetune, schedules = training
     drawn: list[Sequence[int]] = [seeds] * len(loaded)  # of a plan's trainings
-    seconds: dict[str, float] = {}
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
         for allocator in chosen:
             for seed in seeds if allocator.searches else seeds[:1]:
-                began = time.perf_counter()
                 loaded.append(_allocate(session, evaluator, allocator, seed, candidates, log))
                 drawn.append((seed,) if allocator.searches else seeds)
-                seconds[f"{allocator.name}-{seed}"] = round(time.perf_counter() - began, 3)
 
     rows: list[dict[str, Any]] = []
     parts: list[Tensor | None] = []
@@ -187,7 +183,6 @@ def _compare(
             "candidates": candidates,
             "verdict": verdict(rows),
             "rows": rows,
-            "search_seconds": seconds,
             **after(rows, trained, schedules, finetune),
         },
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..networks.inference import accuracy, statistics
+from ..networks.inference import accuracy, count_images, statistics
 from ..pruners import RatioPlan
 from ..reports.coefficients import coefficients
 from ..reports.tables import Figures
@@ -94,7 +93,6 @@ def _read(path: Path, about: Mapping[str, str]) -> Trained | None:
 
 
 def _train(session: Session, plan: RatioPlan, repaired: nn.Module, begun: Begun, seed: int, folder: Path) -> Trained:
-    began = time.perf_counter()
     task = Task(session, plan, begun, folder, repaired=repaired, seed=(session.config.seed + seed) % 2**32)
     model = task.run().model
     row: dict[str, Any] = {
@@ -102,13 +100,22 @@ def _train(session: Session, plan: RatioPlan, repaired: nn.Module, begun: Begun,
         "test_accuracy": None,
         "images": task.log.images(),
         "dense_images": task.log.images(taught=True),
-        "seconds": round(time.perf_counter() - began, 3),
+        "seconds": task.log.seconds(),
+        "search_images": plan.provenance.candidates * _images_a_candidate(session),
     }
     if session.test is None:
         return Trained(row, None)
     seen = statistics(model, session.test, session.objective)
     row["test_accuracy"] = session.objective.total(seen)
     return Trained(row, session.objective.influence(seen).cpu())
+
+
+def _images_a_candidate(session: Session) -> int:
+    """Images that a search's evaluation of one runs through a network: those that repair, and those that score."""
+    repair = session.config.repair.search
+    calibration = count_images(session.calibration)
+    repairing = 0 if repair.kind != "sequential" else min(repair.images or calibration, calibration)
+    return repairing + repair.adaptive_bn + count_images(session.search)
 
 
 def after(
@@ -155,6 +162,7 @@ def summarised(trained: Sequence[Trained]) -> list[dict[str, Any]]:
                 "search_accuracy": sum(one.row["search_accuracy"] for one in members) / len(members),
                 "images": sum(one.row["images"] for one in members) // len(members),
                 "dense_images": sum(one.row["dense_images"] for one in members) // len(members),
+                "search_images": sum(one.row["search_images"] for one in members) // len(members),
                 "seconds": round(sum(one.row["seconds"] for one in members) / len(members), 3),
             }
         )
@@ -211,9 +219,9 @@ def trained_table(summary: Sequence[dict[str, Any]], measure: str) -> Figures:
     return Figures(
         "After the same training",
         f"{measure.removesuffix(' %')} on the test images, mean and spread (largest less least) over trainings; behind "
-        "the first with standard errors on the same images; thousands of training images seen by the network, and by "
-        "the dense one it learns from; seconds of one training",
-        ("allocator", "schedule", "n", "test", "spread", "behind", "1,000 images", "dense", "s"),
+        "the first with standard errors on the same images; thousands of images run through networks by the "
+        "search, by the training, and by the dense network it learns from; seconds of one training",
+        ("allocator", "schedule", "n", "test", "spread", "behind", "search", "training", "dense", "s"),
         [_cells(row) for row in summary],
     )
 
@@ -232,6 +240,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         "–" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2f}",
         "–" if row["test_spread"] is None else f"{row['test_spread']:.2f}",
         behind,
+        f"{row['search_images'] / 1000:.1f}",
         f"{row['images'] / 1000:.1f}",
         f"{row['dense_images'] / 1000:.1f}",
         f"{row['seconds']:.1f}",

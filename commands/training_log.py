@@ -36,6 +36,10 @@ class TrainingLog:
         """Training images that were seen; with `taught` those that the dense network was asked about."""
         return sum(row["images"] for row in self._lines() if row["taught"] or not taught)
 
+    def seconds(self) -> float:
+        """That all epochs took, of whichever process."""
+        return round(sum(float(row["seconds"]) for row in self._lines()), 3)
+
     def close(self) -> None:
         """Close TensorBoard's file."""
         if self._events is not None:
@@ -48,7 +52,7 @@ class TrainingLog:
             return []
         try:
             rows = [json.loads(line) for line in text.splitlines()]
-            if all({"round", "images", "taught"} <= row.keys() for row in rows):
+            if all({"round", "images", "taught", "seconds"} <= row.keys() for row in rows):
                 return rows
         except (ValueError, TypeError, AttributeError):
             pass

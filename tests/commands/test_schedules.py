@@ -281,3 +281,24 @@ def test_a_schedule_of_ones_own(session, tmp_path):
     assert [row["round"] for row in lines(done.folder)] == [1, 2]
     assert list((done.folder / "tensorboard").iterdir())
     assert not list(done.folder.glob("finetune*"))
+
+
+def test_rewind_takes_what_pretraining_kept_from_the_run_folder_too(tmp_path, monkeypatch):
+    seen = watched(monkeypatch)
+    overrides = ["network.pretrain.epochs=2", "network.pretrain.keep_epoch=1", "data.calibration=20", "data.search=20"]
+    overrides += ["data.test=20", "repair.final.kind=none", "repair.search.kind=none", "criterion=l1"]
+    trained = secateur.Session("digits", overrides=overrides)
+    assert not torch.equal(trained.loaded.early["conv1.weight"], trained.model.conv1.weight)
+    plan = plan_of(trained)
+    first = secateur.apply(plan, trained, schedule="rewind", finetune=1, out=tmp_path / "first")
+    monkeypatch.setattr("secateur.commands.loading.pretrain", lambda *_given: pytest.fail("trained again"))
+    again = secateur.apply(first.folder, finetune=1, schedule="rewind", out=tmp_path / "again")
+    same(first.folder, again.folder)
+    (begun, _, _), _ = seen
+    assert torch.equal(begun["conv1.weight"], trained.loaded.early["conv1.weight"])
+    weights = tmp_path / "first" / "early.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match=r"early\.safetensors is not the file that was saved here"):
+        secateur.apply(first.folder, finetune=1, schedule="rewind", out=tmp_path / "no")

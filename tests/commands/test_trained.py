@@ -48,6 +48,8 @@ def test_every_plan_is_trained_alike_and_nothing_twice(session, tmp_path, monkey
     assert names == rule + searches
     assert {row["images"] for row in whole.trained} == {2 * 3 * 12}  # epochs, batches, images
     assert {row["dense_images"] for row in whole.trained} == {72}
+    found = {(row["allocator"], row["search_images"]) for row in whole.trained}
+    assert found == {("uniform", 0), ("random", 2 * (36 + 36))}  # candidates, images that repair and that score
     for number, row in enumerate(whole.rows):
         ours = [r["test_accuracy"] for r in whole.trained if (r["plan"], r["schedule"]) == (number, "one_shot")]
         assert row["finetuned_test_accuracy"] == pytest.approx(sum(ours) / len(ours))
@@ -102,7 +104,8 @@ def test_a_seed_is_an_order_of_the_images_that_all_plans_share(monkeypatch):
 def trained(allocator: str, plan: int, hits: list[int], schedule: str = "one_shot", seed: int = 0) -> Trained:
     score = 100 * sum(hits) / len(hits)
     row = {"plan": plan, "allocator": allocator, "seed": 0, "schedule": schedule, "training_seed": seed}
-    row |= {"search_accuracy": 50.0, "test_accuracy": score, "images": 1000, "dense_images": 0, "seconds": 1.0}
+    row |= {"search_accuracy": 50.0, "test_accuracy": score, "images": 1000, "dense_images": 0, "search_images": 0}
+    row["seconds"] = 1.0
     return Trained(row, 100.0 * torch.tensor(hits, dtype=torch.float64))
 
 
