@@ -173,6 +173,11 @@ class Task:
     ) -> None:
         """Train in place, kept on disk epoch by epoch; or by the caller's own loop."""
         if self._train_fn is not None:
+            if on_step is not None or on_epoch is not None:
+                raise ValueError(
+                    f"schedule = {self._begun.schedule!r} cuts at steps of the training, of which a train_fn's are not "
+                    "known: leave train_fn out, or take another schedule"
+                )
             self._train_own(cut, epochs, number)
             return
         checkpoint = Checkpoint(

@@ -218,11 +218,11 @@ def trained_table(summary: Sequence[dict[str, Any]], measure: str) -> Figures:
     """One row an allocator and schedule, the best first; `measure` is the objective's."""
     return Figures(
         "After the same training",
-        f"{measure.removesuffix(' %')} on the test images, mean and spread (largest less least) over trainings; behind "
-        "the first with standard errors on the same images; thousands of images run through networks by the "
-        "search, by the training, and by the dense network it learns from; seconds of one training",
-        ("allocator", "schedule", "n", "test", "spread", "behind", "search", "training", "dense", "s"),
-        [_cells(row) for row in summary],
+        f"{measure.removesuffix(' %')} on the test images, mean and spread (most less least) over n trainings; behind "
+        "the first with standard errors on the same images; thousands of images run through networks by search, "
+        "training and the dense network it learns from; seconds of one training",
+        ("plan", "n", "test", "spread", "behind", "1,000 im.", "s"),
+        [_cells(_called(row, summary), row) for row in summary],
     )
 
 
@@ -231,17 +231,15 @@ def _called(row: dict[str, Any], summary: Sequence[dict[str, Any]]) -> str:
     return row["allocator"] if alone else f"{row['allocator']} ({row['schedule']})"
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
     behind = f"{row['behind']:.2f} ± {row['behind_standard_error']:.2f}" if "behind" in row else "–"
+    images = row["search_images"] + row["images"] + row["dense_images"]
     return [
-        row["allocator"],
-        row["schedule"],
+        name,
         str(row["trainings"]),
         "–" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2f}",
         "–" if row["test_spread"] is None else f"{row['test_spread']:.2f}",
         behind,
-        f"{row['search_images'] / 1000:.1f}",
-        f"{row['images'] / 1000:.1f}",
-        f"{row['dense_images'] / 1000:.1f}",
+        f"{images / 1000:.1f}",
         f"{row['seconds']:.1f}",
     ]

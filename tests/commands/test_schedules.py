@@ -266,6 +266,11 @@ def test_a_loop_of_ones_own_is_called_between_cuts(session, tmp_path):
         secateur.apply(plan, session, train_fn=other, out=tmp_path / "other")
 
 
+def test_zeros_do_not_spread_through_a_loop_whose_steps_are_not_known(session, tmp_path):
+    with pytest.raises(ValueError, match=r"schedule = 'gradual' cuts at steps of the training.*leave train_fn out"):
+        secateur.apply(plan_of(session), session, schedule="gradual", train_fn=print, out=tmp_path / "no")
+
+
 def test_a_schedule_of_ones_own(session, tmp_path):
     def twice(task: Retraining) -> Cut:
         cut = task.cut()
