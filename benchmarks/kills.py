@@ -105,6 +105,14 @@ CASES = {
         closed="summary.json",
         before=("train", "digits", *SET),
     ),
+    "apply, two rounds": Case(
+        ("apply", "{before}", "--finetune", "4", "--schedule", "iterative", "--set", "finetune.rounds=2"),
+        ("apply",),
+        f"{REPAIRED_NAME}/network.json",
+        APPLIED,
+        closed="summary.json",
+        before=("train", "digits", *SET),
+    ),
     "train, six epochs of pretraining": Case(
         ("train", "digits", *SET, "--set", "network.pretrain.epochs=6"), ("train",), "episodes.jsonl", TRAINED
     ),

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..configs import did_you_mean
 from ..configs.registry import admit
-from ..networks.copying import copied
-from ..networks.inference import accuracy, first_images, logits
+from ..networks.inference import accuracy
 from ..networks.world import undisturbed, use_threads
-from ..pruners import METHODS, PlanError, RatioPlan
+from ..pruners import METHODS, Kept, PlanError, RatioPlan
 from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
-from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME, load, save_network
+from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME
 from ..reports.figures import plan_figure
 from ..reports.tables import Figures
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, free_folder, interrupted_run
-from ..training.checkpoint import Checkpoint
 from ..training.fit import DivergedError
-from ..training.schedules import SCHEDULES, Gradual
+from ..training.schedules import SCHEDULES, TrainFn
 from .begun import Begun
+from .initial import check
 from .resolve import Given
+from .retraining import CHECKPOINTS, Task, largest_difference
 from .session import Session
 from .train import SUMMARY_NAME
-from .tuning import holding
 
-CHECKPOINT_NAME = "finetune.safetensors"
-TOLERANCE = 1e-3  # of the outputs' spread; what layers are found by
 WHOLE = {"flops": 1.0, "params": 1.0}  # what the dense network costs
 
 
@@ -62,6 +57,7 @@ def apply(
     *,
     finetune: int | None = None,
     schedule: str | None = None,
+    train_fn: TrainFn | None = None,
     out: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> Applied:
@@ -74,12 +70,15 @@ def apply(
     Args:
         plan: a plan, its file, or the run folder that holds it.
         session: a session, or a config, its name or its file; none takes the config beside the plan.
-        finetune: epochs; none takes the config's `finetune.epochs`.
-        schedule: `one_shot` cuts, repairs and fine-tunes; `gradual` tightens masks while fine-tuning (Zhu & Gupta
-            2018), for methods that keep the network's shape. None is `one_shot`.
+        finetune: epochs, all rounds together; none takes the config's `finetune.epochs`, or from random weights as many
+            as the dense network was trained for here.
+        schedule: in which order cutting and training follow each other, one of `SCHEDULES`: `one_shot`, `iterative`,
+            `gradual`, `rewind`, `scratch_e`, `scratch_b`. None takes the config's `finetune.schedule`.
+        train_fn: your own loop, `train_fn(model, context)`, in place of ours; see `TrainContext`. It trains in place;
+            schedules with rounds call it between cuts. What it does is not kept epoch by epoch, only rounds are.
         out: an empty or new folder; none takes `applied` beside the plan.
         resume: the folder of an interrupted one; plan, config, epochs and schedule are its own, and of the settings
-            only `finetune.learning_rate` may be another.
+            only `finetune.learning_rate` may be another. A `train_fn` is to be given again.
 
     Raises:
         PlanError: the plan is for another network.
@@ -89,8 +88,8 @@ def apply(
     if resume is not None and any(given is not None for given in (plan, finetune, schedule, out)):
         raise ValueError("--resume takes plan, epochs, schedule and folder from the folder itself: leave them out")
     check_free(out)
-    if schedule is not None and schedule not in SCHEDULES:
-        raise ValueError(f"schedule = {schedule!r}: only {' or '.join(SCHEDULES)}{did_you_mean(schedule, SCHEDULES)}")
+    if schedule is not None:
+        _ = SCHEDULES[schedule]
     previous = interrupted_run(resume, "apply", SUMMARY_NAME) if resume is not None else None
     begun = Begun.read(previous) if previous is not None else None
     given = previous if plan is None else plan
@@ -102,49 +101,47 @@ def apply(
     session = session_for([plan], session, beside, [file])
     use_threads(session.config.threads)
     if begun is None:
-        epochs = session.config.finetune.epochs if finetune is None else finetune
-        begun = Begun.now(session, plan, epochs, schedule or SCHEDULES[0])
+        schedule = schedule or session.config.finetune.schedule
+        epochs = _epochs(session, schedule) if finetune is None else finetune
+        check(session, schedule, epochs)
+        begun = Begun.now(session, plan, epochs, schedule, train_fn)
     else:
         assert previous is not None
-        begun.check(session, plan, previous)
+        begun.check(session, plan, previous, train_fn)
     folder = previous or free_folder(out, (beside or Path("runs") / session.config.name) / "applied")
     with claimed(folder, "apply", f"{REPAIRED_NAME}/{NETWORK_NAME}", new=previous is None):
         begun.write(folder)
         plan.save(folder / PLAN_NAME)
         session.save(folder)  # the config is the last: from here on it can be gone on with
-        return _apply(session, plan, begun, folder)
+        return _apply(session, plan, begun, folder, train_fn)
 
 
-def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path) -> Applied:
+def _epochs(session: Session, schedule: str) -> int:
+    network = session.config.network
+    if schedule in ("scratch_e", "scratch_b") and network is not None and network.pretrain is not None:
+        return network.pretrain.epochs
+    return session.config.finetune.epochs
+
+
+def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_fn: TrainFn | None) -> Applied:
     reporter, compressor, epochs = session.reporter, session.compressor, begun.epochs
     masked, compressed = compressor.masked(plan.kept), compressor.compress(plan.kept)
-    if begun.schedule == "gradual" and compressed.hold is None:
-        raise ValueError(f"schedule = 'gradual' needs a method that keeps the network's shape, not {plan.method}")
-    difference = _largest_difference(session, masked, compressed.model)
+    difference = largest_difference(session, masked, compressed.model)
     reporter.say(f"masked and compressed network agree: outputs differ by at most {difference:.1e} of their spread")
 
-    def save(model: nn.Module, to: Path) -> None:
-        save_network(
-            model,
-            to,
-            method=plan.method,
-            recipe=compressed.recipe,
-            network=session.config.network,
-            input_shape=session.input_shape,
-            objective=session.config.objective,
-        )
-
-    models = {"dense": session.model, "masked": masked, "pruned": _repaired(session, plan, folder / REPAIRED_NAME)}
-    checkpoint = Checkpoint(folder / CHECKPOINT_NAME, {**begun.of, "schedule": begun.schedule})
+    task = Task(session, plan, begun, folder, train_fn)
+    cut = task.repaired
+    models = {"dense": session.model, "masked": masked}
     if epochs:
-        models["repaired"] = models["pruned"]
+        models["repaired"] = cut.model
         if not (folder / REPAIRED_NAME / NETWORK_NAME).exists():
-            save(models["repaired"], folder / REPAIRED_NAME)
+            task.save(cut, folder / REPAIRED_NAME)
         with _going_on(session, folder):
-            models["pruned"] = _finetuned(session, plan, begun, models["repaired"], compressed.hold, checkpoint)
+            cut = task.run()
+    models["pruned"] = cut.model
 
-    reached = {kind: session.structure.fraction(kind, plan.kept) for kind in WHOLE}
-    rows = measure(session, models, {name: WHOLE if name in ("dense", "masked") else reached for name in models})
+    costs = {name: _reached(session, plan.kept) for name in models} | {"pruned": _reached(session, cut.kept)}
+    rows = measure(session, models, {**costs, "dense": WHOLE, "masked": WHOLE})
     summary = {
         **rows,
         "method": plan.method,
@@ -157,55 +154,37 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path) -> App
         "plan": plan.provenance.model_dump(),
     }
     if session.config.budget.kind == "latency":
-        found = summary["latency"] = _table_error(session, plan.kept, rows)
+        found = summary["latency"] = _table_error(session, cut.kept, rows)
         reporter.say(
             "latency kept: {predicted:.1%} by the table, {measured:.1%} measured; dense: {dense_predicted_ms:.2f} ms "
             "by the table, {dense_measured_ms:.2f} ms measured".format(**found)
         )
-    save(models["pruned"], folder)
+    task.save(cut, folder)
     plan_figure(plan, folder / "plan.png")
     write_json(folder / SUMMARY_NAME, summary)  # the last: from here on there is nothing to go on with
-    checkpoint.remove()
+    for path in folder.glob(CHECKPOINTS):
+        path.unlink()
     note = f"ms: one pass of {summary['latency_batch']} images"
-    if compressed.hold is not None:
+    if cut.hold is not None:
         note += "; FLOPs without the zeros: dense kernels multiply them"
     reporter.show(figures_table("The plan, applied", rows, _titles(begun), note, session.objective.measure))
-    return Applied(models["pruned"], folder, summary)
+    return Applied(cut.model, folder, summary)
+
+
+def _reached(session: Session, kept: Kept) -> dict[str, float]:
+    """What a network costs that keeps so many units (layers,)."""
+    return {kind: session.structure.fraction(kind, kept) for kind in WHOLE}
 
 
 def _titles(begun: Begun) -> dict[str, str]:
     """What the networks are called in the table."""
-    done = "… and fine-tuned" if begun.schedule == "one_shot" else "pruned while trained"
+    done = {"one_shot": "… and fine-tuned", "gradual": "pruned while trained"}.get(begun.schedule, begun.schedule)
     return {
         "dense": "dense",
         "masked": "masked, nothing repaired",
         "repaired": "pruned and repaired",
         "pruned": f"{done}, {begun.epochs} epochs" if begun.epochs else "pruned and repaired",
     }
-
-
-def _repaired(session: Session, plan: RatioPlan, folder: Path) -> nn.Module:
-    """The smaller network, repaired; the one that is there already, if it is."""
-    if not (folder / NETWORK_NAME).exists():
-        return session.compress(plan.kept)
-    device = next(session.model.parameters()).device
-    return load(folder, session.model, trust_code=session.trust_code).to(device)
-
-
-def _finetuned(
-    session: Session,
-    plan: RatioPlan,
-    begun: Begun,
-    repaired: nn.Module,
-    hold: Callable[[nn.Module], None] | None,
-    checkpoint: Checkpoint,
-) -> nn.Module:
-    """A fine-tuned copy; with a gradual schedule, of the dense network."""
-    if begun.schedule == "gradual":
-        return _tighten_while_training(session, plan, begun.epochs, checkpoint)
-    model = copied(repaired)
-    session.finetune(model, begun.epochs, on_step=holding(model, hold), checkpoint=checkpoint)
-    return model
 
 
 @contextlib.contextmanager
@@ -255,42 +234,6 @@ def _named(file: Path | None) -> Iterator[None]:
         yield
     except ValueError as error:
         raise PlanError(f"{file}: {error}" if file is not None else str(error)) from None
-
-
-def _tighten_while_training(session: Session, plan: RatioPlan, epochs: int, checkpoint: Checkpoint) -> nn.Module:
-    """The dense network, compressed step by step while it is trained."""
-    model, units = copied(session.model), session.structure.units
-
-    def tighten(current: nn.Module, part: float) -> Callable[[nn.Module], None]:
-        kept = np.maximum(np.round(units - part * (units - plan.kept)).astype(np.int64), plan.kept)
-        compressed = session.context.method.apply(replace(session.context, model=current), kept)
-        hold = compressed.hold or (lambda _model: None)
-        hold(current)
-        return hold
-
-    pace = session.config.gradual
-    gradual = Gradual(model, tighten, ramp=pace.ramp, every=pace.every)
-    session.finetune(model, epochs, on_step=gradual, on_epoch=gradual.begin_epoch, checkpoint=checkpoint)
-    gradual.finish()
-    return model
-
-
-def _largest_difference(session: Session, masked: nn.Module, compressed: nn.Module) -> float:
-    """Over the outputs' spread, of the objective's features. The masked network is the oracle.
-
-    Raises:
-        RuntimeError: they do not agree; nothing is saved.
-    """
-    images = first_images(session.search, 100)
-    expected, actual = (logits(model, images, session.objective.features) for model in (masked, compressed))
-    difference = (actual - expected).abs().max() / expected.std().clamp_min(torch.finfo().tiny)
-    if not difference <= TOLERANCE:
-        raise RuntimeError(
-            "the compressed network does not compute what the masked one computes (outputs differ by "
-            f"{float(difference):.1e} of their spread): leave layers out with layers.ignore until it does, "
-            "and please report this network"
-        )
-    return float(difference)
 
 
 def measure(

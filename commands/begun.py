@@ -15,7 +15,8 @@ from ..storage.reading import read_json
 from ..training.checkpoint import network_of
 from ..training.inputs import leaves
 from ..training.objective import identity
-from ..training.schedules import SCHEDULES
+from ..training.schedules import SCHEDULES, TrainFn
+from .initial import initial
 from .session import Session
 
 
@@ -34,19 +35,17 @@ class Begun:
     of: Mapping[str, str]
 
     @classmethod
-    def now(cls, session: Session, plan: RatioPlan, epochs: int, schedule: str) -> Begun:
-        """With a session and a plan.
-
-        Raises:
-            ValueError: no such fine-tuning.
-        """
-        session.check_finetune(epochs)
-        if schedule == "gradual" and not epochs:
-            raise ValueError("schedule = 'gradual' compresses while fine-tuning: give finetune epochs")
+    def now(
+        cls, session: Session, plan: RatioPlan, epochs: int, schedule: str, train_fn: TrainFn | None = None
+    ) -> Begun:
+        """With a session and a plan."""
         settings = session.config.model_dump(
             mode="json",
-            include={"layers": True, "repair": True, "gradual": True, "seed": True, "finetune": True},
-            exclude={"finetune": {"epochs", "learning_rate"}},
+            include={
+                **dict.fromkeys(("layers", "repair", "gradual", "seed", "finetune"), True),
+                "data": {"augment", "crop", "flip", "randaugment"},
+            },
+            exclude={"finetune": {"epochs", "learning_rate", "schedule", "initial"}},
         )
         kept = [plan.method, plan.criterion, plan.budget.kind, plan.budget.fraction, plan.kept.tolist()]
         calibration = digest(tensor for batch in session.calibration for tensor in leaves(batch).values())
@@ -57,16 +56,20 @@ class Begun:
             "config": json.dumps(settings),
             "calibration images": calibration,
         }
+        if schedule == "rewind":
+            of["initial weights"] = network_of(initial(session))
+        if train_fn is not None:
+            of["train_fn"] = getattr(train_fn, "__qualname__", type(train_fn).__qualname__)
         return cls(epochs, schedule, of)
 
-    def check(self, session: Session, plan: RatioPlan, folder: Path) -> None:
+    def check(self, session: Session, plan: RatioPlan, folder: Path, train_fn: TrainFn | None = None) -> None:
         """Whether these are what it was begun with.
 
         Raises:
             ValueError: they are not; the message says what differs.
         """
-        now = Begun.now(session, plan, self.epochs, self.schedule)
-        if other := [name for name in now.of if now.of[name] != self.of.get(name)]:
+        now = Begun.now(session, plan, self.epochs, self.schedule, train_fn)
+        if other := [name for name in {**now.of, **self.of} if now.of.get(name) != self.of.get(name)]:
             raise ValueError(
                 f"--resume {folder}: it was begun with another {other[0]}; give that back, or apply the plan in a new "
                 "folder"

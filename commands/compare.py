@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..agents import Allocator, SearchProblem, get_allocator
 from ..agents.log import CANDIDATES_NAME, CandidateLog
 from ..configs.registry import admit
 from ..envs import Evaluation, Evaluator
-from ..networks.inference import accuracy, statistics
+from ..networks.inference import statistics
 from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
@@ -22,13 +22,14 @@ from ..reports.figures import comparison_figure
 from ..reports.tables import Figures
 from ..storage.files import write_json
 from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
-from ..training.checkpoint import Checkpoint
 from .apply import session_for
 from .fingerprints import of_comparison
+from .initial import check
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
-from .tuning import holding, remove_checkpoints, row_checkpoint
+from .trained import Trained, after, mean, train_plan, trained_table
+from .tuning import remove_checkpoints
 
 COMPARE_NAME = "compare.json"
 DEFAULT_CANDIDATES = 100
@@ -43,11 +44,13 @@ class Comparison:
         rows: one an allocator and seed, as `compare.json` holds them.
         plans: the plans behind the rows.
         folder: where everything was written.
+        trained: a row a plan, schedule and seed, where plans were trained.
     """
 
     rows: list[dict[str, Any]]
     plans: list[RatioPlan]
     folder: Path
+    trained: list[dict[str, Any]] = field(default_factory=list)
 
 
 @undisturbed()
@@ -59,6 +62,7 @@ def compare(
     candidates: int | None = None,
     seeds: Sequence[int] = (0,),
     finetune: int = 0,
+    schedules: Sequence[str] = ("one_shot",),
     out: str | Path | None = None,
     resume: str | Path | None = None,
 ) -> Comparison:
@@ -75,8 +79,10 @@ def compare(
         against: allocators; none takes the config's `compare.against`.
         candidates: a search allocator may have evaluated; none takes the config's, else as many as the plans' own
             searches.
-        seeds: of the allocators that draw; the others get one row.
-        finetune: epochs every row is fine-tuned for, alike.
+        seeds: of the allocators that draw; the others get one row. Added to the config's they are seeds of trainings,
+            too: of a search's plan its own, of any other all of them.
+        finetune: epochs that every plan is trained for, alike: the same images in the same order.
+        schedules: every plan is trained by each.
         out: an empty or new folder; none takes `compare` beside the first plan, else `runs/NAME-compare`.
         resume: the folder of an interrupted comparison; the config is its own.
 
@@ -108,8 +114,10 @@ def compare(
     if any(allocator.searches for allocator in chosen) and not 0 < len(seeds) <= MOST_SEEDS:
         raise ValueError(f"{len(seeds)} seeds: a search draws, give 1 to {MOST_SEEDS:,} (seeds)")
     session.check_workers()
-    session.check_finetune(finetune)
     session = session_for(loaded, session, None, files)
+    for schedule in schedules if finetune else ():
+        check(session, schedule, finetune)
+    session.check_finetune(finetune)
     use_threads(session.config.threads)
     session.reporter.say(session.describe())
     candidates = session.config.compare.candidates or max(
@@ -118,11 +126,11 @@ def compare(
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
     folder = previous or free_folder(out, default)
     with claimed(folder, "compare", CANDIDATES_NAME, new=previous is None):
-        known = of_comparison(session, loaded, names, candidates, seeds, finetune)
+        known = of_comparison(session, loaded, names, candidates, seeds, finetune, schedules)
         log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
         session.save(folder)  # not before it is known to go with what is there
         try:
-            return _compare(session, loaded, chosen, seeds, candidates, finetune, log, folder)
+            return _compare(session, loaded, chosen, seeds, candidates, (finetune, schedules), log, folder)
         except KeyboardInterrupt:
             if any((folder / name).exists() for name in (CANDIDATES_NAME, FINETUNED_NAME)):
                 session.reporter.say(f"stopped; go on with the same arguments and --resume {folder} instead of --out")
@@ -135,21 +143,31 @@ def _compare(
     chosen: Sequence[Allocator],
     seeds: Sequence[int],
     candidates: int,
-    finetune: int,
+    training: tuple[int, Sequence[str]],
     log: CandidateLog,
     folder: Path,
 ) -> Comparison:
+    finetune, schedules = training
+    drawn: list[Sequence[int]] = [seeds] * len(loaded)  # of a plan's trainings
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
         for allocator in chosen:
             for seed in seeds if allocator.searches else seeds[:1]:
                 loaded.append(_allocate(session, evaluator, allocator, seed, candidates, log))
+                drawn.append((seed,) if allocator.searches else seeds)
 
     rows: list[dict[str, Any]] = []
     parts: list[Tensor | None] = []
+    trained: list[Trained] = []
     with session.reporter.bar("measure", len(loaded)) as advance:
         for i, plan in enumerate(loaded):
-            row, influence = _row(session, plan, finetune, row_checkpoint(folder, i))
+            row, influence, small = _row(session, plan)
+            if finetune:
+                found = train_plan(session, plan, i, small, schedules, finetune, drawn[i], folder)
+                trained += found
+                row["finetuned_test_accuracy"] = mean(
+                    one.row["test_accuracy"] for one in found if one.row["schedule"] == schedules[0]
+                )
             name = f"plans/{i}-{plan.provenance.allocator.replace(':', '.')}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
@@ -170,13 +188,24 @@ def _compare(
             "candidates": candidates,
             "verdict": verdict(rows),
             "rows": rows,
+            **after(rows, trained, schedules, finetune),
         },
     )
     remove_checkpoints(folder)
-    session.reporter.show(compare_table(rows, session.objective.measure))
-    if (sentence := verdict(rows)) is not None:
-        session.reporter.say(sentence)
-    return Comparison(rows, loaded, folder)
+    _show(session, rows, trained, schedules, finetune)
+    return Comparison(rows, loaded, folder, [one.row for one in trained])
+
+
+def _show(
+    session: Session, rows: list[dict[str, Any]], trained: Sequence[Trained], schedules: Sequence[str], epochs: int
+) -> None:
+    told, measure = after(rows, trained, schedules, epochs), session.objective.measure
+    session.reporter.show(compare_table(rows, measure))
+    if trained:
+        session.reporter.show(trained_table(told["trained_summary"], measure))
+    for sentence in (verdict(rows), told.get("trained_verdict")):
+        if sentence is not None:
+            session.reporter.say(sentence)
 
 
 def _check_alike(plans: Sequence[RatioPlan]) -> None:
@@ -214,9 +243,8 @@ def _allocate(
     return session.plan_of(kept, allocator=allocator.name, seed=seed, candidates=len(qualities))
 
 
-def _row(
-    session: Session, plan: RatioPlan, finetune: int, checkpoint: Checkpoint
-) -> tuple[dict[str, Any], Tensor | None]:
+def _row(session: Session, plan: RatioPlan) -> tuple[dict[str, Any], Tensor | None, nn.Module]:
+    """The plan's figures, what each test image adds to the measure, and the network, repaired."""
     small = session.compress(plan.kept)
     measured = session.evaluator.measure(small, plan.kept)
     seen = None if session.test is None else statistics(small, session.test, session.objective)
@@ -229,12 +257,7 @@ def _row(
         "reconstruction_loss": measured.reconstruction_loss,
         "test_accuracy": None if seen is None else session.objective.total(seen),
     }
-    if finetune:
-        hold = session.compressor.compress(plan.kept).hold
-        session.finetune(small, finetune, on_step=holding(small, hold), checkpoint=checkpoint)
-        tuned = None if session.test is None else accuracy(small, session.test, session.objective)
-        row["finetuned_test_accuracy"] = tuned
-    return row, None if seen is None else session.objective.influence(seen)
+    return row, None if seen is None else session.objective.influence(seen), small
 
 
 def _add_gains(rows: list[dict[str, Any]], parts: Sequence[Tensor | None]) -> None:

@@ -29,7 +29,7 @@ from ..training.checkpoint import Checkpoint
 from .fingerprints import of_correlation
 from .resolve import Given
 from .session import Session
-from .tuning import holding, remove_checkpoints, row_checkpoint
+from .tuning import remove_checkpoints, row_checkpoint
 
 CORRELATE_NAME = "correlate.json"
 ROWS_NAME = "rows.jsonl"
@@ -202,7 +202,7 @@ def measure_plan(
     candidate = search.evaluate(kept)
     final = session.compress(kept)
     finished = test.measure(final, kept)
-    session.finetune(final, epochs, on_step=holding(final, compressor.compress(kept).hold), checkpoint=checkpoint)
+    session.finetune(final, epochs, hold=compressor.compress(kept).hold, checkpoint=checkpoint)
     return {
         "kept": kept.tolist(),
         "flops": candidate.flops,

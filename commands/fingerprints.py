@@ -28,6 +28,7 @@ PARTS = {  # of the config, as it is: part of the fingerprint → sections or ke
 }
 LEARNT = {"agent": ("seed", "workers", "agent")}  # what a training's search depends on besides; groups walk together
 CORRELATED = {"correlation": ("seed", "correlate", "finetune")}
+COMPARED = {"training": ("finetune", "gradual")}  # where a comparison trains
 ELSEWHERE = {  # what else there is in a config, and why it is not compared as it stands
     "criterion": "the one that ranks is compared, named in the config or the method's own",
     "network": "its weights and layers are compared, wherever they come from",
@@ -38,7 +39,7 @@ ELSEWHERE = {  # what else there is in a config, and why it is not compared as i
     "name": "names folders",
     "ray_address": "workers elsewhere find the same",
     "cache": "what it holds is what would be computed",
-    "gradual": "no log is written",
+    "gradual": "compared where a comparison trains",
     "compare": "the arguments that were made of it are compared",
 }
 WHOLE = (  # how long is searched, and what is measured again in the end: asked of the old lines and the new alike
@@ -59,6 +60,7 @@ def of_comparison(
     candidates: int,
     seeds: Sequence[int],
     finetune: int,
+    schedules: Sequence[str],
 ) -> Fingerprint:
     """What the candidates of a comparison depend on; its arguments too, for searches draw by them."""
     arguments = {
@@ -67,8 +69,9 @@ def of_comparison(
         "candidates": candidates,
         "seeds": list(seeds),
         "finetune": finetune,
+        "schedules": list(schedules),
     }
-    return _fingerprint(session, PARTS, comparison=arguments)
+    return _fingerprint(session, {**PARTS, **(COMPARED if finetune else {})}, comparison=arguments)
 
 
 def of_correlation(session: Session) -> Fingerprint:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights
 from ..networks.copying import copied
 from ..reports.progress import Reporter
-from ..storage.files import check_sha256, recorded_sha256
+from ..storage.files import check_sha256, read_tensors, recorded_sha256
 from ..training.fit import Batches as Loader
 from ..training.fit import modules_at_rest
 from ..training.inputs import mapped, shape_of, told
@@ -32,8 +32,15 @@ from .tuning import pretrain
 from .workers import check_threads
 
 DENSE_NAME = "dense.safetensors"
+EARLY_NAME = "early.safetensors"  # what pretraining kept for the schedule rewind
 
-LoaderOf = Callable[[int], Loader]
+
+class LoaderOf(Protocol):
+    """Makes the loader for training, for a batch size and a seed of order and augmentation (none: the config's)."""
+
+    def __call__(self, batch_size: int, seed: int | None = None) -> Loader:
+        """The loader, for a seed of its own where one is given."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Loaded:
         source: where the images come from, in a line.
         trained_here: whether the network was trained for this config, so that its weights are kept with the run.
         at_rest: modules that its maker had in eval mode while the rest was not, or whose norms are frozen.
+        early: its weights after the epoch that pretraining kept, by name; empty where it kept none.
     """
 
     model: nn.Module
@@ -78,6 +86,7 @@ class Loaded:
     source: str
     trained_here: bool = False
     at_rest: frozenset[str] = frozenset()
+    early: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load(
@@ -112,7 +121,7 @@ def load(
         source = "the caller's images"
     else:
         calibration, search, test, train, source = _config_batches(config, device)
-    trained = False
+    trained, early = False, dict[str, Tensor]()
     if model is not None:
         check_weights(model)
         model = copied(model)  # the caller's own stays as it is, whatever is done to this one
@@ -120,9 +129,9 @@ def load(
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
         reporter = reporter or Reporter()
-        model, trained = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
+        model, trained, early = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
     at_rest = frozenset(modules_at_rest(model))
-    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest)
+    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest, early)
     _check_images(loaded, objective)
     return loaded
 
@@ -155,8 +164,13 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
         calibration,
         splits.search.batches(size, device),
         splits.test.batches(size, device),
-        lambda batch: splits.train.loader(
-            batch, augment=data.augment, flip=data.flip, seed=config.seed, crop=data.crop
+        lambda batch_size, seed=None: splits.train.loader(
+            batch_size,
+            augment=data.augment,
+            flip=data.flip,
+            seed=config.seed if seed is None else seed,
+            crop=data.crop,
+            randaugment=data.randaugment,
         ),
         splits.source,
     )
@@ -173,7 +187,7 @@ def _caller_batches(
         ready("calibration", images.calibration),
         ready("search", images.search),
         None if images.test is None else ready("test", images.test),
-        None if train is None else lambda _batch: train,
+        None if train is None else lambda batch_size, seed=None: train,
     )
 
 
@@ -186,25 +200,33 @@ def _network(
     objective: Objective,
     reporter: Reporter,
     trust_code: bool,
-) -> tuple[nn.Module, bool]:
-    """The config's network, and whether its weights come from training it here."""
+) -> tuple[nn.Module, bool, dict[str, Tensor]]:
+    """The config's network, whether its weights come from training it here, and those that were kept on the way."""
     model = build_network(network, weight_folders(config), seed=config.seed, trust_code=trust_code)
     if network.weights is not None:
-        return model, False
+        return model, False, {}
     saved = folder / DENSE_NAME if folder is not None else None
     if saved is not None and saved.exists():
         try:
             check_sha256(saved, recorded_sha256(saved))
             load_weights(model, saved)
+            early = _early(saved.with_name(EARLY_NAME))
         except ValueError as error:
             raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
-        return model, True
+        return model, True, early
     assert network.pretrain is not None, "the schema asks for weights or training"
     if train is None:
         raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
     loader = train(network.pretrain.batch_size)
-    pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache, objective)
-    return model, True
+    done = pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache, objective)
+    return model, True, dict(done.early)
+
+
+def _early(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        return {}
+    check_sha256(path, recorded_sha256(path))
+    return read_tensors(path)[0]
 
 
 def _clean(model: nn.Module, device: torch.device) -> nn.Module:

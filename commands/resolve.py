@@ -83,13 +83,16 @@ def save_config(config: Config, folder: Path) -> None:
 
 def absolute(config: Config) -> Config:
     """Paths that hold from any working directory, so that a run folder can be used from anywhere."""
-    network, data = config.network, config.data
+    network, data, finetune = config.network, config.data, config.finetune
+    if finetune.initial is not None:
+        earlier = find_weights(finetune.initial, weight_folders(config)).resolve()
+        finetune = finetune.model_copy(update={"initial": earlier})
     if network is not None and network.weights is not None:
         weights = find_weights(network.weights, weight_folders(config)).resolve()
         network = network.model_copy(update={"weights": weights})
     if data is not None and data.root is not None:
         data = data.model_copy(update={"root": data.root.resolve()})
-    return config.model_copy(update={"network": network, "data": data})
+    return config.model_copy(update={"network": network, "data": data, "finetune": finetune})
 
 
 def weight_folders(config: Config) -> list[Path]:

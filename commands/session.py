@@ -20,14 +20,15 @@ from ..pruners.costs.latency_profile import take_table
 from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
+from ..training.fit import Fitted
 from ..training.inputs import InputShape, shape_of
 from ..training.objective import Objective, make_objective, settings_of
 from . import workers
 from .describe import dense_latency, describe, warned
-from .loading import DENSE_NAME, Images, Loaded, LoaderOf, load
+from .loading import DENSE_NAME, EARLY_NAME, Images, Loaded, LoaderOf, load
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 from .setup import set_up
-from .tuning import FitOptions, check_trainable, run_fit
+from .tuning import TuneOptions, check_trainable, finetune
 
 T = TypeVar("T")
 
@@ -160,7 +161,8 @@ class Session:
         return cast(T, self._memory[key])
 
     @property
-    def _loaded(self) -> Loaded:
+    def loaded(self) -> Loaded:
+        """The dense network and its images."""
         config = self.config
         trained = config.network is not None and config.network.weights is None  # here: what lies in the folder counts
         home = self._folder.resolve() if trained and self._folder is not None else None
@@ -173,32 +175,32 @@ class Session:
     @property
     def model(self) -> nn.Module:
         """The dense network, in eval mode; never changed."""
-        return self._loaded.model
+        return self.loaded.model
 
     @property
     def calibration(self) -> Batches:
         """Images that repair."""
-        return self._loaded.calibration
+        return self.loaded.calibration
 
     @property
     def search(self) -> Batches:
         """Images that pay the reward."""
-        return self._loaded.search
+        return self.loaded.search
 
     @property
     def test(self) -> Batches | None:
         """Images that are looked at in the end; none where the caller gave none."""
-        return self._loaded.test
+        return self.loaded.test
 
     @property
     def train_loader(self) -> LoaderOf | None:
         """Makes the loader for fine-tuning, for a batch size; none where the caller gave no training images."""
-        return self._loaded.train
+        return self.loaded.train
 
     @property
     def source(self) -> str:
         """Where the images come from, in a line."""
-        return self._loaded.source
+        return self.loaded.source
 
     @property
     def architecture(self) -> str:
@@ -221,7 +223,7 @@ class Session:
         config = self.config
         timed = config.budget.kind == "latency"
         key = ("structure", config.method, repr(config.layers), repr(config.latency) if timed else "")
-        return self._once((*key, id(self._loaded)), lambda: self._find(timed))
+        return self._once((*key, id(self.loaded)), lambda: self._find(timed))
 
     def _find(self, timed: bool) -> Structure:
         config = self.config
@@ -303,15 +305,12 @@ class Session:
             check_trainable(self.model, self.train_loader, epochs)
 
     @undisturbed()
-    def finetune(self, model: nn.Module, epochs: int, **options: Unpack[FitOptions]) -> None:
-        """Train a compressed network in place: SGD, cosine; options and errors as in `fit`."""
-        self.check_finetune(epochs)
-        if epochs == 0 or self.train_loader is None:
-            return
-        config = self.config.finetune.model_copy(update={"epochs": epochs})
-        options = {"at_rest": self._loaded.at_rest, "objective": self.objective, **options}
-        loader = self.train_loader(config.batch_size)
-        run_fit(model, loader, config, self.config.seed, self.reporter, "fine-tune", **options)
+    def finetune(self, model: nn.Module, epochs: int, **options: Unpack[TuneOptions]) -> Fitted:
+        """Train a compressed network in place, as the config's `finetune` says; the best epoch on the search images.
+
+        Options are `TuneOptions`; errors are those of `fit`.
+        """
+        return finetune(self, model, epochs, **options)
 
     def plan_of(
         self, kept: Kept, *, allocator: str, seed: int, candidates: int, figures: Mapping[str, float] | None = None
@@ -332,7 +331,9 @@ class Session:
 
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
-        if self._loaded.trained_here and not (folder / DENSE_NAME).exists():
+        if self.loaded.trained_here and not (folder / DENSE_NAME).exists():
+            if self.loaded.early:
+                write_tensors(folder / EARLY_NAME, self.loaded.early, record=True)
             tensors = {name: t.clone() for name, t in self.model.state_dict().items()}
             write_tensors(folder / DENSE_NAME, tensors, record=True)
         save_config(absolute(self.config), folder)

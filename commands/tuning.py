@@ -6,27 +6,32 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..configs.schema import FitConfig
+from ..configs.training import FinetuneConfig, FitConfig
 from ..data.loaders import TrainLoader
-from ..networks.inference import FAILURES
+from ..networks.inference import FAILURES, accuracy
 from ..reports.progress import Advance, Reporter
 from ..storage.cache import LIMIT, cache_folder, code_of, digest, evict
 from ..storage.files import package_versions
 from ..storage.folders import FINETUNED_NAME
 from ..training.checkpoint import Checkpoint, network_of
+from ..training.distillation import Teacher, distillable
 from ..training.fit import Batches as Loader
-from ..training.fit import OnEpoch, OnStep, fit
+from ..training.fit import Fitted, OnEpoch, OnStep, Row, fit
 from ..training.inputs import leaves
 from ..training.objective import Objective, identity, is_built_in
+from ..training.schedules import Hold
 from ..training.tasks import DEFAULT
+
+if TYPE_CHECKING:
+    from .session import Session
 
 PROBE = 8  # images that tell what a network's forward does with its weights
 
@@ -36,9 +41,14 @@ class FitOptions(TypedDict, total=False):
 
     on_step: OnStep | None
     on_epoch: OnEpoch | None
+    on_rows: Callable[[Sequence[Row]], None] | None
     checkpoint: Checkpoint | None
     at_rest: Collection[str]
     objective: Objective
+    teacher: Teacher | None
+    evaluate: Callable[[nn.Module], float] | None
+    ready: Callable[[], bool] | None
+    keep_best: bool
 
 
 def run_fit(
@@ -49,10 +59,11 @@ def run_fit(
     reporter: Reporter,
     title: str,
     **options: Unpack[FitOptions],
-) -> None:
+) -> Fitted:
     """`fit` with a progress bar, which begins where the training does."""
-    on_step, on_epoch = options.get("on_step"), options.get("on_epoch")
+    on_step, on_epoch, on_rows = options.get("on_step"), options.get("on_epoch"), options.get("on_rows")
     bars: list[Advance] = []
+    last = ""
     with ExitStack() as stack:
 
         def before(step: int, total: int) -> None:
@@ -64,15 +75,81 @@ def run_fit(
         def after(step: int, total: int, loss: float) -> None:
             if on_step is not None:
                 on_step(step, total, loss)
-            bars[0](f"loss {loss:.3f}")
+            bars[0](f"loss {loss:.3f}{last}")
 
-        options["on_step"], options["on_epoch"] = after, before
-        fit(model, batches, config, seed=seed, **options)
+        def epochs(rows: Sequence[Row]) -> None:
+            nonlocal last
+            last = "" if rows[-1]["score"] is None else f", search {rows[-1]['score']:.2f}"
+            if on_rows is not None:
+                on_rows(rows)
+
+        options["on_step"], options["on_epoch"], options["on_rows"] = after, before, epochs
+        return fit(model, batches, config, seed=seed, **options)
 
 
-def holding(model: nn.Module, hold: Callable[[nn.Module], None] | None) -> OnStep | None:
-    """What keeps a network's form after each step of the optimizer, if anything must."""
-    return None if hold is None else lambda _step, _total, _loss: hold(model)
+class TuneOptions(FitOptions, total=False):
+    """What a fine-tuning takes besides the network and its epochs.
+
+    Attributes:
+        config: instead of the session's `finetune`.
+        hold: keeps the network's form.
+        channels: of the dense network that it has, for hints; see `Teacher`.
+        taught: whether it learns from the dense network, if the config says so.
+        seed: instead of the config's.
+    """
+
+    config: FinetuneConfig | None
+    hold: Hold | None
+    channels: Mapping[str, Tensor | None]
+    taught: bool
+    seed: int
+
+
+def finetune(
+    session: Session,
+    model: nn.Module,
+    epochs: int,
+    *,
+    config: FinetuneConfig | None = None,
+    hold: Hold | None = None,
+    channels: Mapping[str, Tensor | None] | None = None,
+    taught: bool = True,
+    seed: int | None = None,
+    **options: Unpack[FitOptions],
+) -> Fitted:
+    """Train a compressed network in place, as the config's `finetune` says; see `Session.finetune`."""
+    session.check_finetune(epochs)
+    if epochs == 0 or session.train_loader is None:
+        return Fitted()
+    config = (config or session.config.finetune).model_copy(update={"epochs": epochs})
+    objective, search, distill = session.objective, session.search, config.distill
+
+    def evaluate(current: nn.Module) -> float:
+        if hold is not None:
+            hold(current)
+        return accuracy(current, search, objective)
+
+    options = {
+        "at_rest": session.loaded.at_rest,
+        "objective": objective,
+        "evaluate": evaluate,
+        "keep_best": config.keep == "best",
+        **options,
+    }
+    if hold is not None:
+        options.setdefault("on_step", lambda _step, _total, _loss: hold(model))
+    if taught and (distill.weight or distill.hints):
+        if distillable(objective):
+            kept = {"weight": distill.weight, "temperature": distill.temperature, "hints": distill.hints}
+            options["teacher"] = Teacher(session.model, **kept, channels=channels or {})
+        else:
+            session.reporter.say(f"not distilled: {objective.name} has its loss computed inside the network")
+    seed = session.config.seed if seed is None else seed
+    batches = session.train_loader(config.batch_size, seed)
+    done = run_fit(model, batches, config, seed, session.reporter, "fine-tune", **options)
+    if hold is not None:
+        hold(model)
+    return done
 
 
 def row_checkpoint(folder: Path, number: int) -> Checkpoint:
@@ -93,7 +170,7 @@ def pretrain(
     reporter: Reporter,
     cache: bool,
     objective: Objective = DEFAULT,
-) -> None:
+) -> Fitted:
     """Train the dense network, in place; kept in the cache epoch by epoch, and when it is finished.
 
     A command that was interrupted here goes on there when it is called again, and so does another one on the same
@@ -101,7 +178,8 @@ def pretrain(
     """
     checkpoint = _cached(model, batches, config, seed, objective) if cache else None
     try:
-        run_fit(model, batches, config, seed, reporter, "pretrain", checkpoint=checkpoint, objective=objective)
+        options: FitOptions = {"checkpoint": checkpoint, "objective": objective}
+        return run_fit(model, batches, config, seed, reporter, "pretrain", **options)
     except KeyboardInterrupt:
         if checkpoint is not None and checkpoint.path.exists():
             reporter.say("stopped while the network was trained; the same command goes on after its last whole epoch")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from .scalars import (
     Batch,
@@ -17,12 +17,16 @@ from .scalars import (
     Integer,
     Natural,
     Number,
+    Section,
     Seed,
     Sparsity,
     Threads,
     Weight,
     Width,
 )
+from .training import FinetuneConfig as FinetuneConfig
+from .training import FitConfig as FitConfig
+from .training import GradualConfig as GradualConfig
 
 Cut = Literal["inner", "sampled", "all"]
 Crop = Literal["shifted", "resized"]
@@ -30,22 +34,6 @@ CostKind = Literal["flops", "params", "latency"]
 
 
 LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are refused, values never change after the check."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class FitConfig(Section):
-    """SGD with momentum, weight decay and a cosine schedule: for pretraining and for fine-tuning."""
-
-    epochs: Epochs = 0
-    learning_rate: Annotated[Number, Field(gt=0.0)] = 0.01
-    momentum: Annotated[Number, Field(ge=0.0, lt=1.0)] = 0.9
-    weight_decay: Weight = 5e-4
-    batch_size: Batch = 128
 
 
 class NetworkConfig(Section):
@@ -98,6 +86,9 @@ class DataConfig(Section):
         "none: resized from 64 pixels up",
     )
     flip: bool = Field(default=True, description="flips are part of the augmentation (not for digits)")
+    randaugment: Annotated[Integer, Field(ge=0, le=30)] = Field(
+        default=0, description="magnitude of RandAugment's two operations an image (Cubuk et al. 2020); 0 for none"
+    )
     split_seed: Seed = Field(default=0, description="draws the splits; apart from the run's seed, so that runs compare")
 
     @model_validator(mode="after")
@@ -269,7 +260,7 @@ class AgentConfig(Section):
     rerank: Count = Field(
         default=10, description="best plans of a search, of any, that are measured again, repaired as in the end"
     )
-    hidden: Annotated[list[Width], Field(max_length=8)] = [64, 64]
+    hidden: Annotated[list[Width], Field(max_length=8)] = Field(default=[64, 64])
     learning_rate: Annotated[Number, Field(gt=0.0)] = 1e-3
     tau: Fraction = 0.01
     batch_size: Batch = 64
@@ -284,17 +275,10 @@ class AgentConfig(Section):
         return self
 
 
-class GradualConfig(Section):
-    """Compression while fine-tuning, by the cubic schedule of Zhu & Gupta (2018)."""
-
-    ramp: Fraction = Field(default=2 / 3, description="part of the training in which the sparsity rises, then constant")
-    every: Count = Field(default=10, description="steps between two renewals of the masks")
-
-
 class CompareConfig(Section):
     """What the comparison evaluates by."""
 
-    against: list[str] = ["uniform", "shallow", "deep", "random"]
+    against: list[str] = Field(default=["uniform", "shallow", "deep", "random"])
     candidates: Candidates | None = Field(
         default=None, description="of every search; none: as many as the plan's search"
     )
@@ -343,7 +327,7 @@ class Config(Section):
     latency: LatencyConfig = LatencyConfig()
     reward: RewardConfig = RewardConfig()
     agent: AgentConfig = AgentConfig()
-    finetune: FitConfig = FitConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
     gradual: GradualConfig = GradualConfig()
     compare: CompareConfig = CompareConfig()
     correlate: CorrelateConfig = CorrelateConfig()

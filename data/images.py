@@ -110,6 +110,7 @@ class Images:
         seed: int = 0,
         crop: Crop | None = None,
         workers: int | None = None,
+        randaugment: int = 0,
     ) -> Loader:
         """Shuffled batches for training; every loader of one seed repeats the same epochs.
 
@@ -121,11 +122,13 @@ class Images:
             crop: `shifted`, by a few pixels, or `resized`, a part of random place, size and shape brought to full
                 size, which is cut from the images as their source has them; none takes `resized` from 64 pixels up.
             workers: processes that decode what is not kept in memory, or is cut anew; none for one a core.
+            randaugment: magnitude of RandAugment, part of the augmentation; 0 for none.
 
         Raises:
             ValueError: a batch size below 1.
         """
         size = (self.shape[1], self.shape[2])
+        magnitude = randaugment if augment else 0
         resized = augment and (crop == "resized" or (crop is None and min(size) >= LARGE))
         if self.kept and not resized:
             return TrainLoader(
@@ -137,6 +140,7 @@ class Images:
                 augment=augment,
                 flip=augment and flip,
                 seed=seed,
+                randaugment=magnitude,
             )
         return StreamedLoader(
             self.source,
@@ -149,6 +153,7 @@ class Images:
             flip=augment and flip,
             seed=seed,
             workers=workers,
+            randaugment=magnitude,
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ..training.inputs import Inputs, count, describe, leaves, mapped, shape_of, told
 from ..training.objective import Objective
@@ -79,6 +80,7 @@ class TrainLoader(Loader):
         augment: bool,
         flip: bool,
         seed: int,
+        randaugment: int = 0,
     ) -> None:
         """Of (N, C, H, W) uint8 pixels and (N,) labels.
 
@@ -88,12 +90,13 @@ class TrainLoader(Loader):
         super().__init__(len(pixels), batch_size, seed)
         self.images = pixels, labels
         self._mean, self._std = mean, std
-        self._augment, self._flip = augment, flip
+        self._augment, self._flip, self._magnitude = augment, flip, randaugment
 
     @property
     def settings(self) -> tuple[object, ...]:
         """What its batches follow from, besides the images; JSON."""
-        return (list(self._mean), list(self._std), self._batch_size, self._augment, self._flip, self._seed)
+        augmentation = (self._augment, self._flip, self._magnitude)
+        return (list(self._mean), list(self._std), self._batch_size, *augmentation, self._seed)
 
     def _batches(self, chosen: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         stored, labels = self.images
@@ -103,6 +106,8 @@ class TrainLoader(Loader):
                 pixels = random_crop(pixels, generator)
             if self._flip:
                 pixels = random_flip(pixels, generator)
+            if self._magnitude:
+                pixels = random_operations(pixels, self._magnitude, generator)
             yield normalise(pixels, self._mean, self._std), labels[numbers]
 
 
@@ -128,6 +133,16 @@ def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Each image of (N, C, H, W) mirrored left to right, or not, with even odds."""
     mirrored = torch.rand(len(pixels), generator=generator) < 0.5
     return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+
+
+def random_operations(pixels: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
+    """Each image of (N, C, H, W) uint8 after two operations drawn for it, as strong as that: RandAugment (Cubuk et al.
+    2020)."""
+    operations = v2.RandAugment(num_ops=2, magnitude=magnitude)
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own state
+        torch.manual_seed(seed)
+        return torch.stack([operations(image) for image in pixels])
 
 
 def as_batches(

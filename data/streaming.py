@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from .loaders import Loader, normalise, random_crop, random_flip
+from .loaders import Loader, normalise, random_crop, random_flip, random_operations
 from .sources import Indices, Source
 
 Due = tuple[int, int]
@@ -35,6 +35,7 @@ class StreamedLoader(Loader):
         flip: bool,
         seed: int,
         workers: int | None = None,
+        randaugment: int = 0,
     ) -> None:
         """Of the source's images of these indices.
 
@@ -49,6 +50,7 @@ class StreamedLoader(Loader):
             flip: flips.
             seed: of order and augmentation.
             workers: processes; 0 for none but this one, none for one a core.
+            randaugment: magnitude of two operations an image; 0 for none.
 
         Raises:
             ValueError: a batch size below 1, or a negative seed.
@@ -57,7 +59,7 @@ class StreamedLoader(Loader):
         self._images = _Decoded(source, indices, resized)
         self._labels = torch.from_numpy(source.labels[indices])
         self._mean, self._std = mean, std
-        self._shift, self._flip = augment and resized is None, flip
+        self._shift, self._flip, self._magnitude = augment and resized is None, flip, randaugment
         self._workers = min(MOST_WORKERS, os.cpu_count() or 1) if workers is None else workers
 
     def _batches(self, chosen: Sequence[Tensor], generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -71,6 +73,8 @@ class StreamedLoader(Loader):
                 pixels = random_crop(pixels, generator)
             if self._flip:
                 pixels = random_flip(pixels, generator)
+            if self._magnitude:
+                pixels = random_operations(pixels, self._magnitude, generator)
             yield normalise(pixels, self._mean, self._std), self._labels[numbers]
 
 

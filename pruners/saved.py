@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +25,7 @@ from .method import METHODS
 
 NETWORK_NAME = "network.json"
 WEIGHTS_NAME = "weights.safetensors"
+STEPS = "steps"  # of a recipe that is several, one after the other
 REPAIRED_NAME = "repaired"  # the network before it is fine-tuned, in the folder of the one that is
 SCHEMA_VERSION = 2
 
@@ -45,7 +46,7 @@ def save_network(
         model: the compressed network.
         folder: to write to.
         method: that made it.
-        recipe: of `Compressed`.
+        recipe: of `Compressed`, or several of them, `chained`.
         network: names the dense architecture; none where it was the caller's own module.
         input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
         objective: what the network is for.
@@ -69,6 +70,11 @@ def save_network(
         "sha256": sha256(folder / WEIGHTS_NAME),
     }
     write_json(folder / NETWORK_NAME, tree)
+
+
+def chained(recipes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """One recipe of several by which the dense network is cut, one after the other."""
+    return recipes[0] if len(recipes) == 1 else {STEPS: [dict(recipe) for recipe in recipes]}
 
 
 @undisturbed()
@@ -109,7 +115,9 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         model = build_network(network, trust_code=trust_code)
     check_weights(model)
     try:
-        small = method.rebuild(open_attention(copied(model).cpu()), told.recipe)
+        small = open_attention(copied(model).cpu())
+        for recipe in told.recipes:
+            small = method.rebuild(small, recipe)
         check_tensors(weights, state, small)
         _check_indices(small, state)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # a plug-in may raise any
@@ -143,6 +151,20 @@ class _Saved(BaseModel):
     recipe: dict[str, JsonValue]
     frozen: list[str] = []
     sha256: str | None = None
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """One after the other.
+
+        Raises:
+            ValueError: they are not what `save_network` writes.
+        """
+        if self.recipe.keys() != {STEPS}:
+            return [self.recipe]
+        steps = self.recipe[STEPS]
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError(f"the recipe's {STEPS} are no list of recipes")
+        return [step for step in steps if isinstance(step, dict)]
 
     def named(self, path: Path) -> NetworkConfig | None:
         """The dense network: checked as a config is, without its weights.

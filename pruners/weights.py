@@ -25,6 +25,7 @@ from ..storage.reading import shown
 from ..training.inputs import InputShape, as_shape
 from .context import Context
 from .costs.counts import LinearCost, count_operations, uncounted_flops
+from .masks import Masked
 from .method import METHODS, Compressed
 from .repair.gram import variance
 from .repair.solve import RIDGE, damped_inverse, masked_ridge_step
@@ -237,23 +238,6 @@ class RowSolve:
         """(groups, p, q) the step."""
         keep = self.keep[name]
         return masked_ridge_step(gram, cross, max(RIDGE, ridge * float(keep.double().mean())), keep)
-
-
-@dataclass(frozen=True)
-class Masked:
-    """Sets removed weights to zero, in place: after every step of an optimizer, whose momentum would bring them back.
-
-    Attributes:
-        masks: parameter name → 1 for what is kept.
-    """
-
-    masks: Mapping[str, Tensor]
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> None:
-        """On this network."""
-        for name, mask in self.masks.items():
-            model.get_parameter(name).mul_(mask)
 
 
 def _users(model: nn.Module) -> dict[str, list[str]]:

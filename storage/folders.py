@@ -14,7 +14,8 @@ from .reading import regular
 
 CONFIG_NAME = "config.yaml"
 BEGUN_NAME = "apply.json"
-FIRST = {BEGUN_NAME, "plan.json", "dense.safetensors", "dense.safetensors.sha256"}  # before the config: nothing is lost
+KEPT = {f"{name}.safetensors{end}" for name in ("dense", "early") for end in ("", ".sha256")}
+FIRST = {BEGUN_NAME, "plan.json", *KEPT}  # before the config: nothing is lost
 FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from ..storage.cache import digest
 from ..storage.files import read_tensors, write_tensors
+from .step import Step
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Checkpoint:
 
 def network_of(model: nn.Module) -> str:
     """What tells a network from another: names, shapes and values of its tensors."""
-    state = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    state = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}  # not copied
     return hashlib.sha256(f"{list(state)} {digest(state.values())}".encode()).hexdigest()[:32]
 
 
@@ -88,48 +90,75 @@ class Trained:
 
     Attributes:
         model: its parameters and buffers.
-        optimizer: SGD over its parameters that are trained.
+        step: whose optimizer and scaler have states, too.
         device: of the network; its random state counts too.
         generators: of the caller's loader, if it has its own.
+        average: of the weights, if there is one.
     """
 
     model: nn.Module
-    optimizer: torch.optim.SGD
+    step: Step
     device: torch.device
     generators: tuple[torch.Generator, ...] = ()
+    average: AveragedModel | None = None
 
     def tensors(self, *, finished: bool) -> dict[str, Tensor]:
-        """By name; without momentum where nothing is left to be trained."""
-        found = {f"model.{name}": tensor.detach().clone() for name, tensor in self._state()}
+        """By name; without the optimizer's where nothing is left to be trained."""
+        found = {f"model.{name}": tensor for name, tensor in state_of(self.model).items()}
+        if self.average is not None:
+            found |= {f"average.{name}": tensor for name, tensor in state_of(self.average).items()}
         found["random.torch"] = torch.get_rng_state()
         if self.device.type == "cuda":
             found["random.cuda"] = torch.cuda.get_rng_state(self.device)
         found |= {f"random.loader.{i}": generator.get_state() for i, generator in enumerate(self.generators)}
         if not finished:
             for name, parameter in self.model.named_parameters():
-                momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
-                if momentum is not None:
-                    found[f"momentum.{name}"] = momentum.detach().clone()
+                for key, value in self.step.optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor):
+                        found[f"optimizer.{key}.{name}"] = value.detach().clone()
         return found
 
+    @property
+    def scale(self) -> dict[str, Any]:
+        """The state of the loss's scaler, for JSON; empty where there is none."""
+        return {} if self.step.scaler is None else self.step.scaler.state_dict()
+
     @torch.no_grad()
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], scale: Mapping[str, Any]) -> None:
         """In place."""
-        for name, tensor in self._state():
-            tensor.copy_(tensors[f"model.{name}"])
-        for name, parameter in self.model.named_parameters():
-            if f"momentum.{name}" in tensors:
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
-                    tensors[f"momentum.{name}"]
-                )
+        load_state(self.model, under("model", tensors))
+        if self.average is not None:
+            load_state(self.average, under("average", tensors))
+        parameters = dict(self.model.named_parameters())
+        for path, tensor in under("optimizer", tensors).items():
+            key, _, name = path.partition(".")
+            here = tensor if key == "step" else torch.empty_like(parameters[name]).copy_(tensor)
+            self.step.optimizer.state[parameters[name]][key] = here
+        if self.step.scaler is not None:
+            self.step.scaler.load_state_dict(dict(scale))
         torch.set_rng_state(tensors["random.torch"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
         for i, generator in enumerate(self.generators):
             generator.set_state(tensors[f"random.loader.{i}"])
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, t) for name, t in self.model.state_dict().items() if isinstance(t, Tensor))
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of its parameters and buffers, by name."""
+    return {name: t.detach().clone() for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set parameters and buffers, in place, to what `state_of` gave."""
+    state = model.state_dict()
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
+
+
+def under(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a part, without it."""
+    return {name.partition(".")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{part}.")}
 
 
 def generators_of(batches: object) -> tuple[torch.Generator, ...]:

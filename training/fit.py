@@ -1,27 +1,46 @@
-"""Train a network: SGD with Nesterov momentum, weight decay and a cosine schedule."""
+"""Train a network: an optimizer, its learning rate over the steps, an average of the weights, the best epoch."""
 
 from __future__ import annotations
 
 import collections
 import json
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from ..configs.schema import FitConfig
+from ..configs.training import FitConfig
 from ..storage.files import not_finite
-from .checkpoint import Checkpoint, Trained, generators_of, network_of, random_states, restore_random_states
-from .inputs import mapped
+from .checkpoint import (
+    Checkpoint,
+    Trained,
+    generators_of,
+    load_state,
+    network_of,
+    random_states,
+    restore_random_states,
+    state_of,
+    under,
+)
+from .distillation import Teacher
+from .inputs import count
 from .objective import Objective, identity
+from .step import Step, evaluating, rate
 from .tasks import DEFAULT
 
 OnStep = Callable[[int, int, float], None]
 OnEpoch = Callable[[int, int], None]
+Row = dict[str, Any]
+"""An epoch: its number from 1, mean loss, last learning rate, images seen, the score of `evaluate` or none, seconds."""
+
+EARLY = "early"  # what `Fitted.early` is called in a checkpoint
 
 
 class DivergedError(RuntimeError):
@@ -36,6 +55,21 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What a training was.
+
+    Attributes:
+        epochs: a row an epoch.
+        kept: the epoch whose weights the network has, from 1; 0 where there was none.
+        early: the weights after the epoch that the config keeps, by name.
+    """
+
+    epochs: tuple[Row, ...] = ()
+    kept: int = 0
+    early: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 def fit(
     model: nn.Module,
     batches: Batches | Callable[[], Batches],
@@ -47,7 +81,12 @@ def fit(
     on_epoch: OnEpoch | None = None,
     checkpoint: Checkpoint | None = None,
     at_rest: Collection[str] = (),
-) -> None:
+    teacher: Teacher | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    ready: Callable[[], bool] | None = None,
+    keep_best: bool = False,
+    on_rows: Callable[[Sequence[Row]], None] | None = None,
+) -> Fitted:
     """Train in place with the objective's loss, and leave the network in eval mode.
 
     With a checkpoint, what was trained is on disk after every epoch, and is gone on with: the network that an
@@ -59,8 +98,7 @@ def fit(
         batches: walked anew every epoch, or called every epoch for what is walked. What is random there is drawn from
             torch's, numpy's or Python's own state, from a DataLoader's generator, or follows from `set_epoch(number)`,
             which is called before an epoch where there is one.
-        config: epochs, learning rate (falls as a cosine to 0 over all steps), momentum, weight decay. Its batch size
-            is for who makes the batches.
+        config: epochs, optimizer and all else. Its batch size is for who makes the batches.
         seed: of everything random on the way (dropout, a loader that shuffles with torch's own state); torch's
             random state outside is left as it was.
         objective: whose loss is lowered; none is cross-entropy.
@@ -69,10 +107,16 @@ def fit(
         checkpoint: where the training is kept; the file stays when it is finished, for the caller to remove. A lower
             learning rate may go on from it.
         at_rest: names of modules that stay in eval mode besides those that `modules_at_rest` finds.
+        teacher: whose outputs are learnt from, too.
+        evaluate: called after every epoch with the network in eval mode, holding the average of the weights where
+            there is one; it may change the weights (put zeros back). Higher is better.
+        ready: whether the epoch that was evaluated may be chosen; none says yes.
+        keep_best: whether the network ends as after the epoch that was evaluated best, the later of two; else the last.
+        on_rows: called with the rows of all epochs so far, after each and when a training is gone on with.
 
     Raises:
         ValueError: no batches, or nothing to train; outputs and targets that the objective cannot make a loss of; a
-            checkpoint that was changed, or is of another training.
+            setting that does not go with objective or device; a checkpoint that was changed, or is of another training.
         TypeError: batches without a length (a generator is empty after one epoch).
         DivergedError: the loss or a weight is not finite; the checkpoint is of the last good epoch.
         OSError: the checkpoint cannot be written.
@@ -80,46 +124,51 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameter to train: set requires_grad on some")
-    optimizer = torch.optim.SGD(
-        parameters,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+    step = Step(model, parameters, config, objective, teacher)
     device = parameters[0].device
     still = {*at_rest, *modules_at_rest(model)}
     finite = {name for name, tensor in model.state_dict().items() if not_finite({name: tensor}) is None}
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
-            trained = Trained(model, optimizer, device, generators_of(batches))
+            trained = Trained(model, step, device, generators_of(batches), _average(model, config))
             kept = _Kept.begin(checkpoint, trained, config, seed, objective)
             if kept.epoch:
                 _skip(batches, kept.epoch)
-            step = kept.step
+                if on_rows is not None:
+                    on_rows(kept.rows)
             model.train()
             for name, module in model.named_modules():
                 if name in still:
                     module.training = False
             for number in range(kept.epoch, config.epochs):
+                began, done, losses, images = time.perf_counter(), kept.step, 0.0, 0
                 epoch = _epoch(batches, number)
-                total = config.epochs * _length(epoch)
+                length = _length(epoch)
+                total = config.epochs * length
                 if on_epoch is not None:
-                    on_epoch(step, total)
+                    on_epoch(done, total)
                 for batch in epoch:
-                    for group in optimizer.param_groups:
-                        group["lr"] = cosine(step, total, config.learning_rate)
-                    step += 1
-                    loss = _step(model, optimizer, batch, device, objective)
+                    now = rate(done, total, config, length)
+                    done += 1
+                    loss = step(batch, now)
                     if not math.isfinite(loss):
-                        raise DivergedError(f"loss is {loss} at step {step} of {total}: {kept.remedy(config)}")
+                        raise DivergedError(f"loss is {loss} at step {done} of {total}: {kept.remedy(config)}")
+                    losses += loss
+                    images += count(objective.split(batch)[0])
                     if on_step is not None:
-                        on_step(step, total, loss)
+                        on_step(done, total, loss)
+                    if trained.average is not None:
+                        trained.average.update_parameters(model)
                 bad = not_finite({name: tensor for name, tensor in model.state_dict().items() if name in finite})
                 if bad is not None:
                     raise DivergedError(f"{bad} is not finite after epoch {number + 1}: {kept.remedy(config)}")
-                kept = kept.after(number + 1, step, config)
+                row = {"epoch": number + 1, "loss": losses / length, "learning_rate": now, "images": images}
+                choose = keep_best and (ready is None or ready())
+                kept = kept.after(done, row, began, config, evaluate, choose=choose)
+                if on_rows is not None:
+                    on_rows(kept.rows)
+            return kept.finish(keep_best=keep_best)
     finally:
         model.eval()
 
@@ -146,17 +195,26 @@ class _Kept:
     checkpoint: Checkpoint | None
     trained: Trained
     of: Mapping[str, str]
-    epoch: int = 0
     step: int = 0
+    rows: tuple[Row, ...] = ()
+    best: int = 0  # epoch, 0 for none yet
+    weights: Mapping[str, Tensor] = field(default_factory=dict)  # of the best epoch
+    early: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.rows)
 
     @classmethod
     def begin(
         cls, checkpoint: Checkpoint | None, trained: Trained, config: FitConfig, seed: int, objective: Objective
     ) -> _Kept:
         """At the start, or where the checkpoint is."""
+        early = state_of(trained.model) if config.keep_epoch == 0 else {}
         if checkpoint is None:
-            return cls(None, trained, {})
-        settings = config.model_dump(mode="json", exclude={"learning_rate"})
+            return cls(None, trained, {}, early=early)
+        settings = config.model_dump(mode="json", include=set(FitConfig.model_fields) - {"learning_rate"})
         of = {
             "network": network_of(trained.model),
             "objective": identity(objective),
@@ -165,23 +223,97 @@ class _Kept:
         }
         found = checkpoint.read(of)
         if found is None:
-            return cls(checkpoint, trained, of)
+            return cls(checkpoint, trained, of, early=early)
         tensors, state = found
-        trained.restore(tensors)
+        trained.restore(tensors, state["scale"])
         restore_random_states(state["random"])
-        return cls(checkpoint, trained, of, state["epoch"], state["step"])
+        weights, early = under("best", tensors), under(EARLY, tensors)
+        return cls(checkpoint, trained, of, state["step"], tuple(state["rows"]), state["best"], weights, early)
 
-    def after(self, epoch: int, step: int, config: FitConfig) -> _Kept:
-        """Of one epoch more."""
-        if self.checkpoint is not None:
-            state = {"epoch": epoch, "step": step, "random": random_states()}
-            self.checkpoint.write(self.of, self.trained.tensors(finished=epoch == config.epochs), state)
-        return replace(self, epoch=epoch, step=step)
+    def after(
+        self,
+        step: int,
+        row: Row,
+        began: float,
+        config: FitConfig,
+        evaluate: Callable[[nn.Module], float] | None,
+        *,
+        choose: bool,
+    ) -> _Kept:
+        """Of one epoch more; the row says which, and is given score and seconds. It may be the best, if `choose`."""
+        model, epoch = self.trained.model, row["epoch"]
+        found, score = self, None
+        if evaluate is not None:
+            with _candidate(self.trained):
+                score = evaluate(model)
+                if choose and (not self.best or score >= self.rows[self.best - 1]["score"]):
+                    found = replace(found, best=epoch, weights=state_of(model))
+        if config.keep_epoch == epoch:
+            found = replace(found, early=state_of(model))
+        row = {**row, "score": score, "seconds": round(time.perf_counter() - began, 3)}
+        found = replace(found, step=step, rows=(*self.rows, row))
+        found._write(finished=epoch == config.epochs)
+        return found
+
+    def finish(self, *, keep_best: bool) -> Fitted:
+        """Give the network the weights that are kept."""
+        if keep_best and self.best:
+            load_state(self.trained.model, self.weights)
+        elif self.trained.average is not None and self.epoch:
+            load_state(self.trained.model, _averaged(self.trained.average))
+        return Fitted(self.rows, self.best if keep_best and self.best else self.epoch, self.early)
 
     def remedy(self, config: FitConfig) -> str:
         """Where a training diverges."""
         kept = "" if self.checkpoint is None or not self.epoch else f"; {self.checkpoint.path} holds epoch {self.epoch}"
         return f"lower the learning rate (it is {config.learning_rate}){kept}"
+
+    def _write(self, *, finished: bool) -> None:
+        if self.checkpoint is None:
+            return
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "rows": self.rows,
+            "best": self.best,
+            "random": random_states(),
+            "scale": self.trained.scale,
+        }
+        tensors = self.trained.tensors(finished=finished)
+        for part, weights in (("best", self.weights), (EARLY, self.early)):
+            tensors |= {f"{part}.{name}": tensor for name, tensor in weights.items()}
+        self.checkpoint.write(self.of, tensors, state)
+
+
+@contextmanager
+def _candidate(trained: Trained) -> Iterator[None]:
+    """The network as it would be kept, in eval mode; afterwards it is trained on as it was."""
+    with evaluating(trained.model):
+        if trained.average is None:
+            yield
+            return
+        live = state_of(trained.model)
+        load_state(trained.model, _averaged(trained.average))
+        try:
+            yield
+        finally:
+            load_state(trained.model, live)
+
+
+def _averaged(average: AveragedModel) -> dict[str, Tensor]:
+    """Of integers (counters, indices) there is no average."""
+    return {name: tensor for name, tensor in state_of(average.module).items() if tensor.is_floating_point()}
+
+
+def _average(model: nn.Module, config: FitConfig) -> AveragedModel | None:
+    """Of parameters and buffers: the statistics of norms belong to the weights they were taken with."""
+    if not config.ema:
+        return None
+    try:
+        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+        return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"ema = {config.ema:g}: the network cannot be copied ({error}); set it to 0") from error
 
 
 def _epoch(batches: Batches | Callable[[], Batches], number: int) -> Batches:
@@ -198,27 +330,6 @@ def _skip(batches: Batches | Callable[[], Batches], epochs: int) -> None:
     elif not hasattr(batches, "set_epoch") and not isinstance(batches, Sequence | DataLoader):
         for _ in range(epochs):
             collections.deque(batches, maxlen=0)
-
-
-def cosine(step: int, total: int, start: float) -> float:
-    """The learning rate of a step counted from 0: `start` at first, 0 at `total`."""
-    return start * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Any, device: torch.device, objective: Objective
-) -> float:
-    try:
-        inputs, targets = mapped(lambda tensor: tensor.to(device), objective.split(batch))
-    except ValueError as error:
-        raise ValueError(f"a training batch {error}") from error
-    loss: Tensor = objective.training_loss(model, inputs, targets)
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    value = loss.item()
-    if math.isfinite(value):
-        optimizer.step()
-    return value
 
 
 def _length(epoch: Batches) -> int:

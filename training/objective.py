@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..configs.registry import Registry, UnknownNameError, imported
 from ..configs.schema import ObjectiveConfig
@@ -93,6 +94,27 @@ class Objective(ABC):
     def training_loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:
         """The loss that a step of training lowers, of a network in training mode (detectors compute it themselves)."""
         return self.loss(call(model, inputs), targets)
+
+    def imitation(self, outputs: Any, wanted: Any, temperature: float) -> Tensor:
+        """How far outputs are from the dense network's for the same images, a scalar: what distillation lowers.
+
+        Here the mean squared error of the features. The temperature is of class scores.
+        """
+        ours, theirs = self.features(outputs), self.features(wanted)
+        if ours.shape != theirs.shape:
+            raise ValueError(
+                f"the network returns {describe(outputs)} in training, the dense one {describe(wanted)}: one cannot be "
+                "learnt from the other; set finetune.distill.weight=0"
+            )
+        return functional.mse_loss(ours, theirs)
+
+    def smoothed(self, amount: float) -> Objective:
+        """This objective with label smoothing.
+
+        Raises:
+            ValueError: it has none.
+        """
+        raise ValueError(f"label_smoothing = {amount:g} is for cross-entropy, not for {self.name}: set it to 0")
 
     def check(self, outputs: Any, targets: Any) -> None:
         """Whether outputs and targets of the first images go together; nothing is ever broadcast.
@@ -216,3 +238,21 @@ def one_tensor(outputs: Any, key: str | int | None, wanted: str) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise ValueError(f"objective.kwargs.output={key!r}: the network returns {describe(outputs)}")
     return tensor
+
+
+def check_labels(labels: Tensor, classes: int, ignore: int) -> None:
+    """Whether labels, of any shape, are classes that a network tells; `ignore` stands for none.
+
+    Raises:
+        ValueError: one is not.
+    """
+    counted = labels[labels != ignore]
+    if not counted.numel():
+        return
+    least, most = int(counted.min()), int(counted.max())
+    if least < 0 or most >= classes:
+        odd = least if least < 0 else most
+        raise ValueError(
+            f"a label is {odd}, but the network tells {classes} classes (0 … {classes - 1}): "
+            "check num_classes and the data set"
+        )

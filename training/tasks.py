@@ -6,6 +6,7 @@ something, and an agent would be paid for it.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .inputs import describe
-from .objective import OBJECTIVES, Objective, one_tensor
+from .objective import OBJECTIVES, Objective, check_labels, one_tensor
 
 GRID = 32  # positions a dimension, at most, that the distance of dense outputs is taken at
 
@@ -37,6 +38,7 @@ class CrossEntropy(Objective):
     output: str | int | None = None
     name = "cross-entropy"
     measure = "top-1 %"
+    smoothing = 0.0  # of a training's loss alone: no setting of the task
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """The mean over the images that count; 0 where none does."""
@@ -57,10 +59,21 @@ class CrossEntropy(Objective):
         """The scores of all classes."""
         return self._logits(outputs)
 
+    def imitation(self, outputs: Any, wanted: Any, temperature: float) -> Tensor:
+        """T² · KL(dense ‖ ours) of the class probabilities at temperature T (Hinton et al. 2015, section 2)."""
+        ours, theirs = (F.log_softmax(self._logits(found) / temperature, dim=1) for found in (outputs, wanted))
+        return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+    def smoothed(self, amount: float) -> CrossEntropy:
+        """With label smoothing in the loss (Szegedy et al. 2016, section 7)."""
+        found = copy.copy(self)
+        object.__setattr__(found, "smoothing", amount)  # frozen, and no field: plans do not know of it
+        return found
+
     def check_targets(self, outputs: Any, targets: Any) -> None:
         """Whether every label is a class that the network knows."""
         if targets.dim() == 1:
-            _check_labels(targets, self._logits(outputs).shape[1], self.ignore)
+            check_labels(targets, self._logits(outputs).shape[1], self.ignore)
 
     def chance(self, targets: Any) -> float | None:
         """Always the most frequent class."""
@@ -73,8 +86,9 @@ class CrossEntropy(Objective):
         if labels.dim() == 1:
             if reduction == "mean" and bool((labels == self.ignore).all()):
                 reduction = "sum"  # of nothing: 0, where a mean would be NaN
-            return F.cross_entropy(logits, labels, ignore_index=self.ignore, reduction=reduction)
-        return F.cross_entropy(logits, labels.to(logits.dtype), reduction=reduction)
+            options = {"ignore_index": self.ignore, "label_smoothing": self.smoothing}
+            return F.cross_entropy(logits, labels, reduction=reduction, **options)  # type: ignore[arg-type]
+        return F.cross_entropy(logits, labels.to(logits.dtype), reduction=reduction, label_smoothing=self.smoothing)
 
     def _logits(self, outputs: Any) -> Tensor:
         wanted = "scores of two or more classes for each image, (N, classes)"
@@ -161,7 +175,7 @@ class Segmentation(Objective):
 
     def check_targets(self, outputs: Any, targets: Any) -> None:
         """Whether every label is a class that the network knows."""
-        _check_labels(targets, self._logits(outputs).shape[1], self.ignore)
+        check_labels(targets, self._logits(outputs).shape[1], self.ignore)
 
     def chance(self, targets: Any) -> float | None:
         """The most frequent class at every pixel."""
@@ -332,16 +346,3 @@ def _integers(tensor: Tensor) -> bool:
 def _essential(tensor: Tensor) -> list[int]:
     """The sizes behind the first that are not 1."""
     return [size for size in tensor.shape[1:] if size != 1]
-
-
-def _check_labels(labels: Tensor, classes: int, ignore: int) -> None:
-    counted = labels[labels != ignore]
-    if not counted.numel():
-        return
-    least, most = int(counted.min()), int(counted.max())
-    if least < 0 or most >= classes:
-        odd = least if least < 0 else most
-        raise ValueError(
-            f"a label is {odd}, but the network tells {classes} classes (0 … {classes - 1}): "
-            "check num_classes and the data set"
-        )

@@ -93,7 +93,7 @@ def test_one_class_too_many_is_refused(run, tmp_path):
 
 
 def test_a_shrunk_network_that_differs_is_not_saved(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("secateur.commands.apply.TOLERANCE", -1.0)
+    monkeypatch.setattr("secateur.commands.retraining.TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="does not compute what the masked one computes"):
         secateur.apply(run.folder, finetune=0, out=tmp_path / "small")
     assert not (tmp_path / "small" / "weights.safetensors").exists()

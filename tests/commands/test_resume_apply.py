@@ -20,8 +20,8 @@ from secateur.commands import correlate as correlate_module
 from secateur.pruners.saved import save_network
 from secateur.storage.cache import cache_folder
 from secateur.storage.files import read_tensors
-from secateur.training import fit as fit_module
 from secateur.training.checkpoint import Checkpoint
+from secateur.training.step import Step
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["crash", "secateur.commands.apply"])
@@ -125,7 +125,7 @@ def test_killed_in_the_middle_of_pretraining_the_same_command_ends_as_the_uninte
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
     once = len(steps)
     assert once > 0
-    assert not any(name.startswith("momentum.") for name in read_tensors(kept)[0])
+    assert not any(name.startswith("optimizer.momentum_buffer.") for name in read_tensors(kept)[0])
     assert torch.equal(secateur.Session(**session).model.conv1.weight, model.conv1.weight)
     assert len(steps) == once  # trained once
     other = secateur.Session("digits", overrides=[*quick, "network.pretrain.learning_rate=0.01"])
@@ -240,16 +240,16 @@ def test_a_folder_that_was_begun_by_another_command_is_refused(run):
 def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_rate(
     run, session, tmp_path, monkeypatch
 ):
-    folder, step, calls = tmp_path / "small", fit_module._step, []
+    folder, step, calls = tmp_path / "small", Step.__call__, []
 
-    def diverging(model, optimizer, batch, device, objective):
-        calls.append(optimizer.param_groups[0]["lr"])
+    def diverging(self, batch, rate):
+        calls.append(rate)
         spoilt = (batch[0] * (math.nan if len(calls) == per_epoch + 2 else 1.0), batch[1])
-        return step(model, optimizer, spoilt, device, objective)
+        return step(self, spoilt, rate)
 
     per_epoch = len(session.train_loader(50))
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module, "_step", diverging)
+        patch.setattr(Step, "__call__", diverging)
         again = rf"secateur apply --resume {folder} --set finetune\.learning_rate="
         with pytest.raises(
             RuntimeError, match=rf"loss is nan at step \d+ of \d+: .* holds epoch 1; go on with: {again}"
@@ -276,7 +276,8 @@ def test_on_a_full_disk_nothing_is_lost(run, session, whole, tmp_path):
 def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, session, tmp_path, monkeypatch):
     mine = session.beside(overrides=["correlate.plans=3", "correlate.finetune=2", "correlate.finetune_plans=3"])
     compared = {"plans": [run.folder], "session": session, "against": ["uniform", "deep"], "finetune": 2}
-    for command, given, left in (("compare", compared, 3), ("correlate", {"session": mine}, 3)):
+    one, correlated = "1-one_shot-0/finetune.safetensors", {"session": mine}
+    for command, given, kept in (("compare", compared, one), ("correlate", correlated, "1.safetensors")):
         call = getattr(secateur, command)
         whole = call(**given, out=tmp_path / command / "whole")
         folder = tmp_path / command / "stopped"
@@ -286,12 +287,12 @@ def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, 
             interrupted(2, training=2, command=command, **given, out=folder)
         assert said[-1].startswith("stopped")
         assert f"--resume {folder}" in said[-1]
-        assert (folder / "finetune" / "1.safetensors").exists()
+        assert (folder / "finetune" / kept).exists()
         steps, step = [], torch.optim.SGD.step
         with monkeypatch.context() as patch:
             patch.setattr(torch.optim.SGD, "step", lambda self, step=step, steps=steps: (steps.append(1), step(self)))
             done = call(**given, resume=folder)
-        assert len(steps) == left * 2  # of the second plan one epoch, and two of the third
+        assert len(steps) == 3 * 2  # of the second plan one epoch, and two of the third
         rows = [{k: v for k, v in row.items() if k != "seconds"} for row in done.rows]
         assert rows == [{k: v for k, v in row.items() if k != "seconds"} for row in whole.rows]
         assert not (folder / "finetune").exists()

@@ -148,6 +148,23 @@ def test_crops_are_part_of_the_augmentation() -> None:
     assert sum(cropped) > 12  # eight of nine shifts move the image
 
 
+@pytest.mark.parametrize("crop", ["shifted", "resized"])
+def test_random_operations_follow_the_seed_and_are_part_of_the_augmentation(crop: Any) -> None:
+    some, before = images(12, 32), torch.get_rng_state()
+
+    def walked(magnitude: int, seed: int = 0, **options: Any) -> list[tuple[Tensor, Tensor]]:
+        return list(some.loader(6, seed=seed, crop=crop, workers=0, randaugment=magnitude, **options))
+
+    plain, strong = walked(0), walked(20)
+    assert same(strong, walked(20))
+    assert not same(strong, walked(20, seed=1))
+    assert torch.equal(torch.cat([y for _, y in plain]), torch.cat([y for _, y in strong]))
+    changed = torch.cat([x for x, _ in plain]) != torch.cat([z for z, _ in strong])
+    assert int(changed.flatten(1).any(1).sum()) > 6
+    assert same(walked(0, augment=False), walked(20, augment=False))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_flip_mirrors_about_half() -> None:
     image = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).expand(400, -1, -1, -1)
     flipped = random_flip(image, torch.Generator().manual_seed(0))

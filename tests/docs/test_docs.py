@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+import yaml
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,10 +24,12 @@ from secateur.agents import ALLOCATORS
 from secateur.commands.cli import app
 from secateur.configs import load_config
 from secateur.configs.load import _MOVED
+from secateur.configs.training import DistillConfig, FinetuneConfig
 from secateur.pruners import METHODS
 from secateur.pruners.channels.criteria import CRITERIA
 from secateur.testing import check_method, toy_images, toy_networks
 from secateur.training.objective import OBJECTIVES
+from secateur.training.schedules import SCHEDULES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -55,13 +58,20 @@ def run(code: str, name: str, folder: Path, **given: Any) -> ModuleType:
 def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder of its own to write to; what a page registers is forgotten behind it."""
     monkeypatch.chdir(tmp_path)
-    registries: list[Any] = [METHODS, ALLOCATORS, CRITERIA]
+    registries: list[Any] = [METHODS, ALLOCATORS, CRITERIA, SCHEDULES]
     before, modules = [dict(registry._known) for registry in registries], set(sys.modules)
     yield
     for registry, known in zip(registries, before, strict=True):
         registry._known.clear()
         registry._known.update(known)
-    for name in {"method_page", "allocator_page", "criterion_page", "objective_page", "readme"} - modules:
+    for name in {
+        "method_page",
+        "allocator_page",
+        "criterion_page",
+        "objective_page",
+        "training_page",
+        "readme",
+    } - modules:
         sys.modules.pop(name, None)
 
 
@@ -128,6 +138,30 @@ def test_the_tasks_page_names_them_all():
     assert set(re.findall(r"^\| `([a-z-]+)`(?: \(default\))? \| \(N", page, re.MULTILINE)) == set(OBJECTIVES)
     for text in blocks(DOCS / "objectives.md", "yaml")[0].splitlines():
         assert load_config("digits", [text.split(" #")[0].replace(": ", "=", 1).strip()]).objective.name in OBJECTIVES
+
+
+def test_training_after_the_cut(tmp_path: Path):
+    own, loop = blocks(DOCS / "training.md")
+    (text,) = blocks(DOCS / "training.md", "yaml")
+    distill = yaml.safe_load(text)["finetune"]["distill"]
+    assert load_config().finetune.distill.model_dump() == distill  # the defaults
+    tree = {"name": "mine", "budget": {"flops": 0.6}, "finetune": {"epochs": 2, "rounds": 2, "distill": distill}}
+    images = secateur.Images(*(list(loader(32, seed)) for seed in range(3)), train=list(loader(32, 3)))
+    session = secateur.Session(secateur.Config.model_validate(tree), model=Tiny().eval(), images=images)
+    plan = session.plan_of(session.structure.units // 2, allocator="uniform", seed=0, candidates=0)
+    run(own, "training_page", tmp_path)
+    half = secateur.apply(plan, session, schedule="halfway_first", out=tmp_path / "half").model
+    done = run(loop, "training_page", tmp_path, plan=plan, session=session).small
+    sizes = [[tuple(p.shape) for p in model.parameters()] for model in (half, done.model, session.model)]
+    assert sizes[0] == sizes[1] != sizes[2]
+    assert (done.folder / "rounds" / "2" / "network.json").exists()
+
+
+def test_the_training_page_names_every_schedule_and_setting():
+    page = (DOCS / "training.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`(?: \(default\))? \| (?=\S)", page, re.MULTILINE)) >= set(SCHEDULES)
+    settings = {*FinetuneConfig.model_fields, *DistillConfig.model_fields} - {"epochs", "batch_size"}
+    assert {name for name in settings if not re.search(rf"[`.]{name}\b", page) and f"{name}:" not in page} == set()
 
 
 class Tiny(nn.Sequential):

@@ -18,6 +18,7 @@ from secateur.commands.apply import figures_table
 from secateur.commands.compare import compare_table
 from secateur.commands.correlate import PROXIES, TARGETS, correlation_table, correlations
 from secateur.commands.sensitivity import sensitivity_table
+from secateur.commands.trained import trained_table
 from secateur.reports import progress
 from secateur.reports.progress import RichReporter, printable
 from secateur.reports.tables import Figures
@@ -129,6 +130,12 @@ def compared(**more: Any) -> dict[str, Any]:
     }
 
 
+def trained(schedule: str, **more: Any) -> dict[str, Any]:
+    costs = {"images": 250_000, "dense_images": 1_300, "search_images": 66_000, "seconds": 1234.5}
+    row = {"allocator": "simulated_annealing", "schedule": schedule, "trainings": 3, "test_spread": 0.78}
+    return {**row, "test_accuracy": 92.35, **costs, **more}
+
+
 def correlated() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     rows = [{key: float(rng.normal()) for key in (*PROXIES, *TARGETS)} for _ in range(7)]
@@ -148,6 +155,10 @@ TABLES: dict[str, RenderableType] = {
     ),
     "compare": compare_table([compared(), compared(test_gain_over_uniform=None, test_accuracy=None)], "top-1 %"),
     "compare, all columns": compare_table([compared(latency=0.777, finetuned_test_accuracy=91.23)], "top-1 %"),
+    "compare, trained": trained_table(
+        [trained("scratch_b"), trained("one_shot", behind=12.34, behind_standard_error=0.56, test_accuracy=91.23)],
+        "top-1 %",
+    ),
     "correlate": correlation_table(correlated()),
     "sensitivity": sensitivity_table(
         [

@@ -24,6 +24,8 @@ from secateur.data.loaders import TrainLoader
 from secateur.networks import fit
 from secateur.storage.files import read_tensors, write_tensors
 from secateur.training.checkpoint import Checkpoint
+from secateur.training.distillation import Teacher
+from secateur.training.fit import Fitted
 from secateur.training.schedules import Gradual
 
 CONFIG = FitConfig(epochs=4, learning_rate=0.05, weight_decay=1e-2)
@@ -143,17 +145,57 @@ def test_it_ends_as_the_uninterrupted_training_whatever_it_is_fed_by(loader: str
     assert_same(done, whole)
 
 
+OPTIONS = {
+    "adamw": {"optimizer": "adamw", "warmup": 1.5},
+    "average": {"ema": 0.6, "clip": 0.5},
+    "mixed": {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1},
+    "half": {"precision": "bfloat16", "keep_epoch": 1},
+}
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_it_ends_as_the_uninterrupted_training_whatever_it_keeps(option: str, keep_best: bool, tmp_path: Path) -> None:
+    config, path = CONFIG.model_copy(update=OPTIONS[option]), tmp_path / "fit.safetensors"
+    images = torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+
+    def train(stop: int) -> tuple[nn.Module, Fitted]:
+        model, teacher = network(), Teacher(network())
+        with torch.no_grad():
+            teacher.model[-1].bias.add_(1.0)
+
+        def evaluate(current: nn.Module) -> float:
+            with torch.no_grad():
+                return float((current(images).argmax(1) == 0).float().mean()) + float(images[0, 0, 0, 0])
+
+        keep = None if stop == 0 else Checkpoint(path)
+        options = {"teacher": teacher, "evaluate": evaluate, "keep_best": keep_best, "on_step": stop_at(stop)}
+        return model, fit(model, listed(), config, seed=0, checkpoint=keep, **options)
+
+    whole, done = train(0)
+    for step in (2, 5, 10):
+        with pytest.raises(Stopped):
+            train(step)
+    again, resumed = train(99)
+    assert_same(again, whole)
+    assert resumed.kept == done.kept
+    assert resumed.early.keys() == done.early.keys()
+    assert all(torch.equal(tensor, done.early[name]) for name, tensor in resumed.early.items())
+    assert [{**row, "seconds": 0} for row in resumed.epochs] == [{**row, "seconds": 0} for row in done.epochs]
+    assert_same(train(1)[0], whole)  # nothing is left
+
+
 def test_momentum_counts_and_is_not_kept_when_nothing_is_left_to_train(tmp_path: Path) -> None:
     path = tmp_path / "fit.safetensors"
     begin(path)
     tensors, about = read_tensors(path)
     assert json.loads(about["state"])["epoch"] == 2
-    assert {name for name in tensors if name.startswith("momentum.")} == {
-        f"momentum.{name}" for name, _ in network().named_parameters()
+    assert {name for name in tensors if name.startswith("optimizer.momentum_buffer.")} == {
+        f"optimizer.momentum_buffer.{name}" for name, _ in network().named_parameters()
     }
-    assert all(bool(tensor.any()) for name, tensor in tensors.items() if name.startswith("momentum."))
+    assert all(bool(tensor.any()) for name, tensor in tensors.items() if name.startswith("optimizer.momentum_buffer."))
     fit(network(), listed(), CONFIG, seed=0, checkpoint=Checkpoint(path))
-    assert not any(name.startswith("momentum.") for name in read_tensors(path)[0])
+    assert not any(name.startswith("optimizer.momentum_buffer.") for name in read_tensors(path)[0])
     Checkpoint(path).remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -199,6 +241,7 @@ def test_a_gradual_schedule_goes_on_with_what_it_held(tmp_path: Path) -> None:
         ({"config": CONFIG.model_copy(update={"epochs": 5})}, "training"),
         ({"config": CONFIG.model_copy(update={"momentum": 0.5})}, "training"),
         ({"config": CONFIG.model_copy(update={"batch_size": 7})}, "training"),
+        ({"config": CONFIG.model_copy(update={"ema": 0.5})}, "training"),
         ({"seed": 1}, "seed"),
         ({"plan": "b"}, "plan"),
         ({"plan": None}, "plan"),

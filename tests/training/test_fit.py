@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from secateur.configs.schema import FitConfig
 from secateur.networks import fit
-from secateur.training.fit import cosine
+from secateur.training.step import cosine
 from secateur.training.tasks import CrossEntropy
 
 Pairs = list[tuple[Tensor, Tensor]]

@@ -1,0 +1,75 @@
+"""The dense architecture with other weights than it was pruned with: earlier ones, or random ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..networks import build_network, find_weights, load_weights
+from ..networks.copying import copied
+from ..training.checkpoint import load_state
+from ..training.schedules import SCHEDULES
+from .resolve import weight_folders
+from .session import Session
+
+
+def initial(session: Session) -> nn.Module:
+    """The dense architecture with earlier weights: a file's, or those that pretraining kept.
+
+    Raises:
+        ValueError, FileNotFoundError: there are none, or they do not fit.
+    """
+    config, model = session.config, copied(session.model)
+    if config.finetune.initial is not None:
+        load_weights(model, find_weights(config.finetune.initial, weight_folders(config)))
+    elif session.loaded.early:
+        load_state(model, session.loaded.early)
+    else:
+        raise ValueError(
+            "schedule = 'rewind' goes back to earlier weights, and there are none: give finetune.initial (a file), or "
+            "network.pretrain.keep_epoch where the network is trained here"
+        )
+    return model
+
+
+def fresh(session: Session, seed: int) -> nn.Module:
+    """The dense architecture with random weights, others than it was trained from with this seed.
+
+    Raises:
+        ValueError: nobody knows how a parameter of the caller's own network is drawn.
+    """
+    config = session.config
+    seed = (seed + 1) % 2**32
+    device = next(session.model.parameters()).device
+    if config.network is not None:  # code that it names has made the dense network already
+        bare = config.network.model_copy(update={"weights": None})
+        return build_network(bare, weight_folders(config), seed=seed, trust_code=True).to(device)
+    model = copied(session.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for name, module in model.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            elif own := next(module.named_parameters(recurse=False), None):
+                raise ValueError(
+                    f"a training from scratch needs random weights: {name or type(model).__name__} has a parameter "
+                    f"{own[0]!r} and no reset_parameters() that draws it"
+                )
+    return model
+
+
+def check(session: Session, schedule: str, epochs: int) -> None:
+    """Whether a schedule has what it needs, before anything that takes long.
+
+    Raises:
+        ValueError, FileNotFoundError: it has not, or there is none of that name.
+    """
+    _ = SCHEDULES[schedule]
+    session.check_finetune(epochs)
+    if not epochs and schedule != "one_shot":
+        raise ValueError(f"schedule = {schedule!r} trains while it cuts, or after: give finetune epochs")
+    if schedule == "rewind":
+        initial(session)
+    elif schedule in ("scratch_e", "scratch_b"):
+        fresh(session, session.config.seed)
