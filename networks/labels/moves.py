@@ -154,6 +154,10 @@ def _note_folds(follower: Follower, called: Call) -> None:
         parts = [label for label in map(follower.of, called.out) if label is not None]
         if len(parts) == len(called.out) and len({part.shape for part in parts}) == 1:
             fold(follower, parts, int(called.argument(2, "dim", 0)))
+    elif called.name in ("channel_shuffle", "native_channel_shuffle"):
+        labels = follower.of(called.args[0])
+        if labels is not None:
+            fold(follower, labels.chunk(int(called.argument(1, "groups")), 1), 1)
     elif called.name in ("reshape", "view", "unflatten") and isinstance(called.out, Tensor):
         labels = follower.of(called.out)
         for first, last in _divided(called.args[0], called.out) if labels is not None else ():

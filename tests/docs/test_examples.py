@@ -14,6 +14,7 @@ QUICK = {  # epochs and episodes, and the least score of the dense network
     "regression": (4, 2, 60.0),
     "detection": (4, 2, 5.0),
     "train_fn": (2, 2, 60.0),
+    "vit": (10, 2, 60.0),
 }
 
 
