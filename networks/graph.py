@@ -162,6 +162,7 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
         _count(root)
         with without_fast_attention(), torch.no_grad():
             graph = _Tracer(root, image).trace(root)
+        graph._tracer_cls = None  # that a copy in another process would make anew
     except Exception as error:  # fx raises whatever the user's forward raises on a proxy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UntraceableError(f"{_UNTRACEABLE} ({reason})") from error
