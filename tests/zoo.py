@@ -117,6 +117,15 @@ def small_cases() -> list[tuple[str, str]]:
     return [case for case in cases() if case[0] not in ("resnet20", "digits")]
 
 
+FEW = ("vgg", "residual", "bottleneck", "densenet", "unet", "grouped", "inverted", "shared", "squeeze", "conv1d")
+FEW += ("conv3d", "c2f", "norms", "transformer", "recurrent")
+
+
+def few_cases() -> list[tuple[str, str]]:
+    """A network of every kind, for what does not depend on how exactly channels are coupled."""
+    return [case for case in cases() if case[0] in FEW]
+
+
 def make(name: str, seed: int = 0) -> nn.Module:
     """The network in eval mode, with statistics and affine parameters that are nowhere 0 or 1."""
     with torch.random.fork_rng():

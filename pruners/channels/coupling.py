@@ -27,7 +27,7 @@ from .dependency import UNTRACED, leave_whole, trace_groups
 from .shrink import first_units, mask, shrink
 from .slices import SOURCE, ChannelLayer, ChannelStructure, Selection, Slice
 
-ONE = "its channels depend on one another (a mean or a norm over them): all go, or none"
+ONE = "its channels depend on one another (a mean, norm or shuffle over them): all go, or none"
 
 
 @undisturbed()

@@ -20,7 +20,7 @@ from secateur.storage.cache import Store
 
 CASES = [("digits", "inner", kind, share) for kind, share in (("flops", 0.2), ("flops", 0.9), ("params", 0.3))] + [
     (name, cut, "flops", None)
-    for name, cut in dict(zoo.small_cases()).items()  # with the trunk, if there is one
+    for name, cut in dict(zoo.few_cases()).items()  # with the trunk, if there is one
 ]
 CASES += [(name, cut, "latency", None) for name, cut in zoo.TIMED]
 

@@ -327,7 +327,7 @@ def test_statistics_of_another_network(shape: tuple[int, ...]) -> None:
         LayerSparsityEnv(budget, zoo.Target(budget.structure, budget.least), np.zeros(shape, np.float32))
 
 
-@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+@pytest.mark.parametrize(("name", "cut"), zoo.few_cases())
 def test_layer_statistics_of_every_network(name: str, cut: str) -> None:
     structure = zoo.structure(name, cut)
     layers = structure.layers

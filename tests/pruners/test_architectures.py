@@ -90,15 +90,16 @@ ARCHITECTURES = {
     "torchvision:mobilenet_v3_small": Architecture(
         1 + 10 + 9 + 1 + 1 + 1, trunks(4), size=64, images=256, seed=1
     ),  # of seeds 0 and 3 half of the network leaves noise, with any repair
-    # stem, one inside each branch, last convolution; left whole is what is shuffled: both ends of 13 and of 3 units
-    "torchvision:shufflenet_v2_x1_0": Architecture(1 + 16 + 1, {"output": 1, "could not be traced": 13 + 3 * 2 + 2}),
+    # stem, one inside each branch, last convolution; what is shuffled four and eight times is one unit, left whole, and
+    # 29 in the last stage
+    "torchvision:shufflenet_v2_x1_0": Architecture(1 + 16 + 1 + 1, {"output": 1, "depend on one another": 2}),
     "torchvision:mnasnet1_0": Architecture(1 + 16 + 2 + 1, trunks(5)),
     # as MobileNetV2, one expansion less, and a squeeze in each block
     "torchvision:efficientnet_b0": Architecture(1 + 15 + 16 + 2 + 1, trunks(5), images=256),
     # stem, and two in each of 1 + 2 + 7 + 12 blocks
     "torchvision:regnet_x_400mf": Architecture(1 + 22 * 2, trunks(4)),
-    # the hidden linear layers of 3 + 3 + 9 + 3 blocks; every trunk runs through a layer norm
-    "torchvision:convnext_tiny": Architecture(18, {"output": 1, "a LayerNorm": 4}, images=64, dear=("features.7",)),
+    # the hidden linear layers of 3 + 3 + 9 + 3 blocks
+    "torchvision:convnext_tiny": Architecture(18, trunks(4), images=64, dear=("features.7",)),
     "timm:mobilenetv1_100": Architecture(1 + 13),
     "timm:efficientnet_lite0": Architecture(1 + 15 + 2 + 1, trunks(5)),
     "cifar_resnet20": Architecture(9, trunks(3)),

@@ -151,7 +151,7 @@ def test_a_wide_layer_drops_what_has_gone_and_ends_as_if_it_had_not(outputs: int
     assert blocks.weight.shape == (1, 3, min(outputs, 363))
 
 
-@pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
+@pytest.mark.parametrize(("name", "cut"), zoo.few_cases())
 def test_the_fewer_units_the_larger_the_error(name: str, cut: str) -> None:
     seen = context(name, cut)
     for layer in seen.structure.layers:

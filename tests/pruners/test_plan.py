@@ -41,7 +41,7 @@ def make(structure: Structure, kept: list[int] | None = None, **changes: Any) ->
     return RatioPlan.make(structure, chosen, **arguments)
 
 
-@pytest.mark.parametrize(("name", "cut"), zoo.cases())
+@pytest.mark.parametrize(("name", "cut"), zoo.few_cases())
 def test_a_plan_is_read_back_as_it_was_written(name: str, cut: str, tmp_path: Path) -> None:
     structure = zoo.structure(name, cut)
     kept = zoo.kept_of(zoo.draw(structure, 0))
@@ -245,7 +245,7 @@ def test_other_coupling_names_where() -> None:
         changed.check(structure)
 
 
-@pytest.mark.parametrize(("name", "cut"), zoo.small_cases())
+@pytest.mark.parametrize(("name", "cut"), zoo.few_cases())
 def test_a_plan_fits_its_own_network_only(name: str, cut: str) -> None:
     plan = make(zoo.structure(name, cut))
     plan.check(find_layers(zoo.make(name, seed=9), zoo.ZOO[name].shape, cut=cut))
@@ -264,7 +264,7 @@ def fifth(structure: Structure) -> list[int]:
     return [structure.snap(i, 0.2 * layer.units) for i, layer in enumerate(structure.layers)]
 
 
-@pytest.mark.parametrize("name", zoo.ZOO)
+@pytest.mark.parametrize("name", zoo.FEW)
 def test_a_weight_plan_is_read_back_and_gives_the_same_masks(name: str, tmp_path: Path) -> None:
     model = zoo.make(name)
     structure = find_weights(model, zoo.ZOO[name].shape)
