@@ -15,7 +15,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
 from ..training.inputs import Inputs, call
-from .graph import UntraceableError, arguments, attribute, trace
+from .graph import UntraceableError, arguments, attribute, settled, trace
 from .inference import alike, channels_last
 from .norms import fold, following_norms
 
@@ -63,7 +63,7 @@ class Fused:
                 parts[name] = attribute(model, node)
             elif node.op == "call_module" and name not in parts:
                 parts[name] = self._part(model, name)
-        return fx.GraphModule(parts, graph)
+        return fx.GraphModule(parts, settled(graph, model))
 
     def _part(self, model: nn.Module, name: str) -> nn.Module:
         module: Any = model.get_submodule(name)

@@ -310,6 +310,17 @@ def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
     return attribute(model, node)
 
 
+def settled(graph: fx.Graph, model: nn.Module) -> fx.Graph:
+    """The graph with the numbers that this network's modules have; itself, where it has none of theirs."""
+    if not any(node.meta.get(_COUNTS) for node in graph.nodes):
+        return graph
+    found = fx.Graph()
+    found.output(found.graph_copy(graph, {}))
+    for node in found.nodes:
+        node.args, node.kwargs = tree_map(partial(_counted, model), (node.args, node.kwargs))
+    return found
+
+
 def _counted(model: nn.Module, value: Any) -> Any:
     if not isinstance(value, _Count):
         return value
