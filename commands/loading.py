@@ -18,7 +18,7 @@ from ..data import Splits, as_batches, check_pixels, load_splits
 from ..networks import build_network, load_weights
 from ..networks.attention import open_attention
 from ..networks.batches import Batches, LazyBatches, targets_of
-from ..networks.checks import check_forward, check_weights
+from ..networks.checks import check_forward, check_weights, unwrapped
 from ..networks.copying import copied
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, read_tensors, recorded_sha256
@@ -123,6 +123,7 @@ def load(
         calibration, search, test, train, source = _config_batches(config, device)
     trained, early = False, dict[str, Tensor]()
     if model is not None:
+        model = unwrapped(model)
         check_weights(model)
         model = copied(model)  # the caller's own stays as it is, whatever is done to this one
     else:

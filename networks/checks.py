@@ -19,12 +19,37 @@ _REMEDIES = {  # what a module has beside a weight that is computed of it → th
 }
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network itself, where it is wrapped: by torch.compile, or for several devices."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def check_weights(model: nn.Module) -> None:
-    """Weights must be parameters of their own: cutting what a hook or a parametrization computes would not last.
+    """Weights must be tensors of single precision, and parameters of their own.
+
+    Cutting what a hook or a parametrization computes would not last.
 
     Raises:
-        ValueError: one is computed of other tensors; the message names the call that makes it a plain one.
+        ValueError: it is scripted, quantised, without values or of another precision, or a weight is computed of
+            other tensors; the message names the call that helps.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError("the network is scripted or traced: pass the module that it was made from")
+        if "quantized" in type(module).__module__.split("."):
+            raise ValueError(f"{name} is quantised ({type(module).__name__}): prune first, then quantise")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(f"{name} is on the meta device and has no values: load weights first")
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is {kind}: call network.float() first, and .to(torch.{kind}) on what comes out")
     for name, module in model.named_modules():
         if not isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm)):
             continue

@@ -15,7 +15,7 @@ from ..configs.registry import admit
 from ..configs.schema import NetworkConfig, ObjectiveConfig
 from ..networks import build_network, check_tensors, load_tensors
 from ..networks.attention import open_attention
-from ..networks.checks import check_weights
+from ..networks.checks import check_weights, unwrapped
 from ..networks.copying import copied
 from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
@@ -113,6 +113,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
         model = build_network(network, trust_code=trust_code)
+    model = unwrapped(model)
     check_weights(model)
     try:
         small = open_attention(copied(model).cpu())
