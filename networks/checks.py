@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from ..training.inputs import Inputs, call, leaves, mapped, shape_of, told
 from .inference import FAILURES
-from .norms import CONVOLUTIONS
+from .norms import LAYERS
 
 _REMEDIES = {  # what a module has beside a weight that is computed of it → the call that makes it a plain tensor
     "{}_mask": "torch.nn.utils.prune.remove(module, {!r})",
@@ -51,7 +51,7 @@ def check_weights(model: nn.Module) -> None:
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ValueError(f"{name} is {kind}: call network.float() first, and .to(torch.{kind}) on what comes out")
     for name, module in model.named_modules():
-        if not isinstance(module, (*CONVOLUTIONS, nn.Linear, nn.modules.batchnorm._BatchNorm)):
+        if not isinstance(module, (*LAYERS, nn.modules.batchnorm._BatchNorm)):
             continue
         for tensor in ("weight", "bias"):
             if parametrize.is_parametrized(module, tensor):
