@@ -25,23 +25,23 @@ _ANY_STRIDES: dict[str, Callable[..., Any]] = {"view": Tensor.reshape, "view_as"
     *("erf", "erfc", "sign", "floor", "ceil", "round", "trunc", "nan_to_num", "isnan", "isfinite", "ipow"),
     *ADDITIONS,
     *("mul", "multiply", "rmul", "imul", "div", "divide", "true_divide", "rdiv", "rtruediv", "truediv", "itruediv"),
-    *(
-        "idiv",
-        "floordiv",
-        "rfloordiv",
-        "floor_divide",
-        "remainder",
-        "fmod",
-        "mod",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-    ),
+    *("idiv", "floordiv", "rfloordiv", "floor_divide", "remainder", "fmod", "mod", "maximum", "minimum", "fmax"),
     *("where", "addcmul", "addcdiv", "lerp", "masked_fill", "dropout", "dropout1d", "dropout2d", "dropout3d"),
     *("alpha_dropout", "feature_alpha_dropout", "float", "half", "double", "bfloat16", "to", "type", "type_as"),
-    *("clone", "contiguous", "detach", "requires_grad", "copy", "gt", "lt", "ge", "le", "eq", "ne", "and", "or"),
-    *("logical_and", "logical_or", "logical_not", "invert", "xor", "cpu", "cuda", "fill_diagonal", "atan", "asin"),
+    *("fmin", "clone", "contiguous", "detach", "requires_grad", "copy", "gt", "lt", "ge", "le", "eq", "ne", "and"),
+    *(
+        "or",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "invert",
+        "xor",
+        "cpu",
+        "cuda",
+        "fill_diagonal",
+        "atan",
+        "asin",
+    ),
 )
 def elementwise(follower: Follower, called: Call) -> None:
     """Element by element: operands that meet are of one channel."""
@@ -115,7 +115,7 @@ def reduction(follower: Follower, called: Call) -> None:
         return
     position = {"norm": 2, "normalize": 2, "vector_norm": 2, "topk": 2}.get(called.name, 1)
     default = {"normalize": 1, "topk": -1, "sort": -1}.get(called.name)
-    dims = _dims(called.argument(position, "dim", default), labels.dim())
+    dims = _dims(called.argument(position, "dim", called.kwargs.get("axis", default)), labels.dim())
     kept = follower.mixed(labels, dims)
     for out in called.outputs:
         if out.shape == labels.shape:
@@ -160,14 +160,18 @@ def _note_folds(follower: Follower, called: Call) -> None:
             fold(follower, labels.chunk(int(called.argument(1, "groups")), 1), 1)
     elif called.name in ("reshape", "view", "unflatten") and isinstance(called.out, Tensor):
         labels = follower.of(called.out)
-        for first, last in _divided(called.args[0], called.out) if labels is not None else ():
-            assert labels is not None
-            flat = at_first(labels, *range(first, last + 1))
-            for dim in range(flat.dim() - 1):
-                tables = flat.flatten(0, dim).reshape(-1, flat.shape[dim], flat[(0,) * (dim + 1)].numel())
-                for table in tables:
-                    if len(table) > 1 and len(table.unique()) > 1:
-                        follower.trace.folds.append(Fold(table, follower.module[0]))
+        if labels is not None:
+            for first, last in _divided(called.args[0], called.out):
+                _note_rows(follower, at_first(labels, *range(first, last + 1)))
+
+
+def _note_rows(follower: Follower, labels: Tensor) -> None:
+    """One dimension laid out as several: each of them counts rows, all behind it columns."""
+    for dim in range(labels.dim() - 1):
+        columns = labels[(0,) * (dim + 1)].numel()
+        for table in labels.reshape(-1, labels.shape[dim], columns):
+            if len(table) > 1 and len(distinct(table)) > 1:
+                follower.trace.folds.append(Fold(table, follower.module[0]))
 
 
 def _divided(source: Tensor, out: Tensor) -> list[tuple[int, int]]:
@@ -204,7 +208,7 @@ def _labels(follower: Follower, tree: Any) -> Any:
 
     def swapped(value: Any) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value
+            return value.cpu() if isinstance(value, Tensor) else value  # labels are there, wherever the network is
         labels = follower.of(value)
         return torch.zeros((), dtype=torch.float64).expand(value.shape) if labels is None else labels
 
