@@ -90,7 +90,10 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         layers = any(isinstance(inner, LAYERS) for inner in m.modules() if inner is not m)
-        return isinstance(m, ChannelPad) or (not layers and super().is_leaf_module(m, module_qualified_name))
+        known = isinstance(m, nn.Linear) or super().is_leaf_module(
+            m, module_qualified_name
+        )  # timm has a Linear of its own
+        return isinstance(m, ChannelPad) or (not layers and known)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

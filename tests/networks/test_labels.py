@@ -126,3 +126,16 @@ def test_a_trace_takes_the_way_that_images_of_this_form_take() -> None:
 def test_a_trace_that_holds_for_one_number_of_images_alone_is_none() -> None:
     with pytest.raises(UntraceableError, match="how many images"):
         trace(Counting().eval(), torch.randn(1, 6, 4, 4))
+
+
+class OwnLinear(nn.Linear):
+    """As timm's: a forward of its own, which says the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def test_a_linear_layer_of_ones_own_is_one_node() -> None:
+    model = nn.Sequential(nn.Flatten(), OwnLinear(96, 5), nn.ReLU(), OwnLinear(5, 4)).eval()
+    graph = trace(model, torch.randn(1, 6, 4, 4))
+    assert [str(node.target) for node in graph.nodes if node.op == "call_module"] == ["0", "1", "2", "3"]
