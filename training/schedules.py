@@ -123,7 +123,7 @@ class Retraining(Protocol):
         on_epoch: OnEpoch | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> None:
-        """Train in place: the so-manieth training; learning from the dense network unless `taught` is off.
+        """Train in place, the training of this `number`; learning from the dense network unless `taught` is off.
 
         With `ready`, epochs are chosen among those after which it says yes.
         """

@@ -22,7 +22,7 @@ from ..channel_norms import normalised_dim
 from ..channel_pad import ChannelPad
 from ..inference import FAILURES
 from ..norms import LAYERS
-from .tensors import distinct, thinned, varies
+from .tensors import distinct, laid_along, thinned, varies
 
 Pairs = list[tuple[Tensor, Tensor]]
 MOST = 2**22  # elements of a parameter that is not a layer's weight and is labelled one by one
@@ -151,14 +151,10 @@ class Follower(TorchFunctionMode):
 
     def follow(self, called: Call) -> None:
         """Label what a call returned."""
-        known = RULES.get(called.name)
         try:
-            if known is not None:
-                known(self, called)
-                return
-        except FAILURES:
-            pass
-        self.lose(called)
+            RULES.get(called.name, Follower.lose)(self, called)
+        except FAILURES:  # given in a way that the rule does not know
+            self.lose(called)
 
     def lose(self, called: Call) -> None:
         """What nobody knows how to follow: its channels stay."""
@@ -284,7 +280,7 @@ class Follower(TorchFunctionMode):
         for own in map(self.of, norm.parameters(recurse=False)):
             if own is not None:
                 channels = self.unite(channels, own)
-        self.put(out, channels.reshape([-1 if d == dim % x.dim() else 1 for d in range(x.dim())]).expand(out.shape))
+        self.put(out, laid_along(channels, dim % x.dim(), x.dim()).expand(out.shape))
 
     # -- what is found out about them
 
