@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
 
 from ..configs.schema import DataConfig
 from .sources import FileSource, Indices
@@ -85,7 +84,7 @@ def _list(side: Path, classes: list[str]) -> list[tuple[Path, int]]:
     listed = [(path, label) for name, label in numbers.items() for path in _images(side / name)]
     empty = set(numbers.values()) - {label for _, label in listed}
     if empty:
-        raise ValueError(f"{side / classes[min(empty)]} holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise ValueError(f"{side / classes[min(empty)]} holds no images ({', '.join(_image_endings())})")
     return listed
 
 
@@ -101,4 +100,11 @@ def _images(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = [name for name in folders if _is_content(name)]
         found += [(place, name) for name in names if not name.startswith(".")]
-    return [Path(place, name) for place, name in sorted(found) if has_file_allowed_extension(name, IMG_EXTENSIONS)]
+    endings = _image_endings()
+    return [Path(place, name) for place, name in sorted(found) if name.lower().endswith(endings)]
+
+
+def _image_endings() -> tuple[str, ...]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # a second and a half to import: not before it is needed
+
+    return tuple(IMG_EXTENSIONS)

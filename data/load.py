@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from ..configs.schema import DataConfig
 from .folders import LAYOUT, open_folder
@@ -76,6 +75,8 @@ def _cifar(root: Path, config: DataConfig) -> DataSet:
     """CIFAR as torchvision keeps it, downloaded where it is not there yet."""
     if root.exists() and not root.is_dir():
         raise ValueError(f"data.root={root} is not a folder: set data.root=DIR")
+    from torchvision import datasets  # a second and a half to import: not before it is needed
+
     kind = datasets.CIFAR10 if config.name == "cifar10" else datasets.CIFAR100
     try:
         train, test = (kind(root, train=side, download=True) for side in (True, False))

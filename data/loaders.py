@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from ..training.inputs import Inputs, count, describe, leaves, mapped, shape_of, told
 from ..training.objective import Objective
@@ -138,6 +137,8 @@ def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def random_operations(pixels: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:
     """Each image of (N, C, H, W) uint8 after two operations drawn for it, as strong as that: RandAugment (Cubuk et al.
     2020)."""
+    from torchvision.transforms import v2  # a second and a half to import: not before it is needed
+
     operations = v2.RandAugment(num_ops=2, magnitude=magnitude)
     seed = int(torch.randint(2**31, (1,), generator=generator))
     with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own state

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import functional as tvf
 
 from ..configs.schema import LARGE
 from ..storage.reading import regular
@@ -64,7 +65,7 @@ class ArraySource:
         pixels = self._pixels[torch.from_numpy(indices)]
         if pixels.shape[1] == self._channels:
             return pixels
-        return pixels.expand(-1, 3, -1, -1) if self._channels == 3 else _tensor(tvf.rgb_to_grayscale(pixels))
+        return pixels.expand(-1, 3, -1, -1) if self._channels == 3 else _tensor(_functional().rgb_to_grayscale(pixels))
 
 
 class FileSource:
@@ -110,7 +111,7 @@ class FileSource:
             with Image.open(regular(path)) as image:
                 if image.mode.startswith(("I", "F")):
                     raise ValueError(f"it has {image.mode} pixels: convert it to 8 bits a channel")
-                return _tensor(tvf.pil_to_tensor(image.convert(self._mode)))
+                return _tensor(_functional().pil_to_tensor(image.convert(self._mode)))
         except FileNotFoundError:
             raise
         except Exception as error:  # decoders fail on a damaged file in any way there is
@@ -127,6 +128,11 @@ class FileSource:
             )
 
 
+def _functional() -> ModuleType:
+    """A second and a half to import: not before it is needed."""
+    return importlib.import_module("torchvision.transforms.functional")
+
+
 def _framed(pixels: Tensor, image_size: int | None, resize: int | None) -> Tensor:
     """The shorter side resized to `resize`, and the centre cropped to a square of `image_size`; (…, H, W) uint8.
 
@@ -138,7 +144,8 @@ def _framed(pixels: Tensor, image_size: int | None, resize: int | None) -> Tenso
     if resize is None:
         margin = image_size * 8 // 7
         resize = margin if image_size >= LARGE and min(pixels.shape[-2:]) >= margin else image_size
-    return _tensor(tvf.center_crop(tvf.resize(pixels, [resize], antialias=True), [image_size]))
+    resized = _functional().resize(pixels, [resize], antialias=True)
+    return _tensor(_functional().center_crop(resized, [image_size]))
 
 
 def _tensor(value: Any) -> Tensor:

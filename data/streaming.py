@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
 from .loaders import Loader, normalise, random_crop, random_flip, random_operations
 from .sources import Indices, Source
@@ -83,6 +82,8 @@ class _Decoded(Dataset[Tensor]):
 
     def __init__(self, source: Source, indices: Indices, resized: tuple[int, int] | None) -> None:
         self._source, self._indices = source, indices
+        from torchvision.transforms import v2  # a second and a half to import: not before it is needed
+
         self._crop = None if resized is None else v2.RandomResizedCrop(resized, antialias=True)
 
     def __len__(self) -> int:

@@ -8,11 +8,11 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
-from torchvision import models
 
 from ..configs import did_you_mean
 from ..configs.registry import imported
@@ -78,7 +78,7 @@ def _construct(config: NetworkConfig, trust_code: bool) -> nn.Module:
         known = ("torchvision", "timm")
         return _call(name, imported("network.name", name, trust_code=trust_code, known=known), config)
     hint = did_you_mean(name, registered)
-    if name in models.list_models(module=models):
+    if name in _torchvision_names():
         hint = f" – did you mean torchvision:{name}?"
     raise ValueError(
         f"no network {name!r}: known are {', '.join(registered)}, torchvision:NAME, timm:NAME and "
@@ -87,10 +87,23 @@ def _construct(config: NetworkConfig, trust_code: bool) -> nn.Module:
 
 
 def _torchvision(name: str, config: NetworkConfig) -> nn.Module:
-    known = models.list_models(module=models)
+    known = _torchvision_names()
     if name not in known:
         raise ValueError(f"torchvision has no classification network {name!r}{did_you_mean(name, known)}")
-    return _made(functools.partial(models.get_model, name, weights=None), config, _TORCHVISION_DEFAULTS.get(name, {}))
+    return _made(
+        functools.partial(_torchvision_models().get_model, name, weights=None),
+        config,
+        _TORCHVISION_DEFAULTS.get(name, {}),
+    )
+
+
+def _torchvision_models() -> ModuleType:
+    return importlib.import_module("torchvision.models")  # a second and a half, and most need it not
+
+
+def _torchvision_names() -> list[str]:
+    models = _torchvision_models()
+    return list(models.list_models(module=models))  # of classification
 
 
 def _timm(name: str, config: NetworkConfig) -> nn.Module:

@@ -9,8 +9,7 @@ from functools import cache, partial
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.optimize import nnls
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression, nnls
 from torch import Tensor
 
 from ..configs.schema import LARGE
@@ -172,7 +171,7 @@ class LossModel:
         Dantzig 1957).
         """
         return [
-            -factor * isotonic_regression(np.diff(curve) / costs, sample_weight=costs) if len(costs) else costs
+            -factor * isotonic_regression(np.diff(curve) / costs, weights=costs).x if len(costs) else costs
             for factor, curve, costs in zip(self.factors, self.curves, step_costs(budget), strict=True)
         ]
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import v2
 
 from ..configs.training import FitConfig
 from .distillation import Teacher
@@ -94,6 +93,8 @@ class Step:
                 f"mixup and cutmix: a label is {int(labels.min())}, and none can be left out; set both to 0"
             )
         if self._mix is None:
+            from torchvision.transforms import v2  # a second and a half to import, and only mixing needs it
+
             with evaluating(self._model), torch.no_grad():
                 classes = self._objective.features(call(self._model, taken(images, slice(2)))).shape[1]
             made = [v2.MixUp(alpha=self._config.mixup, num_classes=classes)] if self._config.mixup else []

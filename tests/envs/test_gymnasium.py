@@ -44,6 +44,13 @@ def test_importing_the_package_makes_the_name_known_and_imports_no_torch(order: 
     assert found.stdout == "secateur:make_env False\n", found.stderr
 
 
+def test_a_command_waits_for_no_library_that_it_may_not_need() -> None:
+    """Every command, every worker process: torchvision takes a second and a half to import, scikit-learn one."""
+    script = "import sys, secateur.commands.session, secateur.envs.workers.processes; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torchvision", "sklearn", "matplotlib", "stable_baselines3"} & set(found)
+
+
 def test_made_by_its_name_it_is_the_sessions_own(session: secateur.Session) -> None:
     env = gymnasium.make(NAME, session=session)
     assert isinstance(env.unwrapped, LayerSparsityEnv)

@@ -77,7 +77,6 @@ ARCHITECTURES = {
     # … and here it has one, so that the stem is a layer of its own
     "torchvision:resnet50": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer3", "layer4")),
     "torchvision:resnext50_32x4d": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer4",)),
-    "torchvision:wide_resnet50_2": Architecture(1 + 16 * 2, trunks(4), images=64, dear=("layer3", "layer4")),
     # nothing is ever added: the stem, two convolutions in each of 6 + 12 + 24 + 16, three transitions
     "torchvision:densenet121": Architecture(
         1 + 58 * 2 + 3, images=64, dear=("features.denseblock3", "features.denseblock4")

@@ -7,8 +7,6 @@ import warnings
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path_gram
 
 from ...context import Context
 from ..slices import ChannelLayer
@@ -44,6 +42,9 @@ def lasso(context: Context, layer: ChannelLayer) -> Order:
 
 def _path_order(gram: NDArray[np.float64], cross: NDArray[np.float64]) -> Order:
     """The units by when they leave the path for good; see `lasso`."""
+    from sklearn.exceptions import ConvergenceWarning  # a second to import, and only this criterion needs it
+    from sklearn.linear_model import lars_path_gram
+
     scale = max(float(gram.diagonal().mean()), np.finfo(np.float64).tiny)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # what others say together: it is left out of the path
