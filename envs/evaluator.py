@@ -82,7 +82,7 @@ class CandidateEvaluator:
         self._evaluate_seconds = 0.0
         self._fused = Fused(compressor.dense, taken(self.search[0][0], slice(1)))
         name = f"outputs-{digest(tensor for batch in search for tensor in leaves(batch).values())}"
-        dense = compressor.context.store.get(name, lambda: self._looked_at(compressor.dense, search))
+        dense = compressor.context.store.get(name, lambda: self._looked_at(self._fused(compressor.dense), self.search))
         device = next(iter(leaves(search[0][0]).values())).device
         self._features = dense["features"].to(device)
         self._spread = float(self._features.var(dim=0).sum())

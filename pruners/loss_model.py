@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression, nnls
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configs.schema import LARGE
-from ..networks.inference import Batches, first_images, logits
-from ..training.inputs import InputShape, Integers
+from ..networks.fused import Fused
+from ..networks.inference import first_images, in_channels_last, logits
+from ..training.inputs import InputShape, Integers, taken
 from .budget import Budget
 from .context import Context
 from .repair.gram import repair_from_moments
@@ -53,13 +54,22 @@ def layer_sensitivity(context: Context) -> Floats:
     """
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
     images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
+    images = in_channels_last(images)
+
+    @cache
+    def fused() -> Fused:
+        return Fused(context.model, taken(images[0][0], slice(1)))
+
+    def answers(model: nn.Module) -> Tensor:
+        return logits(fused()(model), images, context.objective.features)
 
     @cache
     def dense() -> Tensor:
-        return logits(context.model, images, context.objective.features)
+        return answers(context.model)
 
     def measured(index: int, curve: Floats) -> dict[str, Tensor]:
-        return {"factor": torch.tensor(_measure(context, index, curve, images, dense()), dtype=torch.float64)}
+        distance, lost = _cut_alone(context, index, curve, answers, dense())
+        return {"factor": torch.tensor(distance / max(lost, LOST), dtype=torch.float64)}
 
     layers = zip(context.structure.layers, context.method.curves(context), strict=True)
     found = [
@@ -78,8 +88,10 @@ def _large(shape: InputShape) -> bool:
     return any(map(_large, shape.values() if isinstance(shape, Mapping) else shape))
 
 
-def _measure(context: Context, index: int, curve: Floats, images: Batches, dense: Tensor) -> float:
-    """The distance that one layer's cut brings, over what its consumers lose."""
+def _cut_alone(
+    context: Context, index: int, curve: Floats, answers: Callable[[nn.Module], Tensor], dense: Tensor
+) -> tuple[float, float]:
+    """The distance that one layer's cut brings, and what its consumers lose by it."""
     layer = context.structure.layers[index]
     telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
     choice = int(telling[-1]) if len(telling) else 0
@@ -88,9 +100,8 @@ def _measure(context: Context, index: int, curve: Floats, images: Batches, dense
     compressed = context.method.apply(context, kept)
     repair_from_moments(compressed, context.model, context.moments)
     spread = float(dense.var(dim=0).sum())
-    outputs = logits(compressed.model, images, context.objective.features)
-    distance = float((outputs - dense).square().sum(dim=1).mean()) / spread
-    return distance / max(float(curve[choice]), LOST)
+    distance = float((answers(compressed.model) - dense).square().sum(dim=1).mean()) / spread
+    return distance, float(curve[choice])
 
 
 @dataclass(frozen=True)
