@@ -53,13 +53,14 @@ def trained(config: secateur.Config, seed: int, run: Path) -> Path:
     return run
 
 
-def compared(plans: Sequence[Path], config: secateur.Config, out: Path, **options: Any) -> list[dict[str, Any]]:
-    """The rows of a comparison: finished already, gone on with, or begun; `options` as of `secateur.compare`."""
+def compared(plans: Sequence[Path], given: secateur.Config | Session, out: Path, **options: Any) -> dict[str, Any]:
+    """What a comparison found: finished already, gone on with, or begun; `options` as of `secateur.compare`."""
     if not (out / COMPARE_NAME).is_file():
         where = {"resume": out} if _begun(out) else {"out": out}
-        secateur.compare(plans, Session(config, reporter=RichReporter()), **where, **options)
-    rows: list[dict[str, Any]] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))["rows"]
-    return rows
+        session = given if isinstance(given, Session) else Session(given, reporter=RichReporter())
+        secateur.compare(plans, session, **where, **options)
+    found: dict[str, Any] = json.loads((out / COMPARE_NAME).read_text(encoding="utf-8"))
+    return found
 
 
 def _begun(folder: Path) -> bool:

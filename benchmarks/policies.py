@@ -73,7 +73,7 @@ def line(
     ]
     asked += [modelled(run, settings, folder / f"model-{seed}") for seed, run in enumerate(own)]
     searched = [trained(settings, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)]
-    rows = compared([*asked, *searched], settings, folder / "compare", against=RULES)
+    rows = compared([*asked, *searched], settings, folder / "compare", against=RULES)["rows"]
     learned, rules = rows[: 4 * args.seeds], {row["allocator"]: row for row in rows[4 * args.seeds :]}
     groups = [[rules[name]] for name in RULES] + [learned[i * args.seeds : (i + 1) * args.seeds] for i in range(4)]
     tests = [mean([row["test_accuracy"] for row in group], 2) for group in groups]

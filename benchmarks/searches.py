@@ -49,7 +49,7 @@ def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[st
     options = (f"budget.flops={budget}", f"agent.episodes={args.candidates}", "threads=1", *args.overrides)
     config = cifar_config(depth, args.data, *options)
     folder = args.out / f"resnet{depth}-{budget:g}"
-    return compared(
+    found = compared(
         [trained(config, seed, folder / f"ddpg-{seed}") for seed in range(args.seeds)],
         config,
         folder / "compare",
@@ -57,6 +57,8 @@ def compare(args: argparse.Namespace, depth: int, budget: float) -> list[dict[st
         candidates=args.candidates,
         seeds=range(args.seeds),
     )
+    rows: list[dict[str, Any]] = found["rows"]
+    return rows
 
 
 def summarize(rows: list[dict[str, Any]]) -> list[list[str]]:

@@ -45,7 +45,7 @@ class Begun:
                 **dict.fromkeys(("layers", "repair", "gradual", "seed", "finetune"), True),
                 "data": {"augment", "crop", "flip", "randaugment"},
             },
-            exclude={"finetune": {"epochs", "learning_rate", "schedule", "initial"}},
+            exclude={"finetune": {"epochs", "learning_rate", "schedule", "initial", "channels_last"}},
         )
         kept = [plan.method, plan.criterion, plan.budget.kind, plan.budget.fraction, plan.kept.tolist()]
         calibration = digest(tensor for batch in session.calibration for tensor in leaves(batch).values())
@@ -56,6 +56,8 @@ class Begun:
             "config": json.dumps(settings),
             "calibration images": calibration,
         }
+        if session.config.data is not None and session.config.data.train is not None:
+            of["number of training images"] = str(session.config.data.train)
         if schedule == "rewind":
             of["initial weights"] = network_of(initial(session))
         if train_fn is not None:

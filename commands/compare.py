@@ -80,7 +80,8 @@ def compare(
         candidates: a search allocator may have evaluated; none takes the config's, else as many as the plans' own
             searches.
         seeds: of the allocators that draw; the others get one row. Added to the config's they are seeds of trainings,
-            too: of a search's plan its own, of any other all of them.
+            too: of a search's plan its own (of a given one, if plans of its other seeds are given, too), of any other
+            all of them.
         finetune: epochs that every plan is trained for, alike: the same images in the same order.
         schedules: every plan is trained by each.
         out: an empty or new folder; none takes `compare` beside the first plan, else `runs/NAME-compare`.
@@ -148,7 +149,7 @@ def _compare(
     folder: Path,
 ) -> Comparison:
     finetune, schedules = training
-    drawn: list[Sequence[int]] = [seeds] * len(loaded)  # of a plan's trainings
+    drawn = [_seeds(plan, loaded, seeds) for plan in loaded]  # of a plan's trainings
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
         for allocator in chosen:
@@ -206,6 +207,12 @@ def _show(
     for sentence in (verdict(rows), told.get("trained_verdict")):
         if sentence is not None:
             session.reporter.say(sentence)
+
+
+def _seeds(plan: RatioPlan, plans: Sequence[RatioPlan], seeds: Sequence[int]) -> Sequence[int]:
+    """Of a given plan's trainings: its search's own, where the search was run with several; else all."""
+    found = {other.provenance.seed for other in plans if other.provenance.allocator == plan.provenance.allocator}
+    return (plan.provenance.seed,) if len(found) > 1 else seeds
 
 
 def _check_alike(plans: Sequence[RatioPlan]) -> None:

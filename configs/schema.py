@@ -76,6 +76,9 @@ class DataConfig(Section):
         default=None, description="images that pay the reward; none: 1000, at most a third of the training side"
     )
     test: Count | None = Field(default=None, description="images looked at in the end; none means all of them")
+    train: Count | None = Field(
+        default=None, description="images to train on, those that repair among them; none means all of them"
+    )
     batch_size: Batch | None = Field(
         default=None, description="images a forward pass; does not change any result; none: 100, fewer of large ones"
     )

@@ -31,6 +31,10 @@ class FitConfig(Section):
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="of the forward pass (torch.amp); float16 on a GPU only"
     )
+    channels_last: bool = Field(
+        default=False,
+        description="a pixel's channels lie together in memory: faster, for networks that never `view` feature maps",
+    )
     keep_epoch: Epochs | None = Field(
         default=None, description="pretraining: weights after this epoch are kept for the schedule rewind"
     )

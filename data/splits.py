@@ -42,8 +42,8 @@ class Splits:
         calibration: they repair; from the training side.
         search: they pay the reward; from the training side, or from a folder of their own.
         test: only looked at in the end.
-        train: for fine-tuning (and pretraining): the whole training side but the search images. Calibration images
-            are part of it.
+        train: for fine-tuning (and pretraining): the whole training side but the search images, or as many of them as
+            are asked for. Calibration images are part of it, or it is part of them.
         classes: their names, in the order of the labels.
         source: one line for a report.
     """
@@ -60,8 +60,9 @@ def draw_splits(data: DataSet, config: DataConfig) -> Splits:
     """Draw the images; nothing is decoded yet.
 
     The training side is shuffled once by `split_seed`: search images are its head and calibration images its tail, so
-    that asking for more of one never changes the other. Test images keep their order. Where a small training side
-    leaves less than the usual number, its classes take turns in that order, so that each has its share of all.
+    that asking for more of one never changes the other; training images are the tail, too, where not all are asked
+    for. Test images keep their order. Where a small training side leaves less than the usual number, its classes take
+    turns in that order, so that each has its share of all.
 
     Raises:
         ValueError: more images asked for than there are.
@@ -73,8 +74,7 @@ def draw_splits(data: DataSet, config: DataConfig) -> Splits:
         count = min(SEARCH[0], len(data.search)) if config.search is None else config.search
         _check("data.search", count, len(data.search), "search folder")
         _check("data.calibration", wanted, len(shuffled), "training side")
-        search = rng.permutation(data.search)[:count]
-        train = data.train
+        search, available = rng.permutation(data.search)[:count], shuffled
     else:
         count = _asked(config.search, SEARCH, len(shuffled))
         if count + wanted > len(shuffled):
@@ -84,8 +84,11 @@ def draw_splits(data: DataSet, config: DataConfig) -> Splits:
             )
         if config.search is None and count < SEARCH[0]:
             shuffled = shuffled[_in_turns(data.source.labels[shuffled])]
-        search = shuffled[:count]
-        train = np.sort(shuffled[count:])
+        search, available = shuffled[:count], shuffled[count:]
+    if config.train is not None:
+        _check("data.train", config.train, len(available), "training side")
+        available = available[len(available) - config.train :]
+    train = np.sort(available)
     calibration = shuffled[len(shuffled) - wanted :]
     test = data.test
     if config.test is not None:

@@ -214,7 +214,8 @@ class _Kept:
         early = state_of(trained.model) if config.keep_epoch == 0 else {}
         if checkpoint is None:
             return cls(None, trained, {}, early=early)
-        settings = config.model_dump(mode="json", include=set(FitConfig.model_fields) - {"learning_rate"})
+        may_differ = {"learning_rate", "channels_last"}  # the second changes rounding alone
+        settings = config.model_dump(mode="json", include=set(FitConfig.model_fields) - may_differ)
         of = {
             "network": network_of(trained.model),
             "objective": identity(objective),

@@ -59,6 +59,8 @@ class Step:
             raise ValueError(f"a training batch {error}") from error
         if self._config.mixup or self._config.cutmix:
             inputs, targets = self._mixed(inputs, targets)
+        if self._config.channels_last:
+            inputs = mapped(_channels_last, inputs)
         with torch.autocast(self._device.type, _dtype(self._config), enabled=self._config.precision != "float32"):
             loss = self._loss(inputs, targets)
         self.optimizer.zero_grad()
@@ -151,6 +153,10 @@ def _optimizer(parameters: Sequence[nn.Parameter], config: FitConfig) -> torch.o
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(momentum, 0.999))
     nesterov = config.nesterov and momentum > 0
     return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=momentum, nesterov=nesterov)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
 def _dtype(config: FitConfig) -> torch.dtype:
