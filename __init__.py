@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .commands.plan import Proposal, plan
     from .commands.sensitivity import Sensitivity, sensitivity
     from .commands.session import Session
+    from .commands.sweep import Sweep, sweep
     from .commands.train import Training, train
     from .configs import Config
     from .pruners.plan import RatioPlan
@@ -48,6 +49,7 @@ _HOMES = {
     "RatioPlan": ".pruners.plan",
     "Sensitivity": ".commands.sensitivity",
     "Session": ".commands.session",
+    "Sweep": ".commands.sweep",
     "Training": ".commands.train",
     "apply": ".commands.apply",
     "compare": ".commands.compare",
@@ -57,6 +59,7 @@ _HOMES = {
     "make_env": ".commands.make_env",
     "plan": ".commands.plan",
     "sensitivity": ".commands.sensitivity",
+    "sweep": ".commands.sweep",
     "train": ".commands.train",
 }
 
@@ -73,6 +76,7 @@ __all__ = [
     "RatioPlan",
     "Sensitivity",
     "Session",
+    "Sweep",
     "Training",
     "apply",
     "compare",
@@ -82,6 +86,7 @@ __all__ = [
     "make_env",
     "plan",
     "sensitivity",
+    "sweep",
     "train",
 ]
 

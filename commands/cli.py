@@ -7,13 +7,13 @@ import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ..reports.progress import RichReporter, printable
-from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, names, wrote
+from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, fractions, names, wrote
 from .studies import STUDIES
 
 app = typer.Typer(
@@ -80,6 +80,10 @@ def apply_command(
             help="one_shot, iterative, gradual, rewind, scratch_e, scratch_b. [default: finetune.schedule]",
         ),
     ] = None,
+    train_fn: Annotated[
+        str | None,
+        typer.Option("--train-fn", help="package.module:callable, with --trust-code: your own loop instead of ours."),
+    ] = None,
     out: Out = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the one in this folder.")] = None,
     config: ConfigOption = None,
@@ -93,12 +97,14 @@ def apply_command(
     It learns from the dense network and keeps the epoch that is best on the search images. secateur.load("small") gives
     the network back in Python. What was interrupted goes on: secateur apply --resume small
     """
+    from ..configs.registry import imported
     from .apply import apply
     from .session import Session
 
     reporter = RichReporter()
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
-    done = apply(plan, session, finetune=finetune, schedule=schedule, out=out, resume=resume)
+    own = None if train_fn is None else imported("--train-fn", train_fn, trust_code=trust_code)
+    done = apply(plan, session, finetune=finetune, schedule=schedule, train_fn=own, out=out, resume=resume)
     wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
 
 
@@ -116,6 +122,10 @@ def compare_command(
     schedules: Annotated[
         str, typer.Option("--schedules", help="With --finetune: every plan is trained by each, comma-separated.")
     ] = "one_shot",
+    flops: Annotated[
+        str | None, typer.Option("--flops", help="Compare at several budgets, comma-separated fractions: 0.2,0.3,0.5")
+    ] = None,
+    params: Annotated[str | None, typer.Option("--params", help="The same, of the parameters.")] = None,
     out: Out = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", help="Go on with the interrupted comparison in this folder.")
@@ -130,9 +140,12 @@ def compare_command(
     Example: secateur compare runs/r20/plan.json --against uniform,threshold,lamp,random,hill_climb
 
     Without a plan: secateur compare --config cifar10-resnet20 --set data.root=DIR --against uniform,deep
+
+    Accuracy against cost: secateur compare --config digits --against uniform,knapsack --flops 0.2,0.3,0.5,0.7
     """
     from .compare import compare
     from .session import Session
+    from .sweep import sweep
 
     if not plans and config is None and resume is None:
         raise ValueError("nothing to compare: give a plan, or --config")
@@ -141,17 +154,26 @@ def compare_command(
             "--resume takes config and folder from the comparison itself: leave --config, --set, --out out"
         )
     reporter = RichReporter()
-    done = compare(
-        plans or (),
-        Session(config, overrides=overrides or (), ray_address=ray_address, reporter=reporter, trust_code=trust_code),
-        against=None if against is None else names(against),
-        candidates=candidates,
-        seeds=range(seeds),
-        finetune=finetune,
-        schedules=names(schedules),
-        out=out,
-        resume=resume,
+    session = Session(
+        config, overrides=overrides or (), ray_address=ray_address, reporter=reporter, trust_code=trust_code
     )
+    how: dict[str, Any] = {
+        "against": None if against is None else names(against),
+        "candidates": candidates,
+        "seeds": range(seeds),
+        "finetune": finetune,
+        "schedules": names(schedules),
+        "out": out,
+        "resume": resume,
+    }
+    budgets = {kind: text for kind, text in (("flops", flops), ("params", params)) if text is not None}
+    if len(budgets) > 1:
+        raise ValueError("--flops and --params: a sweep goes over one of the two")
+    for kind, text in budgets.items():
+        swept = sweep(plans or (), session, budgets=fractions(f"--{kind}", text), kind=kind, **how)
+        wrote(reporter, swept.folder, "sweep.json", "sweep.png")
+        return
+    done = compare(plans or (), session, **how)
     wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
 
 

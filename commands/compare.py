@@ -19,10 +19,10 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
-from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
+from ..storage.folders import FINETUNED_NAME, SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
 from .apply import session_for
+from .compared import add_gains, compare_table, verdict
 from .fingerprints import of_comparison
 from .initial import check
 from .rerank import rerank
@@ -98,6 +98,8 @@ def compare(
         get_allocator(name)  # unknown, or not installed: said before the network is looked at
     check_free(out)
     previous = interrupted_run(resume, "compare", COMPARE_NAME) if resume is not None else None
+    if previous is not None and (previous / SWEEP_BEGUN_NAME).exists():
+        raise ValueError(f"--resume {previous}: it is of several budgets, give them again (--flops, in Python sweep)")
     files = [None if isinstance(plan, RatioPlan) else plan_path(plan) for plan in plans]
     beside = next((file.parent for file in files if file is not None), None)
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
@@ -174,7 +176,7 @@ def _compare(
             rows.append({**row, "plan": name})
             parts.append(influence)
             advance(plan.provenance.allocator)
-    _add_gains(rows, parts)
+    add_gains(rows, parts)
     comparison_figure(rows, loaded, folder / "compare.png", session.objective.measure)
     write_json(  # last: with it the comparison is finished
         folder / COMPARE_NAME,
@@ -265,85 +267,3 @@ def _row(session: Session, plan: RatioPlan) -> tuple[dict[str, Any], Tensor | No
         "test_accuracy": None if seen is None else session.objective.total(seen),
     }
     return row, None if seen is None else session.objective.influence(seen), small
-
-
-def _add_gains(rows: list[dict[str, Any]], parts: Sequence[Tensor | None]) -> None:
-    """Paired differences of the measure on the test images, with their standard errors on the same images.
-
-    `test_gain_over_uniform` of every row, and `test_lead` of the first row (a plan's, if there is one) over the others.
-    """
-    uniform = next((i for i, row in enumerate(rows) if row["allocator"] == "uniform"), None)
-    for i, row in enumerate(rows):
-        if uniform is not None and parts[i] is not None:
-            row["test_gain_over_uniform"], row["test_gain_standard_error"] = _difference(rows, parts, i, uniform)
-        if i and parts[i] is not None:
-            row["test_lead"], row["test_lead_standard_error"] = _difference(rows, parts, 0, i)
-
-
-def _difference(
-    rows: Sequence[dict[str, Any]], parts: Sequence[Tensor | None], one: int, other: int
-) -> tuple[float, float]:
-    """The difference of two rows and its standard error, in points: of what each image adds (`Objective.influence`)."""
-    mine, theirs = parts[one], parts[other]
-    assert mine is not None
-    assert theirs is not None
-    gain = (mine - theirs)[(mine - theirs).isfinite()]
-    return rows[one]["test_accuracy"] - rows[other]["test_accuracy"], float(gain.std() / len(gain) ** 0.5)
-
-
-def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
-    """Whether the first row is ahead of the others beyond chance (two standard errors), in a sentence.
-
-    It is ahead of an allocator with several seeds where it is of each; its own other seeds do not count.
-
-    Returns:
-        None where there are no test images, or nothing to compare with.
-    """
-    leads: dict[str, list[float]] = {}  # allocator → of every seed, in standard errors
-    for row in rows[1:]:
-        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]:
-            lead = row["test_lead"] / max(row["test_lead_standard_error"], 1e-12)
-            leads.setdefault(row["allocator"], []).append(lead)
-    if not leads:
-        return None
-    ahead = [name for name, found in leads.items() if min(found) > 2.0]
-    behind = [name for name, found in leads.items() if max(found) < -2.0]
-    level = [name for name in leads if name not in (*ahead, *behind)]
-    parts = {"ahead of": ahead, "level with": level, "behind": behind}
-    told = "; ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names)
-    return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
-
-
-def compare_table(rows: Sequence[dict[str, Any]], measure: str) -> Figures:
-    """One row an allocator and seed, in the order given; `measure` is the objective's."""
-    tuned = any("finetuned_test_accuracy" in row for row in rows)
-    timed = any("latency" in row for row in rows)
-    columns = ["allocator", "seed", "cand.", "FLOPs", "params", *(["latency"] if timed else [])]
-    columns += ["search", "test", "over uniform", *(["tuned"] if tuned else [])]
-    return Figures(
-        "Same cost, same repair, same images",
-        "cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, "
-        f"{measure.removesuffix(' %')} (search, test, tuned) and gains in per cent",
-        columns,
-        [_cells(row, timed=timed, tuned=tuned) for row in rows],
-    )
-
-
-def _cells(row: dict[str, Any], *, timed: bool, tuned: bool) -> list[str]:
-    gain = row.get("test_gain_over_uniform")
-    return [
-        row["allocator"],
-        str(row["seed"]),
-        str(row["candidates"]),
-        f"{100 * row['flops']:.1f}",
-        f"{100 * row['params']:.1f}",
-        *([f"{100 * row['latency']:.1f}"] if timed else []),
-        f"{row['search_accuracy']:.2f}",
-        _percent(row["test_accuracy"]),
-        "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",
-        *([_percent(row.get("finetuned_test_accuracy"))] if tuned else []),
-    ]
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

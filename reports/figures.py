@@ -92,6 +92,36 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPl
     return path
 
 
+def sweep_figure(tree: Mapping[str, Any], path: Path) -> Path:
+    """Accuracy against cost: a line an allocator, a mark a plan, the Pareto front ringed. Takes what `sweep.json`
+    holds."""
+    figure, axes = _figure(6.5, 4.4)
+    kind, colours = tree["kind"], [BLUE, ORANGE, *OTHERS]
+    for number, name in enumerate(dict.fromkeys(row["allocator"] for row in tree["rows"])):
+        rows = [row for row in tree["rows"] if row["allocator"] == name]
+        colour = colours[number % len(colours)]
+        budgets = sorted({row["budget"] for row in rows})
+        means = [[row for row in rows if row["budget"] == budget] for budget in budgets]
+        axes.plot(
+            [100 * np.mean([row[kind] for row in group]) for group in means],
+            [np.mean([row["reached"] for row in group]) for group in means],
+            color=colour,
+            label=name,
+        )
+        axes.plot([100 * row[kind] for row in rows], [row["reached"] for row in rows], ".", color=colour)
+    front = sorted((100 * row[kind], row["reached"]) for row in tree["rows"] if row["front"])
+    axes.plot(*zip(*front, strict=True), "o", fillstyle="none", color="#444444", markersize=9, label="Pareto front")
+    dense = tree["dense"]["accuracy"]
+    axes.axhline(dense, color="black", linewidth=0.8, linestyle=":", label=f"dense, {dense:.1f}")
+    trained = f"after {tree['finetune_epochs']} epochs" if tree["finetune_epochs"] else "repaired"
+    axes.set_xlabel(f"{ {'flops': 'FLOPs', 'params': 'parameters', 'latency': 'latency by the table'}[kind] } kept, %")
+    axes.set_ylabel(f"{tree['measure']} on {tree['dense']['images']} images, {trained}")
+    axes.set_title(tree["config"], fontsize=9)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.legend(fontsize=7)
+    return _save(figure, path)
+
+
 def sensitivity_figure(tree: Mapping[str, Any], path: Path) -> Path:
     """Error against sparsity: a panel a layer, a curve a criterion. Takes what `sensitivity.json` holds."""
     layers, criteria = tree["layers"], tree["criteria"]

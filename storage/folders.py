@@ -14,6 +14,7 @@ from .reading import regular
 
 CONFIG_NAME = "config.yaml"
 BEGUN_NAME = "apply.json"
+SWEEP_BEGUN_NAME = "budgets.json"
 KEPT = {f"{name}.safetensors{end}" for name in ("dense", "early") for end in ("", ".sha256")}
 FIRST = {BEGUN_NAME, "plan.json", *KEPT}  # before the config: nothing is lost
 FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans

@@ -17,7 +17,7 @@ from torch import nn
 
 import secateur
 from secateur.commands.apply import figures_table
-from secateur.commands.compare import compare_table
+from secateur.commands.compared import compare_table
 from secateur.configs import ConfigError, load_config
 from secateur.reports.figures import comparison_figure, plan_figure, quality_figure
 from secateur.reports.progress import RichReporter

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import secateur
-from secateur.commands.compare import verdict
+from secateur.commands.compared import verdict
 from secateur.envs import CandidateEvaluator
 from secateur.pruners.structure import PlanError
 

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from secateur.commands.apply import figures_table
-from secateur.commands.compare import compare_table
+from secateur.commands.compared import compare_table
 from secateur.commands.correlate import PROXIES, TARGETS, correlation_table, correlations
 from secateur.commands.sensitivity import sensitivity_table
 from secateur.commands.trained import trained_table
