@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from .initial import check
 from .rerank import rerank
 from .resolve import Given
 from .session import Session
-from .trained import Trained, after, mean, train_plan, trained_table
+from .trained import Job, Trained, after, mean, trained_table
+from .trainers import Trainers
 from .tuning import remove_checkpoints
 
 COMPARE_NAME = "compare.json"
@@ -162,20 +163,24 @@ def _compare(
     rows: list[dict[str, Any]] = []
     parts: list[Tensor | None] = []
     trained: list[Trained] = []
-    with session.reporter.bar("measure", len(loaded)) as advance:
+    pending: list[Callable[[], list[Trained]]] = []
+    with session.reporter.bar("measure", len(loaded)) as advance, Trainers(session) as train:
         for i, plan in enumerate(loaded):
             row, influence, small = _row(session, plan)
             if finetune:
-                found = train_plan(session, plan, i, small, schedules, finetune, drawn[i], folder)
-                trained += found
-                row["finetuned_test_accuracy"] = mean(
-                    one.row["test_accuracy"] for one in found if one.row["schedule"] == schedules[0]
-                )
+                jobs = [Job(plan, i, name, seed, finetune, folder) for name in schedules for seed in drawn[i]]
+                pending.append(train(jobs, small))
             name = f"plans/{i}-{plan.provenance.allocator.replace(':', '.')}-{plan.provenance.seed}.json"
             plan.save(folder / name)
             rows.append({**row, "plan": name})
             parts.append(influence)
             advance(plan.provenance.allocator)
+        for row, collect in zip(rows, pending, strict=False):  # none without fine-tuning
+            found = collect()
+            trained += found
+            row["finetuned_test_accuracy"] = mean(
+                one.row["test_accuracy"] for one in found if one.row["schedule"] == schedules[0]
+            )
     add_gains(rows, parts)
     comparison_figure(rows, loaded, folder / "compare.png", session.objective.measure)
     write_json(  # last: with it the comparison is finished

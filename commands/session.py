@@ -149,6 +149,11 @@ class Session:
         named, given, trusted = self.config.objective, self._objective, self.trust_code
         return self._once(("objective", repr(named)), lambda: make_objective(named, given, trust_code=trusted))
 
+    @property
+    def on_cluster(self) -> bool:
+        """Whether a Ray cluster's workers evaluate candidates."""
+        return (self._ray_address or self.config.ray_address) is not None
+
     def check_workers(self) -> None:
         """Whether there can be workers, before anything that takes long; raises as `workers.check` does."""
         workers.check(self.config, self._ray_address, self.trust_code)

@@ -39,42 +39,55 @@ class Trained:
     influence: Tensor | None
 
 
-def train_plan(
-    session: Session,
-    plan: RatioPlan,
-    number: int,
-    repaired: nn.Module,
-    schedules: Sequence[str],
-    epochs: int,
-    seeds: Sequence[int],
-    folder: Path,
-) -> list[Trained]:
-    """Train a plan's network by every schedule and seed; what was finished before is read, what was begun goes on.
+@dataclass(frozen=True)
+class Job:
+    """A training that a comparison asks for.
+
+    Attributes:
+        plan: of the network.
+        number: of the plan, in the comparison.
+        schedule: by name.
+        seed: added to the config's: order and augmentation of the images, which are the same for every plan.
+        epochs: of the schedule.
+        home: folder of the comparison.
+    """
+
+    plan: RatioPlan
+    number: int
+    schedule: str
+    seed: int
+    epochs: int
+    home: Path
+
+    @property
+    def folder(self) -> Path:
+        """Its own."""
+        return self.home / FINETUNED_NAME / f"{self.number}-{self.schedule}-{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of it is left to do."""
+        return (self.folder / ROW_NAME).exists()
+
+
+def train(session: Session, job: Job, repaired: nn.Module | None = None) -> Trained:
+    """Train a plan's network; what was finished before is read, what was begun goes on.
 
     Args:
         session: with the images.
-        plan: of the network.
-        number: of the plan, in the comparison.
-        repaired: its network; not changed.
-        schedules: names.
-        epochs: of each.
-        seeds: added to the config's: order and augmentation of the images, which are the same for every plan.
-        folder: of the comparison.
+        job: what is trained.
+        repaired: the plan's network, where it is made already; not changed.
     """
-    found = []
-    for schedule in schedules:
-        for seed in seeds:
-            own = folder / FINETUNED_NAME / f"{number}-{schedule}-{seed}"
-            about = {"plan": json.dumps(plan.kept.tolist()), "epochs": str(epochs)}
-            done = _read(own / ROW_NAME, about)
-            if done is None:
-                done = _train(session, plan, repaired, Begun(epochs, schedule, about), seed, own)
-                tensors = {} if done.influence is None else {"influence": done.influence}
-                write_tensors(own / ROW_NAME, tensors, {**about, "row": json.dumps(done.row)})
-            name = {"allocator": plan.provenance.allocator, "seed": plan.provenance.seed}
-            row = {"plan": number, **name, "schedule": schedule, "training_seed": seed, **done.row}
-            found.append(Trained(row, done.influence))
-    return found
+    plan = job.plan
+    about = {"plan": json.dumps(plan.kept.tolist()), "epochs": str(job.epochs)}
+    done = _read(job.folder / ROW_NAME, about)
+    if done is None:
+        done = _train(session, job, repaired, Begun(job.epochs, job.schedule, about))
+        tensors = {} if done.influence is None else {"influence": done.influence}
+        write_tensors(job.folder / ROW_NAME, tensors, {**about, "row": json.dumps(done.row)})
+    name = {"allocator": plan.provenance.allocator, "seed": plan.provenance.seed}
+    row = {"plan": job.number, **name, "schedule": job.schedule, "training_seed": job.seed, **done.row}
+    return Trained(row, done.influence)
 
 
 def _read(path: Path, about: Mapping[str, str]) -> Trained | None:
@@ -92,8 +105,9 @@ def _read(path: Path, about: Mapping[str, str]) -> Trained | None:
     return Trained(json.loads(told["row"]), tensors.get("influence"))
 
 
-def _train(session: Session, plan: RatioPlan, repaired: nn.Module, begun: Begun, seed: int, folder: Path) -> Trained:
-    task = Task(session, plan, begun, folder, repaired=repaired, seed=(session.config.seed + seed) % 2**32)
+def _train(session: Session, job: Job, repaired: nn.Module | None, begun: Begun) -> Trained:
+    seed = (session.config.seed + job.seed) % 2**32
+    task = Task(session, job.plan, begun, job.folder, repaired=repaired, seed=seed)
     model = task.run().model
     row: dict[str, Any] = {
         "search_accuracy": accuracy(model, session.search, session.objective),
@@ -101,7 +115,7 @@ def _train(session: Session, plan: RatioPlan, repaired: nn.Module, begun: Begun,
         "images": task.log.images(),
         "dense_images": task.log.images(taught=True),
         "seconds": task.log.seconds(),
-        "search_images": plan.provenance.candidates * _images_a_candidate(session),
+        "search_images": job.plan.provenance.candidates * _images_a_candidate(session),
     }
     if session.test is None:
         return Trained(row, None)

@@ -170,8 +170,9 @@ def make_objective(config: ObjectiveConfig, given: Objective | None = None, *, t
         trust_code: whether a `package.module:callable` may be imported and called.
 
     Raises:
-        ValueError: no such objective (the near miss is named), settings it does not take, or code that is not trusted.
-        TypeError: what is given or made is no `Objective`.
+        ValueError: no such objective (the near miss is named), settings it does not take, code that is not trusted, or
+            that makes no `Objective`.
+        TypeError: what is given is no `Objective`.
     """
     if given is not None:
         return _checked(given, "objective=")
@@ -184,7 +185,10 @@ def make_objective(config: ObjectiveConfig, given: Objective | None = None, *, t
         made = maker(**config.kwargs)
     except TypeError as error:
         raise ValueError(f"objective.kwargs={config.kwargs} for {name}: {error}") from error
-    return _checked(made, f"objective.name={name}")
+    try:
+        return _checked(made, f"objective.name={name}")
+    except TypeError as error:  # of what a file names, not of an argument
+        raise ValueError(str(error)) from None
 
 
 def _checked(objective: object, where: str) -> Objective:

@@ -14,7 +14,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import IO, Any, Protocol, cast
+from typing import IO, Any, Protocol
 
 import cloudpickle
 import numpy as np
@@ -169,7 +169,15 @@ class ParallelEvaluator:
         ) from error
 
 
-def send(evaluator: CandidateEvaluator, file: IO[bytes]) -> None:
+class Shared(Protocol):
+    """What workers share: an evaluator, or whatever else works on the dense network."""
+
+    def prepare(self) -> None:
+        """Compute what all of them need."""
+        ...
+
+
+def send(evaluator: Shared, file: IO[bytes]) -> None:
     """Write an evaluator, with all that was computed on the dense network, for workers to `receive`.
 
     Raises:
@@ -183,10 +191,10 @@ def send(evaluator: CandidateEvaluator, file: IO[bytes]) -> None:
     file.flush()
 
 
-def receive(file: str | IO[bytes], **options: Any) -> CandidateEvaluator:
+def receive(file: str | IO[bytes], **options: Any) -> Any:
     """What was sent; options as `torch.load` takes them."""
     _, evaluator = torch.load(file, weights_only=False, **options)
-    return cast(CandidateEvaluator, evaluator)
+    return evaluator
 
 
 def evaluate_timed(evaluator: CandidateEvaluator, kept: Key) -> Outcome:

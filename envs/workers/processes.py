@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
@@ -15,15 +15,18 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import NamedTemporaryFile, gettempdir
+from typing import Any, TypeVar
 
 import torch
 
-from ..evaluator import CandidateEvaluator
-from .parallel import Key, Outcome, evaluate_timed, receive, send
+from .parallel import Key, Outcome, Shared, evaluate_timed, receive, send
+
+T = TypeVar("T")
 
 
 class Processes:
-    """Processes that share the pages of one file: the evaluator, with all that was computed on the dense network.
+    """Processes that share the pages of one file: an evaluator, with all that was computed on the dense network, or
+    whatever else they work with.
 
     *Shared*: every worker maps the file into memory, so the images, weights and Gram matrices are there once. Memory
     shared by name or by file descriptor would do the same, but needs a descriptor a tensor (a thousand of them is a
@@ -53,7 +56,7 @@ class Processes:
 
     died: type[Exception] = BrokenProcessPool
 
-    def __init__(self, evaluator: CandidateEvaluator, threads: int):
+    def __init__(self, evaluator: Shared, threads: int):
         self._threads = threads
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
@@ -101,10 +104,14 @@ class _Process:
 
     def evaluate(self, kept: Key) -> Future[Outcome]:
         """A candidate's evaluation to be, and the seconds it took, by part."""
+        return self.call(evaluate_timed, kept)
+
+    def call(self, function: Callable[..., T], *given: Any) -> Future[T]:
+        """What a function will give there, called with what is shared and this."""
         try:
-            return self._executor.submit(_evaluate, kept)
+            return self._executor.submit(_call, function, given)
         except BrokenProcessPool as error:  # it died while it was idle
-            broken: Future[Outcome] = Future()
+            broken: Future[T] = Future()
             broken.set_exception(error)
             return broken
 
@@ -136,7 +143,7 @@ def _interrupts_held() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-_evaluator: CandidateEvaluator  # a worker's own
+_shared: Any  # a worker's own
 
 
 def _listen(line: Connection, file: str) -> None:
@@ -154,10 +161,10 @@ def _listen(line: Connection, file: str) -> None:
 
 
 def _start(file: str, threads: int) -> None:
-    global _evaluator
+    global _shared
     torch.set_num_threads(threads)
-    _evaluator = receive(file, mmap=True)
+    _shared = receive(file, mmap=True)
 
 
-def _evaluate(kept: Key) -> Outcome:
-    return evaluate_timed(_evaluator, kept)
+def _call(function: Callable[..., T], given: tuple[Any, ...]) -> T:
+    return function(_shared, *given)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 import secateur
+from secateur.commands import cli
 from secateur.configs.registry import UnknownNameError
 from secateur.pruners import METHODS
 
@@ -185,3 +187,33 @@ def test_trust_is_not_given_by_a_registry(own):
         METHODS[f"{own}:Last"]
     with pytest.raises(UnknownNameError):
         METHODS[f"{own}.Last"]
+
+
+LOOP = """
+from pathlib import Path
+
+
+def fit(model, context):
+    with Path("called").open("a") as file:
+        file.write(f"{context.round} {context.epochs} {len(context.train)}\\n")
+"""
+
+
+def test_a_training_loop_is_named_on_the_command_line(run, tmp_path, monkeypatch, capsys):
+    name = f"loop_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(LOOP)
+    monkeypatch.chdir(tmp_path)
+    command = ["secateur", "apply", str(run.folder), "--finetune", "2", "--out", "small", "--train-fn", f"{name}:fit"]
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert f"--train-fn='{name}:fit' names code to import and run" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--trust-code"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert (tmp_path / "called").read_text().split()[:2] == ["1", "2"]
+    begun = json.loads((tmp_path / "small" / "apply.json").read_text())
+    assert begun["of"]["train_fn"] == "fit"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import make
+from small import make, plan_of
 
 import secateur
 from secateur.commands.trained import Trained, order_kept, summarised, trained_table, trained_verdict
 from secateur.data.loaders import TrainLoader
+from secateur.envs.workers.processes import Processes
 from secateur.storage.files import read_tensors, write_tensors
 from secateur.training.checkpoint import Checkpoint
 
@@ -89,6 +90,38 @@ def test_every_plan_is_trained_alike_and_nothing_twice(session, tmp_path, monkey
     assert told(again.trained) == told(whole.trained)
     assert again.rows == whole.rows
     assert len(steps) == (8 - 4) * 2 * 3 - 3  # of the fifth training one epoch is there
+
+
+def test_workers_train_what_one_process_does(session, tmp_path):
+    arguments = {**ARGUMENTS, "against": ["uniform"], "finetune": 1, "schedules": ["one_shot", "scratch_e"]}
+    alone = secateur.compare((), session, **arguments, out=tmp_path / "alone")
+    begun: list[Any] = []
+
+    def watched(self: Processes, *given: Any) -> Any:
+        begun.append(hire(self))
+        return begun[-1]
+
+    hire = Processes.hire
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Processes, "hire", watched)
+        patch.setattr(torch.optim.SGD, "step", None)  # this process trains nothing
+        both = secateur.compare((), session.beside(overrides=["workers=2"]), **arguments, out=tmp_path / "both")
+    assert len(begun) == 2
+    assert told(both.trained) == told(alone.trained)
+    assert both.rows == alone.rows
+
+
+def test_plans_of_several_seeds_are_trained_by_their_own(session, tmp_path):
+    plan = plan_of(session)
+    found = [plan.provenance.model_copy(update={"allocator": "own", "seed": seed}) for seed in (0, 1)]
+    given = [*(plan.model_copy(update={"provenance": of}) for of in found), plan]
+    found = secateur.compare(given, session, against=[], seeds=[0, 1], finetune=1, out=tmp_path / "given")
+    assert [(row["allocator"], row["seed"], row["training_seed"]) for row in found.trained] == [
+        ("own", 0, 0),
+        ("own", 1, 1),
+        ("uniform", 0, 0),
+        ("uniform", 0, 1),
+    ]
 
 
 def test_a_seed_is_an_order_of_the_images_that_all_plans_share(monkeypatch):

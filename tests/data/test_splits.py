@@ -116,3 +116,13 @@ def test_another_number_of_classes() -> None:
         ValueError, match=r"data has 10 classes, network\.num_classes is 11: set network\.num_classes=10"
     ):
         load_splits(digits(), num_classes=11)
+
+
+def test_fewer_training_images_are_the_tail_and_change_nothing_else() -> None:
+    base, fewer, fewest = (load_splits(digits(train=count), num_classes=10) for count in (None, 200, 30))
+    assert [len(splits.train) for splits in (fewer, fewest)] == [200, 30]
+    assert drawn(base)[:3] == drawn(fewer)[:3] == drawn(fewest)[:3]
+    assert chosen(fewest.train) < chosen(fewest.calibration) < chosen(fewer.train) < chosen(base.train)
+    assert np.array_equal(fewer.train.indices, np.sort(fewer.train.indices))
+    with pytest.raises(ValueError, match=r"data\.train=1288: the training side has 1287 images"):
+        load_splits(digits(train=1288), num_classes=10)

@@ -391,6 +391,6 @@ def test_what_is_given_as_an_objective_must_be_one() -> None:
     with pytest.raises(TypeError, match=r"objective= is the class Margin: make one, Margin\(\)"):
         make_objective(ObjectiveConfig(), given)
     with pytest.raises(
-        TypeError, match=r"objective.name=collections:OrderedDict is a OrderedDict; an objective derives from"
+        ValueError, match=r"objective.name=collections:OrderedDict is a OrderedDict; an objective derives from"
     ):
         make_objective(ObjectiveConfig(name="collections:OrderedDict"), trust_code=True)

@@ -289,3 +289,19 @@ def test_outputs_of_another_form_are_not_compared() -> None:
             return model(inputs).sum()
 
     assert not distillable(Inside())
+
+
+def test_channels_last_is_the_same_training_in_another_order() -> None:
+    seen: list[bool] = []
+    images = [(images.expand(-1, 2, -1, -1).contiguous(), labels) for images, labels in pairs()]
+    first, second = (nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    second[0].register_forward_pre_hook(
+        lambda _module, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    for model, last in ((first, False), (second, True)):
+        fit(model, images, FitConfig(epochs=2, learning_rate=0.05, channels_last=last), seed=0)
+    assert seen == [True] * 6
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+        assert second.state_dict()[name].is_contiguous()  # as it is saved
