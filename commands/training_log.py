@@ -21,7 +21,7 @@ class TrainingLog:
         self._events: Events | None = None
 
     def write(self, number: int, rows: Sequence[Row], *, taught: bool) -> None:
-        """All epochs of the so-manieth training so far, and whether it learns from the dense network."""
+        """All epochs so far of the training of this number, and whether it learns from the dense network."""
         earlier = [row for row in self._lines() if row["round"] < number]
         ours = [{"round": number, **row, "taught": taught} for row in rows]
         with replacing(self._path) as temporary:

@@ -29,7 +29,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 def run_and_die(command: str, cache: str, at: int, session: Mapping[str, Any], **arguments: Any) -> None:
-    """Call a command, and kill the process at its so-manieth write: before the disk has it, or just after.
+    """Call a command, and kill the process at its write of number `at`: before the disk has it, or just after.
 
     A line that is being appended is torn. At 0, it lives. `session` holds what makes one.
     """

@@ -37,7 +37,7 @@ def killed(command: str, session: dict, **arguments) -> None:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int, error: BaseException, *, training: int = 1) -> None:
-    """Raise just before the checkpoint of an epoch, from 1, of the so-manieth training is written."""
+    """Raise just before the checkpoint of an epoch, from 1, of the training of this number is written."""
     write, seen = Checkpoint.write, []
 
     def failing(self, of, tensors, state):

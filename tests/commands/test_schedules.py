@@ -46,7 +46,7 @@ def same(ours: Path, theirs: Path) -> None:
 
 
 def stop(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """Ctrl-C in place of the so-manieth write of a checkpoint."""
+    """Ctrl-C in place of a checkpoint's write of number `at`, from 1."""
     write, seen = Checkpoint.write, itertools.count(1)
 
     def failing(self: Checkpoint, *given: Any) -> None:
