@@ -66,6 +66,15 @@ def untimed(path: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
+def timeless(path: Path) -> Any:
+    """A JSON file, without the times that are anywhere in it."""
+
+    def keep(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if key != "seconds"}
+
+    return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=keep)
+
+
 def tensors(path: Path) -> dict[str, bytes]:
     """Of a safetensors file, byte by byte."""
     return {name: tensor.numpy().tobytes() for name, tensor in read_tensors(path)[0].items()}
@@ -79,6 +88,7 @@ TRAINED = {"episodes.jsonl": untimed, "plan.json": Path.read_bytes, "config.yaml
 TRAINED |= {"policy.safetensors": tensors, "dense.safetensors": tensors}
 WEIGHTS = ("weights.safetensors", f"{REPAIRED_NAME}/weights.safetensors")
 APPLIED = {"network.json": Path.read_bytes, "plan.json": Path.read_bytes, **dict.fromkeys(WEIGHTS, tensors)}
+TRAINS = ("--against", "uniform,knapsack", "--finetune", "3", "--seeds", "2", "--schedules", "one_shot,iterative")
 COMPARED = {"candidates.jsonl": untimed, "compare.json": Path.read_bytes, "plans/*.json": Path.read_bytes}
 
 CASES = {
@@ -112,6 +122,13 @@ CASES = {
         APPLIED,
         closed="summary.json",
         before=("train", "digits", *SET),
+    ),
+    "compare, eight trainings, two at a time": Case(
+        ("compare", "--config", "digits", *SET, "--set", "workers=2", *TRAINS),
+        ("compare", *TRAINS),
+        "config.yaml",
+        {"compare.json": timeless, "plans/*.json": Path.read_bytes},
+        closed="compare.json",
     ),
     "train, six epochs of pretraining": Case(
         ("train", "digits", *SET, "--set", "network.pretrain.epochs=6"), ("train",), "episodes.jsonl", TRAINED

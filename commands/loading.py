@@ -204,6 +204,7 @@ def _network(
 ) -> tuple[nn.Module, bool, dict[str, Tensor]]:
     """The config's network, whether its weights come from training it here, and those that were kept on the way."""
     model = build_network(network, weight_folders(config), seed=config.seed, trust_code=trust_code)
+    check_weights(model)
     if network.weights is not None:
         return model, False, {}
     saved = folder / DENSE_NAME if folder is not None else None

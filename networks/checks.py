@@ -36,9 +36,11 @@ def check_weights(model: nn.Module) -> None:
     Cutting what a hook or a parametrization computes would not last.
 
     Raises:
-        ValueError: it is scripted, quantised, without values or of another precision, or a weight is computed of
-            other tensors; the message names the call that helps.
+        ValueError: it is scripted, quantised, without weights or their values, or of another precision, or a weight is
+            computed of other tensors; the message names the call that helps.
     """
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"the network ({type(model).__name__}) has no parameters: there is nothing to prune")
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError("the network is scripted or traced: pass the module that it was made from")

@@ -217,3 +217,45 @@ def test_a_training_loop_is_named_on_the_command_line(run, tmp_path, monkeypatch
     assert (tmp_path / "called").read_text().split()[:2] == ["1", "2"]
     begun = json.loads((tmp_path / "small" / "apply.json").read_text())
     assert begun["of"]["train_fn"] == "fit"
+
+
+WRONG = """
+from torch import nn
+
+
+def three(**_settings):
+    return 3
+
+
+class Empty(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+
+    def forward(self, images):
+        return images
+"""
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("objective.name=OWN:three", "objective.name=OWN:three is a int; an objective derives from secateur.Objective"),
+        ("network.name=OWN:three", "network.name=OWN:three: returned a int, expected a torch.nn.Module"),
+        ("network.name=OWN:Empty", "the network (Empty) has no parameters: there is nothing to prune"),
+        ("method=OWN:three", "method=OWN:three makes a int without name"),
+    ],
+)
+def test_code_that_makes_something_else_ends_in_a_line(setting, message, tmp_path, monkeypatch, capsys):
+    name = f"wrong_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(WRONG)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    command = ["secateur", "compare", "--config", "digits", "--trust-code", "--set", setting.replace("OWN", name)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert message.replace("OWN", name) in said
+    assert "Traceback" not in said
+    assert said.count("\n") == 1
