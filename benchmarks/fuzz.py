@@ -48,8 +48,10 @@ from secateur.agents.allocators.searches import random_plans
 from secateur.agents.log import CandidateLog, EpisodeLog, PlanLog, evaluation_of
 from secateur.agents.policy import Policy
 from secateur.commands.apply import session_for
+from secateur.commands.compare import COMPARE_NAME
 from secateur.commands.correlate import ROWS_NAME, _measure_all, _past, _Row
 from secateur.commands.loading import load as load_session
+from secateur.commands.sweep import finished
 from secateur.configs import LatencyConfig, load_config
 from secateur.configs.schema import DataConfig
 from secateur.data import load_splits
@@ -195,6 +197,9 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
 
         return read
 
+    def of_a_sweep(folder: Path) -> Any:
+        return finished(folder / COMPARE_NAME)
+
     made = small.parent / "made"
     make_others(made, run)
     latency = next((made / "latency" / "latency").iterdir()).name
@@ -222,6 +227,7 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
     ]  # fmt: skip
     if logs is not None:
         found.append(Artefact("candidates.jsonl", logs / "compare", "candidates.jsonl", candidates, "jsonl", r".*"))
+        found.append(Artefact("compare.json", logs / "compare", COMPARE_NAME, of_a_sweep, "json", r".*"))
         drawn = random_plans(SearchProblem(session.budget, session.context, rng=np.random.default_rng(0)), 3)
 
         def rows(folder: Path) -> Any:

@@ -166,15 +166,15 @@ def compare_command(
         "out": out,
         "resume": resume,
     }
-    budgets = {kind: text for kind, text in (("flops", flops), ("params", params)) if text is not None}
-    if len(budgets) > 1:
-        raise ValueError("--flops and --params: a sweep goes over one of the two")
-    for kind, text in budgets.items():
-        swept = sweep(plans or (), session, budgets=fractions(f"--{kind}", text), kind=kind, **how)
-        wrote(reporter, swept.folder, "sweep.json", "sweep.png")
+    if flops is None and params is None:
+        done = compare(plans or (), session, **how)
+        wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
         return
-    done = compare(plans or (), session, **how)
-    wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
+    if flops is not None and params is not None:
+        raise ValueError("--flops and --params: budgets are of one of the two")
+    how |= {"kind": "params"} if flops is None else {"kind": "flops"}
+    swept = sweep(plans or (), session, budgets=fractions(f"--{how['kind']}", flops or params or ""), **how)
+    wrote(reporter, swept.folder, "sweep.json", "sweep.png")
 
 
 @app.command("plan")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, RootModel
+
 from ..agents import get_allocator
 from ..agents.fingerprint import Fingerprint
 from ..configs.registry import admit
@@ -18,8 +20,8 @@ from ..pruners.plan import plan_path
 from ..reports.figures import sweep_figure
 from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
-from ..storage.reading import read_json
+from ..storage.folders import CONFIG_NAME, SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
+from ..storage.reading import read_json, validated
 from .apply import session_for
 from .compare import COMPARE_NAME, compare
 from .fingerprints import of_comparison
@@ -45,6 +47,35 @@ class Sweep:
     rows: list[dict[str, Any]]
     trained: list[dict[str, Any]]
     folder: Path
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    allocator: str
+    flops: float
+    params: float
+    latency: float | None = None
+    search_accuracy: float
+    test_accuracy: float | None
+    finetuned_test_accuracy: float | None = None
+
+
+class _Found(BaseModel):
+    """What is read of a comparison; the rest is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    finetune_epochs: int
+    verdict: str | None
+    rows: list[_Row] = Field(min_length=1)
+    trained: list[dict[str, Any]] = []
+    trained_summary: list[dict[str, Any]] = []
+    trained_verdict: str | None = None
+
+
+class _Begun(RootModel[dict[str, dict[str, Any]]]):
+    """A fingerprint's parts."""
 
 
 @undisturbed()
@@ -139,10 +170,7 @@ def _begin(folder: Path, known: Fingerprint, budgets: Sequence[str]) -> None:
     if not path.exists():
         write_json(path, known.parts)
         return
-    logged = read_json(path)
-    if not isinstance(logged, dict) or not all(isinstance(part, dict) for part in logged.values()):
-        raise ValueError(f"{path} is damaged: compare in a new folder (--out)")
-    known.check(logged, path)
+    known.check(validated(_Begun, read_json(path), str(path)).root, path)
 
 
 def _compared(
@@ -152,11 +180,18 @@ def _compared(
     own = folder / f"{kind}-{fraction:g}"
     if not (own / COMPARE_NAME).is_file():
         session.reporter.say(f"{kind} {fraction:g}:")
-        where = {"resume": own} if (own / "config.yaml").is_file() else {"out": own}
-        compare(plans, session.beside(overrides=[f"budget.{kind}={fraction}"]), **where, **how)
-    tree = read_json(own / COMPARE_NAME)
-    assert isinstance(tree, dict)
-    return tree
+        where = "resume" if (own / CONFIG_NAME).is_file() else "out"
+        compare(plans, session.beside(overrides=[f"budget.{kind}={fraction}"]), **{**how, where: own})
+    return finished(own / COMPARE_NAME)
+
+
+def finished(path: Path) -> dict[str, Any]:
+    """What a finished comparison found.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    return validated(_Found, read_json(path), str(path)).model_dump(exclude_unset=True)
 
 
 def _finish(session: Session, kind: str, found: Mapping[float, Mapping[str, Any]], folder: Path) -> Sweep:

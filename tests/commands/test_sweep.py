@@ -70,6 +70,12 @@ def test_every_row_is_that_of_a_comparison_at_its_budget_and_nothing_is_done_twi
         secateur.sweep((), session, **{**ARGUMENTS, "budgets": [0.3]}, resume=folder)
     with pytest.raises(ValueError, match="it is of several budgets, give them again"):
         secateur.compare((), session, **arguments, resume=folder)
+    one = folder / "flops-0.3" / "compare.json"
+    text = one.read_text()
+    one.write_text(text.replace('"finetune_epochs": 1', '"finetune_epochs": "1"'))
+    with pytest.raises(ValueError, match=r"compare\.json: finetune_epochs = '1'"):
+        secateur.sweep((), session, **ARGUMENTS, resume=folder)
+    one.write_text(text)
     again = secateur.sweep((), session, **ARGUMENTS, resume=folder)
     assert begun == [folder / "flops-0.3", folder / "flops-0.6", folder / "flops-0.6"]
     assert again.rows == whole.rows
