@@ -248,10 +248,10 @@ class _Job:
         most = TOLERANCES[by] if self.tolerance is None else self.tolerance
         parity, told = found.parity, asdict(found.parity)
         if not told[by] <= most:
+            apart = f"{parity.largest:.1e} of their spread at most, {parity.mean:.1e} on average{_changed(parity)}"
             raise RuntimeError(
-                f"{files[0].name} does not compute what the network computes: its outputs differ by "
-                f"{parity.largest:.1e} of their spread at most, {parity.mean:.1e} on average{_changed(parity)}; the {by} may be {most:g} "
-                "(--tolerance); nothing is kept"
+                f"{files[0].name} does not compute what the network computes: its outputs differ by {apart}; the {by} "
+                f"may be {most:g} (--tolerance); nothing is kept"
             )
         return {
             "file": files[0].name,

@@ -58,7 +58,7 @@ outputs = list(network({{{inputs}}}).values())"""
     def about(self, path: Path) -> dict[str, str]:
         """Of `rt_info`."""
         model = needed("openvino", self.extra).Core().read_model(str(path))
-        return {key: str(entry.value) for key, entry in model.get_rt_info([KEY]).value.items()}
+        return {key: str(value) for key, value in model.get_rt_info([KEY]).value.items()}
 
     def quantise(self, path: Path, to: Path, images: Iterable[Sequence[Tensor]], about: About) -> None:
         """NNCF's quantisation after training, with its correction of biases, over all images, one at a time."""
