@@ -66,7 +66,11 @@ outputs = session.run(None, {{{inputs}}})"""
         return {key.removeprefix(start): value for key, value in found.items() if key.startswith(start)}
 
     def quantise(self, path: Path, to: Path, images: Iterable[Sequence[Tensor]], about: About) -> None:
-        """QDQ: weights by output channel, activations by tensor, both signed and by the extremes that are seen."""
+        """QDQ: weights of 7 bits by output channel, unsigned activations of 8 by tensor, by the extremes that are seen.
+
+        Signed activations take twice as long on x86-64. With 8 bits of weights the sums of two products overflow there
+        where the processor has no VNNI, and nobody is told: the network only answers worse.
+        """
         self.check_installed()
         quantization = needed("onnxruntime.quantization", self.extra)
         prepare = needed("onnxruntime.quantization.shape_inference", self.extra).quant_pre_process
@@ -83,7 +87,8 @@ outputs = session.run(None, {{{inputs}}})"""
                 _Reader(iter(feeds)),
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
-                activation_type=quantization.QuantType.QInt8,
+                reduce_range=True,
+                activation_type=quantization.QuantType.QUInt8,
                 weight_type=quantization.QuantType.QInt8,
                 use_external_data_format=large,
             )

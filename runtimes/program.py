@@ -25,7 +25,7 @@ class Program:
         shapes: of its inputs, as `torch.export` takes them: which sizes are free.
         inputs: their names.
         outputs: their names.
-        example: two images' input tensors.
+        example: input tensors of two images, all 0.
         form: what the network returned for them.
         normalised: mean and standard deviation of each channel, where it takes pixels and normalises them itself.
     """
@@ -64,9 +64,8 @@ class Program:
                 f"normalise: the network takes {describe(images)}, the config has mean and std of "
                 f"{len(normalised[0])} channels: they must be as many as the images have"
             )
-        example = tuple(given.values())
-        if normalised is not None:
-            example = (denormalised(example[0], *normalised),)
+        # of no image's values, nor a view of them: what is followed here is saved with the program, memory and all
+        example = tuple(torch.zeros_like(tensor, memory_format=torch.contiguous_format) for tensor in given.values())
         free = tuple({0: Dim("batch", min=1)} for _ in example)
         try:
             exported = torch.export.export(
@@ -112,7 +111,7 @@ class _Flat(nn.Module):
     def __init__(self, model: nn.Module, form: Inputs, normalised: tuple[Channels, Channels] | None):
         super().__init__()
         self.model = model
-        self.form = mapped(lambda tensor: tensor[:0], form)
+        self.form = mapped(lambda _: torch.empty(0), form)
         self.normalised = normalised is not None
         if normalised is not None:
             for name, values in zip(("mean", "std"), normalised, strict=True):

@@ -90,6 +90,13 @@ def test_what_is_said_of_a_network_stands_in_its_file(name, file):
     assert all(part.is_file() for part in RUNTIMES[name].files(file(name)))
 
 
+@pytest.mark.parametrize("name", list(RUNTIMES))
+def test_no_image_stands_in_a_file(name, file):
+    written = b"".join(part.read_bytes() for part in RUNTIMES[name].files(file(name)))
+    for seen in (normalise(pixels(1), MEAN, STD), pixels(1).float() / 255, pixels(1)):
+        assert seen[0, 0, 0].numpy().tobytes() not in written
+
+
 def test_inputs_and_outputs_have_their_names_in_the_file(file):
     onnx, openvino = pytest.importorskip("onnx"), pytest.importorskip("openvino")
     graph = onnx.load(str(file("onnxruntime"))).graph
@@ -144,6 +151,8 @@ def test_a_pt2_file_needs_no_source_of_its_class(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, own.__name__, own)
     model, x = own.Own().eval(), torch.randn(5, 3)
     RUNTIMES["eager"].export(Program.of(model, x), tmp_path / "own.pt2", ABOUT)
+    written = (tmp_path / "own.pt2").read_bytes()
+    assert not [row for row in x if row.numpy().tobytes() in written], "an image is saved with the network"
     wanted = model(x)
     monkeypatch.delitem(sys.modules, own.__name__)
     again = torch.export.load(tmp_path / "own.pt2").module()
