@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .commands.apply import Applied, apply
     from .commands.compare import Comparison, compare
     from .commands.correlate import Correlation, correlate
+    from .commands.export import Exported, export
     from .commands.filters import Filters, filters
     from .commands.loading import Images
     from .commands.make_env import make_env
@@ -42,6 +43,7 @@ _HOMES = {
     "Comparison": ".commands.compare",
     "Config": ".configs",
     "Correlation": ".commands.correlate",
+    "Exported": ".commands.export",
     "Filters": ".commands.filters",
     "Images": ".commands.loading",
     "Objective": ".training.objective",
@@ -54,6 +56,7 @@ _HOMES = {
     "apply": ".commands.apply",
     "compare": ".commands.compare",
     "correlate": ".commands.correlate",
+    "export": ".commands.export",
     "filters": ".commands.filters",
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
@@ -69,6 +72,7 @@ __all__ = [
     "Comparison",
     "Config",
     "Correlation",
+    "Exported",
     "Filters",
     "Images",
     "Objective",
@@ -81,6 +85,7 @@ __all__ = [
     "apply",
     "compare",
     "correlate",
+    "export",
     "filters",
     "load",
     "make_env",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,6 +76,7 @@ class Loaded:
         trained_here: whether the network was trained for this config, so that its weights are kept with the run.
         at_rest: modules that its maker had in eval mode while the rest was not, or whose norms are frozen.
         early: its weights after the epoch that pretraining kept, by name; empty where it kept none.
+        classes: their names, in the order of the labels; empty where nobody says.
     """
 
     model: nn.Module
@@ -87,6 +88,7 @@ class Loaded:
     trained_here: bool = False
     at_rest: frozenset[str] = frozenset()
     early: Mapping[str, Tensor] = field(default_factory=dict)
+    classes: Sequence[str] = ()
 
 
 def load(
@@ -118,9 +120,9 @@ def load(
     device = _device(config.device)
     if images is not None:
         calibration, search, test, train = _caller_batches(images, device, objective)
-        source = "the caller's images"
+        source, classes = "the caller's images", list[str]()
     else:
-        calibration, search, test, train, source = _config_batches(config, device)
+        calibration, search, test, train, source, classes = _config_batches(config, device)
     trained, early = False, dict[str, Tensor]()
     if model is not None:
         model = unwrapped(model)
@@ -132,7 +134,7 @@ def load(
         reporter = reporter or Reporter()
         model, trained, early = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
     at_rest = frozenset(modules_at_rest(model))
-    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest, early)
+    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest, early, classes)
     _check_images(loaded, objective)
     return loaded
 
@@ -153,7 +155,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batches, Batches, LoaderOf, str]:
+def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batches, Batches, LoaderOf, str, list[str]]:
     data, network = config.data, config.network
     if data is None:
         raise ConfigError("the config has no data section: add one, or pass images=")
@@ -174,6 +176,7 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
             randaugment=data.randaugment,
         ),
         splits.source,
+        splits.classes,
     )
 
 

@@ -97,6 +97,7 @@ class Session:
         overrides: Sequence[str] = (),
         *,
         spends: bool = True,
+        stand_in: nn.Module | None = None,
     ) -> Session:
         """This session for a run folder or a plan: it takes the folder's config where it was given none.
 
@@ -107,6 +108,7 @@ class Session:
             plan: that will be applied; its method and criterion take the config's place.
             overrides: on top of the session's own.
             spends: whether a budget counts; where it does not, a network of one's own needs no config.
+            stand_in: takes the place of a network that would have to be loaded, for who needs the images alone.
         """
         other = Session.__new__(Session)
         other.__dict__.update(self.__dict__)
@@ -114,6 +116,7 @@ class Session:
         other._folder = self._folder or home_of(self._given, folder)
         other._plan = plan or self._plan
         other._spends = spends
+        other._model = stand_in if self._model is None else self._model
         other._config = None
         _ = other.config
         return other

@@ -118,8 +118,58 @@ def correlate_command(
     wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl")
 
 
+def export_command(
+    run: Annotated[Path, typer.Argument(help="A folder that secateur apply wrote.")],
+    format: Annotated[
+        str, typer.Option("--format", help="onnx, openvino, pt2, safetensors, or a runtime as package.module:callable.")
+    ] = "onnx",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also a file of 8-bit integers, its ranges from the calibration images.")
+    ] = False,
+    normalise: Annotated[
+        bool, typer.Option("--normalise", help="The file takes pixels in [0, 1] and normalises them itself.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance",
+            min=0.0,
+            help="The most that outputs may differ, over their standard deviation. [default: 1e-4 at the largest; "
+            "0.25 on average of 8-bit files]",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="A folder of images to check on, in place of the run's data set.")
+    ] = None,
+    out: Out = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config in the folder]")
+    ] = None,
+    overrides: Overrides = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Export a compressed network: a file for a runtime, checked there on real images, with a model card.
+
+    Example: secateur export small --format onnx --int8 --normalise --out deploy
+
+    A file that computes something else than the network is refused. Needs pip install 'secateur[onnx]' or
+    'secateur[openvino]' for those two.
+    """
+    from .export import export
+    from .session import Session
+
+    reporter = RichReporter()
+    session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
+    done = export(
+        run, session, format=format, int8=int8, normalise=normalise, tolerance=tolerance, images=images, out=out
+    )
+    files = [row["file"] for row in done.report["files"].values()]
+    wrote(reporter, done.folder, *files, "export.json", "README.md")
+
+
 STUDIES: dict[str, Callable[..., None]] = {
     "sensitivity": sensitivity_command,
     "filters": filters_command,
     "correlate": correlate_command,
+    "export": export_command,
 }

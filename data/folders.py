@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..configs.schema import DataConfig
+from .images import Images
 from .sources import FileSource, Indices
 from .splits import DataSet
 
@@ -50,6 +51,20 @@ def open_folder(root: Path, config: DataConfig) -> DataSet:
         description=f"image folder {root}: {len(classes)} classes, images {counts}"
         + "".join(f"; {name}/ is not looked at" for name in others),
     )
+
+
+def open_images(folder: Path, config: DataConfig) -> Images:
+    """All images below a folder, whatever is in it; what they show is not known, and their labels are all 0.
+
+    Raises:
+        FileNotFoundError: no such folder, or no image in it.
+    """
+    paths = _images(folder) if folder.is_dir() else []
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
+    nothing = np.zeros(len(paths), dtype=np.int64)
+    source = FileSource(paths, nothing, len(config.mean), config.image_size, config.resize)
+    return Images(source, np.arange(len(paths)), tuple(config.mean), tuple(config.std))
 
 
 def _side(root: Path, *names: str) -> Path:

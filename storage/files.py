@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import zlib
 from collections.abc import Iterator, Mapping
@@ -51,12 +52,16 @@ def replacing(path: Path) -> Iterator[Path]:
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written in a folder; nobody may be writing there."""
     for path in folder.iterdir():
-        if is_temporary(path):
+        if not is_temporary(path):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
             path.unlink(missing_ok=True)
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is one of `replacing`'s temporary files."""
+    """Whether it is a temporary file of `replacing`, or a folder of `whole_folder`."""
     return path.name.startswith(".") and path.suffix == ".tmp"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +61,30 @@ def new_folder(out: str | Path | None, default: Path) -> Path:
     folder = free_folder(out, default)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out`, for the block to fill; it takes the place of `out` when the block ends well.
+
+    A process killed at any point leaves the folder whole or none, and at most a `.NAME.….tmp` beside it.
+
+    Args:
+        out: empty, or not there yet.
+
+    Raises:
+        ValueError: somebody else has written there since.
+    """
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        check_free(out)
+        if out.exists():
+            shutil.rmtree(out)  # an empty one, perhaps with what a killed process left
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def existing_run(folder: str | Path, command: str) -> Path:

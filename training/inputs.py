@@ -133,6 +133,16 @@ def describe(tree: Any) -> str:
     return f"a {type(tree).__name__}" + (f" ({inside}{more})" if inside else "")
 
 
+def integers(tensor: Tensor) -> bool:
+    """Whether it holds integers, and not truth values."""
+    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
+
+
+def essential(tensor: Tensor) -> list[int]:
+    """The sizes behind the first that are not 1."""
+    return [size for size in tensor.shape[1:] if size != 1]
+
+
 def shape_of(inputs: Inputs) -> InputShape:
     """What `random_inputs` needs to make others like them: for one tensor of floats the shape of one image."""
     if isinstance(inputs, Tensor):

@@ -95,6 +95,10 @@ class Objective(ABC):
         """The loss that a step of training lowers, of a network in training mode (detectors compute it themselves)."""
         return self.loss(call(model, inputs), targets)
 
+    def answers(self, outputs: Any) -> Tensor | None:
+        """(N, …) what a network decides, so that two can be told apart; none where it decides nothing."""
+        return None
+
     def imitation(self, outputs: Any, wanted: Any, temperature: float) -> Tensor:
         """How far outputs are from the dense network's for the same images, a scalar: what distillation lowers.
 

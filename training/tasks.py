@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .inputs import describe
+from .inputs import describe, essential, integers
 from .objective import OBJECTIVES, Objective, check_labels, one_tensor
 
 GRID = 32  # positions a dimension, at most, that the distance of dense outputs is taken at
@@ -58,6 +58,10 @@ class CrossEntropy(Objective):
     def features(self, outputs: Any) -> Tensor:
         """The scores of all classes."""
         return self._logits(outputs)
+
+    def answers(self, outputs: Any) -> Tensor:
+        """(N,) the class with the highest score."""
+        return self._logits(outputs).argmax(1)
 
     def imitation(self, outputs: Any, wanted: Any, temperature: float) -> Tensor:
         """T² · KL(dense ‖ ours) of the class probabilities at temperature T (Hinton et al. 2015, section 2)."""
@@ -103,7 +107,7 @@ class CrossEntropy(Objective):
     def _pair(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         logits = self._logits(outputs)
         fits = isinstance(targets, Tensor) and (
-            targets.shape == logits.shape or (targets.dim() == 1 and len(targets) == len(logits) and _integers(targets))
+            targets.shape == logits.shape or (targets.dim() == 1 and len(targets) == len(logits) and integers(targets))
         )
         if not fits:
             raise ValueError(
@@ -173,6 +177,10 @@ class Segmentation(Objective):
         steps = [slice(None, None, -(-size // GRID)) for size in logits.shape[2:]]
         return logits[(slice(None), slice(None), *steps)].flatten(1)
 
+    def answers(self, outputs: Any) -> Tensor:
+        """(N, H, W) the class of each pixel."""
+        return self._logits(outputs).argmax(1)
+
     def check_targets(self, outputs: Any, targets: Any) -> None:
         """Whether every label is a class that the network knows."""
         check_labels(targets, self._logits(outputs).shape[1], self.ignore)
@@ -191,7 +199,7 @@ class Segmentation(Objective):
 
     def _pair(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         logits = self._logits(outputs)
-        if isinstance(targets, Tensor) and _integers(targets):
+        if isinstance(targets, Tensor) and integers(targets):
             labels = targets[:, 0] if targets.dim() == logits.dim() and targets.shape[1] == 1 else targets
             if labels.shape == (len(logits), *logits.shape[2:]):
                 return logits, labels.long().to(logits.device)
@@ -240,8 +248,7 @@ class Regression(Objective):
     def total(self, statistics: Tensor) -> float:
         """R² in per cent, 0 at least."""
         errors, truth = statistics.double().unbind(1)
-        spread = float((truth - truth.mean(0)).square().sum())
-        missed = float(errors.sum())
+        spread, missed = float((truth - truth.mean(0)).square().sum()), float(errors.sum())
         return 100.0 * max(0.0, 1.0 - missed / spread) if spread else 100.0 * (missed == 0.0)
 
     def features(self, outputs: Any) -> Tensor:
@@ -261,7 +268,7 @@ class Regression(Objective):
     def _pair(self, outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
         whole = one_tensor(outputs, self.output, "numbers for each image, (N, …)")
         numbers = self._numbers(outputs)
-        fits = isinstance(targets, Tensor) and len(targets) == len(whole) and _essential(targets) == _essential(whole)
+        fits = isinstance(targets, Tensor) and len(targets) == len(whole) and essential(targets) == essential(whole)
         if not fits or not targets.is_floating_point():
             raise ValueError(
                 f"outputs {describe(whole)} and targets {describe(targets)} do not go together: expected targets of "
@@ -306,6 +313,10 @@ class Multilabel(Objective):
         """The scores of all labels."""
         return self._logits(outputs)
 
+    def answers(self, outputs: Any) -> Tensor:
+        """(N, labels) which are there."""
+        return self._logits(outputs) > 0
+
     def chance(self, targets: Any) -> float | None:
         """Every label as most images have it."""
         part = (targets > 0.5).double().mean(0)
@@ -337,12 +348,3 @@ class Multilabel(Objective):
 def _mean_iou(intersection: Tensor, union: Tensor) -> Tensor:
     """(N,) of (N, classes) each; the mean over classes that occur."""
     return torch.where(union > 0, intersection / union.clamp_min(1), torch.nan).nanmean(1)
-
-
-def _integers(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
-
-
-def _essential(tensor: Tensor) -> list[int]:
-    """The sizes behind the first that are not 1."""
-    return [size for size in tensor.shape[1:] if size != 1]

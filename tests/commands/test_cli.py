@@ -34,7 +34,9 @@ def secateur(capsys, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("command", ["train", "apply", "compare", "plan", "correlate", "sensitivity", "filters"])
+@pytest.mark.parametrize(
+    "command", ["train", "apply", "compare", "plan", "correlate", "sensitivity", "filters", "export"]
+)
 def test_help_teaches(secateur, command):
     shown = secateur(command, "--help")
     assert shown.code == 0

@@ -209,7 +209,7 @@ def test_commands_have_the_options_that_pages_give_them(page: Path):
     for command, rest in COMMAND.findall(code + "\n" + "\n".join(" ".join(text.split()) for text in inline)):
         assert command in group.commands, f"{page.name}: secateur {command}"
         known = {option for parameter in group.commands[command].params for option in parameter.opts}
-        asked = set(re.findall(r"(?<!\S)--[a-z-]+", rest))
+        asked = set(re.findall(r"(?<!\S)--[a-z0-9-]+", rest))
         assert asked <= known | {"--help"}, f"{page.name}: secateur {command} has no {asked - known}"
 
 
