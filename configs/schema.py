@@ -29,6 +29,7 @@ from .training import FitConfig as FitConfig
 from .training import GradualConfig as GradualConfig
 
 Cut = Literal["inner", "sampled", "all"]
+Factors = Literal["channel", "spatial"]
 Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency"]
 
@@ -132,6 +133,10 @@ class LayersConfig(Section):
     )
     pattern: Literal["2:4"] | None = Field(
         default=None, description="weights: of every four inputs in a row two are kept, as sparse tensor cores want it"
+    )
+    factors: Factors = Field(
+        default="channel",
+        description="lowrank: a k×k convolution becomes channel: a k×k and a 1×1, or spatial: a k×1 and a 1×k",
     )
 
     @model_validator(mode="after")

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...networks.factors import set_weight
 from ...networks.inference import Batches
 from ...networks.norms import following_norms, shift_output
 from ...training.inputs import call, taken
@@ -97,8 +99,8 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         inner = gram[:, stay][:, :, stay]
         step = compressed.solve(name, inner, cross, ridge) if compressed.solve else ridge_step(inner, cross, ridge)
         fitted = left[:, :, stay] + step.transpose(1, 2)
-        parameter = compressed.model.get_parameter(f"{name}.weight")
-        parameter.data = Sampler(compressed.model.get_submodule(name)).unweight(fitted, parameter)
+        module: Any = compressed.model.get_submodule(name)
+        set_weight(module, Sampler(module).unweight(fitted, module.weight))
         if moments.has_intercept(dense, name):
             mean = stats.mean.unsqueeze(2)
             shift = (whole @ mean - fitted @ mean[:, stay]).flatten()
@@ -124,8 +126,8 @@ def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tupl
         keep[torch.from_numpy(columns)] = True
     stay = keep.repeat(whole.shape[2] // len(keep)).to(full.device)  # kernel positions outside, channels inside
     left = torch.zeros_like(whole)
-    small = compressed.model.get_submodule(name)
-    left[:, :, stay] = Sampler(small).weight(compressed.model.get_parameter(f"{name}.weight").detach())
+    small: Any = compressed.model.get_submodule(name)
+    left[:, :, stay] = Sampler(small).weight(small.weight.detach())
     return whole, left, stay
 
 
@@ -182,8 +184,8 @@ def variance(weight: Tensor, covariance: Tensor) -> float:
 
 def _constant(model: nn.Module, name: str, moments: DenseMoments) -> Tensor:
     """(outputs,) what is added behind a consumer before anything else happens: its bias, less the batch norm's mean."""
-    module = model.get_submodule(name)
-    weight = model.get_parameter(f"{name}.weight")
+    module: Any = model.get_submodule(name)
+    weight = module.weight
     constant = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     if isinstance(module.bias, Tensor):
         constant = constant + module.bias.detach()

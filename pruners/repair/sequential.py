@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ...networks.factors import set_weight, whole_layer
 from ...networks.graph import UntraceableError as UntraceableError
 from ...networks.graph import trace
 from ...networks.inference import Batches, count_images
@@ -283,7 +284,8 @@ class _Fitting:
 
     def solve(self, site: Site, features: Iterator[Feature]) -> None:
         """Fit one site to what the dense network computes there."""
-        module: Any = self.model.get_submodule(site.name)
+        fitting = self.model.get_submodule(site.name)
+        module: Any = whole_layer(fitting)
         sampler = Sampler(module, self.samples)
         looks: list[Callable[[Any], Any]] = [lambda x: (len(x), sampler.inputs(x)), sampler.rows]
         pruned = self.stream.read(*zip(site.reads, looks, strict=False))
@@ -304,7 +306,7 @@ class _Fitting:
             intercept=module.bias is not None or site.norm is not None,
             solve=partial(solve, site.name) if solve is not None and site.cut else None,
         )
-        module.weight.data = sampler.unweight(fitted, module.weight)
+        set_weight(fitting, sampler.unweight(fitted, module.weight))
         bias = 0.0 if module.bias is None else module.bias.detach().double()
         shift_output(self.model, site.name, site.norm, constant.flatten() - bias)
 
