@@ -7,6 +7,7 @@ from torch import nn
 
 from ..networks import build_network, find_weights, load_weights
 from ..networks.copying import copied
+from ..pruners.masks import check_zeros
 from ..training.checkpoint import load_state
 from ..training.schedules import SCHEDULES
 from .resolve import weight_folders
@@ -69,7 +70,9 @@ def check(session: Session, schedule: str, epochs: int) -> None:
     session.check_finetune(epochs)
     if not epochs and schedule != "one_shot":
         raise ValueError(f"schedule = {schedule!r} trains while it cuts, or after: give finetune epochs")
-    if schedule == "rewind":
+    if schedule == "gradual":
+        check_zeros(session.context)
+    elif schedule == "rewind":
         initial(session)
     elif schedule in ("scratch_e", "scratch_b"):
         fresh(session, session.config.seed)

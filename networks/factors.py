@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..training.inputs import Inputs, call
+from .copying import copied
+from .norms import LAYERS, TRANSPOSED
+
 Kind = Literal["channel", "spatial"]
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+
+_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward)
+_CONVOLVE = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, None)
 
 
 class Factorised(nn.Sequential):
@@ -56,7 +64,7 @@ class Factorised(nn.Sequential):
     @property
     def bias(self) -> nn.Parameter | None:
         """Of the second layer."""
-        return self.factors[1].bias
+        return cast(nn.Parameter | None, self.factors[1].bias)
 
     @property
     def weight(self) -> Tensor:
@@ -167,6 +175,67 @@ def factorised(model: nn.Module, ranks: Mapping[str, tuple[int, Kind]]) -> nn.Mo
         layer = cast(Layer, whole_layer(model.get_submodule(name)))
         model.set_submodule(name, Factorised.of(layer, rank, kind))
     return model
+
+
+def unfactorised(model: nn.Module, dense: nn.Module) -> nn.Module:
+    """A copy with one layer in the place of two, wherever the dense network has one; itself where that is nowhere."""
+    ones = {name for name, module in dense.named_modules() if not isinstance(module, Factorised)}
+    twos = [name for name, module in model.named_modules() if isinstance(module, Factorised) and name in ones]
+    found = copied(model) if twos else model
+    for name in twos:
+        found.set_submodule(name, whole_layer(found.get_submodule(name)))
+    return found
+
+
+def input_widths(model: nn.Module, example: Inputs) -> dict[str, list[int]]:
+    """Module → the width of what goes in, 1 where there is none; an entry a call."""
+    found: dict[str, list[int]] = {}
+
+    def record(name: str, taken: Any) -> None:
+        found.setdefault(name, []).append(int(taken.shape[-1]) if taken.dim() == 4 else 1)
+
+    hooks = [
+        module.register_forward_pre_hook(lambda _m, given, name=name: record(name, given[0]))
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS)
+    ]
+    try:
+        with torch.no_grad():
+            call(model, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def why_whole(model: nn.Module, calls: Mapping[str, Collection[int]]) -> dict[str, str]:
+    """Every convolution and linear layer → why it stays whole; nothing where it need not."""
+    modules = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    tensors = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
+
+    def reason(name: str, module: Any) -> str:
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        known = {
+            "it is the whole network": not name,
+            "transposed": isinstance(module, TRANSPOSED),
+            "of three dimensions": isinstance(module, nn.Conv3d),
+            "its forward is its own": not _is_plain(module),
+            "grouped": getattr(module, "groups", 1) > 1,
+            "it shares its weight": modules[id(module)] > 1 or tensors[id(module.weight)] > 1,
+            "it is not called": name not in calls,
+            f"it is called {len(calls.get(name, ()))} times": len(calls.get(name, ())) > 1,
+            "it has hooks": bool(hooked),
+        }
+        return next((reason for reason, holds in known.items() if holds), "")
+
+    return {name: reason(name, module) for name, module in layers.items()}
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it computes what torch's own convolutions and linear layers do."""
+    own = type(module)
+    return own.forward in _FORWARDS and getattr(own, "_conv_forward", None) in _CONVOLVE
 
 
 def sides(shape: tuple[int, ...], kind: Kind) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -6,15 +6,13 @@ Jaderberg, Vedaldi, Zisserman (BMVC 2014): a k×1 and a 1×k convolution; Zhang,
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -22,14 +20,15 @@ from ..configs import Registry
 from ..configs.schema import LayersConfig
 from ..networks.checks import check_weights
 from ..networks.copying import copied, rebuilt
-from ..networks.factors import Kind, factorised, full_rank, matrix, sides, whole_layer
+from ..networks.factors import Kind, factorised, full_rank, input_widths, matrix, sides, whole_layer, why_whole
 from ..networks.inference import example_images
-from ..networks.norms import LAYERS, TRANSPOSED, shift_output
+from ..networks.norms import shift_output
 from ..networks.world import undisturbed
 from ..storage.reading import shown, validated
-from ..training.inputs import Inputs, InputShape, as_shape, call
+from ..training.inputs import InputShape, as_shape
 from .context import Context
 from .costs.counts import Operation, count_operations, uncounted_flops
+from .costs.ranks import RankCost
 from .method import METHODS, Compressed
 from .repair.reduced_rank import RankSolve, Reduced, Reduction
 from .repair.statistics import Sampler
@@ -39,9 +38,6 @@ from .structure import Floats, Kept, Layer, PlanError, Structure
 Metric = Callable[[Context, str], Tensor | None]
 
 CRITERIA: Registry[Metric] = Registry("criterion of lowrank", adopt=lambda _name, metric, _known: metric)
-
-_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward)
-_CONVOLVE = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, None)
 
 _Costs = dict[str, tuple[int, int]]  # kind → what a rank costs, and all of the layer
 
@@ -70,31 +66,6 @@ class RankLayer(Layer):
 
     kind: Kind
     most: int
-
-
-class RankCost:
-    """Fixed + Σ over layers of what a rank costs · rank, and of what the layer costs where two would not cost less.
-
-    Args:
-        factors: (layers,) cost of a rank.
-        whole: (layers,) cost of the layer as it is.
-        most: (layers,) the highest rank at which it is two.
-        fixed: what is paid in any case.
-    """
-
-    def __init__(self, factors: NDArray[Any], whole: NDArray[Any], most: NDArray[Any], fixed: int):
-        self.factors, self.whole, self.most, self.fixed = factors, whole, most, fixed
-
-    @classmethod
-    def of(cls, layers: Sequence[RankLayer], costs: Sequence[tuple[int, int]], total: int) -> RankCost:
-        """Of what a rank and the whole of every layer cost, and the whole network."""
-        factors, whole = np.array(costs, dtype=np.int64).T
-        most = np.array([layer.most for layer in layers], dtype=np.int64)
-        return cls(factors, whole, most, total - int(whole.sum()))
-
-    def __call__(self, kept: NDArray[Any]) -> Any:
-        """(…, layers) → (…)."""
-        return self.fixed + np.where(kept <= self.most, kept * self.factors, self.whole).sum(axis=-1)
 
 
 class _Ranked(BaseModel):
@@ -137,8 +108,8 @@ class LowRank:
         model = copied(model).eval()
         example = example_images(model, input_shape)
         operations = {op.module: op for op in count_operations(model, example)}
-        widths = _input_widths(model, example)
-        reasons = _reasons(model, widths)
+        widths = input_widths(model, example)
+        reasons = why_whole(model, widths)
         names = {name: [name] for name, reason in reasons.items() if not reason}
         whole = {name: reason for name, reason in reasons.items() if reason}
         whole |= dict.fromkeys(sorted(ignored_names(model, names, config.ignore, whole)), "excluded by the config")
@@ -163,7 +134,10 @@ class LowRank:
         return Structure(
             method=self.name,
             layers=tuple(layers),
-            costs={kind: RankCost.of(layers, [cost[kind] for cost in costs], total) for kind, total in totals.items()},
+            costs={
+                kind: RankCost.of([cost[kind] for cost in costs], [layer.most for layer in layers], total)
+                for kind, total in totals.items()
+            },
             ignored=whole,
             shapes=shapes,
             input_shape=as_shape(input_shape),
@@ -240,57 +214,6 @@ def _layers(context: Context) -> list[RankLayer]:
 def _ranked(layer: Layer) -> RankLayer:
     assert isinstance(layer, RankLayer)
     return layer
-
-
-def _input_widths(model: nn.Module, example: Inputs) -> dict[str, list[int]]:
-    """Module → the width of what goes in, 1 where there is none; an entry a call."""
-    found: dict[str, list[int]] = {}
-
-    def record(name: str, taken: Any) -> None:
-        found.setdefault(name, []).append(int(taken.shape[-1]) if taken.dim() == 4 else 1)
-
-    hooks = [
-        module.register_forward_pre_hook(lambda _m, given, name=name: record(name, given[0]))
-        for name, module in model.named_modules()
-        if isinstance(module, LAYERS)
-    ]
-    try:
-        with torch.no_grad():
-            call(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def _reasons(model: nn.Module, calls: Mapping[str, Collection[int]]) -> dict[str, str]:
-    """Every convolution and linear layer → why it stays whole; nothing where it need not."""
-    modules = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    tensors = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
-
-    def reason(name: str, module: Any) -> str:
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        known = {
-            "it is the whole network": not name,
-            "transposed": isinstance(module, TRANSPOSED),
-            "of three dimensions": isinstance(module, nn.Conv3d),
-            "its forward is its own": not _is_plain(module),
-            "grouped": getattr(module, "groups", 1) > 1,
-            "it shares its weight": modules[id(module)] > 1 or tensors[id(module.weight)] > 1,
-            "it is not called": name not in calls,
-            f"it is called {len(calls.get(name, ()))} times": len(calls.get(name, ())) > 1,
-            "it has hooks": bool(hooked),
-        }
-        return next((reason for reason, holds in known.items() if holds), "")
-
-    return {name: reason(name, module) for name, module in layers.items()}
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether it computes what torch's own convolutions and linear layers do."""
-    own = type(module)
-    return own.forward in _FORWARDS and getattr(own, "_conv_forward", None) in _CONVOLVE
 
 
 def _layer(name: str, module: Any, operation: Operation, width: int, config: LayersConfig) -> tuple[RankLayer, _Costs]:

@@ -12,7 +12,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...networks.factors import set_weight
@@ -104,7 +106,8 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         if moments.has_intercept(dense, name):
             mean = stats.mean.unsqueeze(2)
             shift = (whole @ mean - fitted @ mean[:, stay]).flatten()
-            shift_output(compressed.model, name, moments.norms.get(name), shift)
+            there = _constant(compressed.model, name, moments) - _constant(dense, name, moments, compressed.rows)
+            shift_output(compressed.model, name, moments.norms.get(name), shift - there)
 
 
 def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,12 +162,9 @@ def output_error(compressed: Compressed, dense: nn.Module, moments: DenseMoments
         if name not in compressed.cut:
             continue
         whole, left, _ = aligned_weights(compressed, dense, name)
-        shift = _constant(dense, name, moments)
-        rows = compressed.rows.get(name)
-        if rows is not None:
-            shift = shift[torch.from_numpy(rows).to(shift.device)]
         missed = whole - left
-        shift = (shift - _constant(compressed.model, name, moments)).reshape(missed.shape[:2])
+        shift = _constant(dense, name, moments, compressed.rows) - _constant(compressed.model, name, moments)
+        shift = shift.reshape(missed.shape[:2])
         mean, _, covariance, _ = stats.centered()
         total = variance(whole, covariance)
         if total > 0.0:
@@ -182,8 +182,13 @@ def variance(weight: Tensor, covariance: Tensor) -> float:
     return float(torch.einsum("gqp,gpr,gqr->", weight, covariance, weight))
 
 
-def _constant(model: nn.Module, name: str, moments: DenseMoments) -> Tensor:
-    """(outputs,) what is added behind a consumer before anything else happens: its bias, less the batch norm's mean."""
+def _constant(
+    model: nn.Module, name: str, moments: DenseMoments, rows: Mapping[str, NDArray[np.int64]] | None = None
+) -> Tensor:
+    """(outputs,) what is added behind a consumer before anything else happens: its bias, less the batch norm's mean.
+
+    Of the outputs that are left, where `rows` says so.
+    """
     module: Any = model.get_submodule(name)
     weight = module.weight
     constant = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
@@ -193,4 +198,5 @@ def _constant(model: nn.Module, name: str, moments: DenseMoments) -> Tensor:
         mean = model.get_submodule(moments.norms[name]).running_mean
         assert isinstance(mean, Tensor)
         constant = constant - mean
-    return constant
+    left = None if rows is None else rows.get(name)
+    return constant if left is None else constant[torch.from_numpy(left).to(constant.device)]

@@ -75,7 +75,8 @@ class Reduction:
         inner.diagonal().add_(RIDGE * inner.diagonal().mean() + torch.finfo(inner.dtype).tiny)
         factor, _ = torch.linalg.cholesky_ex(inner)
         explained = torch.linalg.solve_triangular(factor, taken @ self.target.T, upper=False).square().sum(1)
-        return self.total - explained.reshape(ranks, -1).sum(1).cumsum(0)
+        lost: Tensor = self.total - explained.reshape(ranks, -1).sum(1).cumsum(0)
+        return lost
 
     def _reading(self, rank: int) -> Tensor:
         """(rank · width, inputs) what takes the inputs to the features in front of every column of the second layer.
