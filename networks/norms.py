@@ -130,6 +130,7 @@ def fold(layer: Any, norm: Any) -> nn.Module:
     Of one that is several in a row, the last one does.
     """
     if isinstance(layer, nn.Sequential):
-        return nn.Sequential(*layer[:-1], fold(layer[-1], norm))
+        *before, last = layer
+        return nn.Sequential(*before, fold(last, norm))
     fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     return cast(nn.Module, fuse(layer, norm))
