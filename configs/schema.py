@@ -318,7 +318,7 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(default="channels", description="channels, weights, or package.module:callable")
+    method: str = Field(default="channels", description="channels, lowrank, weights, or package.module:callable")
     criterion: str | None = Field(
         default=None,
         description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",
