@@ -88,3 +88,21 @@ def test_one_layer_at_a_time(tmp_path: Path) -> None:
     errors = {(point["criterion"], point["asked"]): point["error"] for point in done.points}
     for criterion in ("data", "svd"):
         assert 0.0 < errors[criterion, 0.5] < errors[criterion, 0.8] <= 1.0
+
+
+def test_spatial_then_channel_then_channels(tmp_path: Path) -> None:
+    """3C (He, Zhang, Sun, ICCV 2017): every plan is for the network that the one before left."""
+    session = session_in(tmp_path, "layers.factors=spatial")
+    images = secateur.Images(small.batches(3, 1), small.batches(3, 2), small.batches(3, 3), train=small.batches(3, 4))
+    model, x = small.Small(), small.batches(1, 9)[0][0]
+    sizes = [sum(p.numel() for p in session.model.parameters())]
+    for step, following in enumerate(["layers.factors=channel", "method=channels", None]):
+        done = secateur.apply(small.plan_of(session, 0.5), session, finetune=0, out=tmp_path / str(step))
+        sizes.append(sum(p.numel() for p in done.model.parameters()))
+        model = secateur.load(tmp_path / str(step), model=model)
+        with torch.inference_mode():
+            torch.testing.assert_close(model(x), done.model(x))
+        if following is not None:
+            session = secateur.Session(session.config, model=done.model, images=images, overrides=[following])
+    assert sorted(sizes, reverse=True) == sizes
+    assert len(set(sizes)) == 4
