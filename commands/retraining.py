@@ -13,6 +13,7 @@ from torch import nn
 
 from ..configs.training import FinetuneConfig
 from ..networks.copying import copied
+from ..networks.factors import unfactorised
 from ..networks.inference import accuracy, first_images, logits
 from ..pruners import METHODS, Compressed, Compressor, Context, Kept, RatioPlan, Structure
 from ..pruners.masks import tighten
@@ -123,7 +124,7 @@ class Task:
         if after is None:
             compressor, wanted = self._session.compressor, kept
         else:
-            compressor = Compressor(self._context(after.model))
+            compressor = Compressor(self._context(unfactorised(after.model, self._session.model)))
             wanted = _wanted(self._session.structure, compressor.structure, kept, after.kept)
         cut = _cut(after or self.dense(), compressor.compress(wanted), kept)
         model = compressor(wanted, self._session.config.repair.final) if repaired else cut.model

@@ -29,6 +29,7 @@ from .training import FitConfig as FitConfig
 from .training import GradualConfig as GradualConfig
 
 Cut = Literal["inner", "sampled", "all"]
+Factors = Literal["channel", "spatial"]
 Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency", "size", "bops"]
 
@@ -135,6 +136,10 @@ class LayersConfig(Section):
     )
     pattern: Literal["2:4"] | None = Field(
         default=None, description="weights: of every four inputs in a row two are kept, as sparse tensor cores want it"
+    )
+    factors: Factors = Field(
+        default="channel",
+        description="lowrank: a k×k convolution becomes channel: a k×k and a 1×1, or spatial: a k×1 and a 1×k",
     )
 
     @model_validator(mode="after")
@@ -320,7 +325,9 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(default="channels", description="channels, weights, bits, or package.module:callable")
+    method: str = Field(
+        default="channels", description="channels, weights, lowrank, bits, or package.module:callable"
+    )
     criterion: str | None = Field(
         default=None,
         description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",

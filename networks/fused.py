@@ -72,7 +72,8 @@ class Fused:
             module.inplace = True
         if name in self._norms:
             module = fold(module, model.get_submodule(self._norms[name]))
-            module.weight.data = channels_last(module.weight.data)
+            for parameter in module.parameters():
+                parameter.data = channels_last(parameter.data)
         return cast(nn.Module, module)
 
 

@@ -125,6 +125,12 @@ def fold_batchnorm(model: nn.Module, example: Inputs, keep: Collection[str] = ()
 
 
 def fold(layer: Any, norm: Any) -> nn.Module:
-    """A layer, convolution or linear, that computes what it and the batch norm behind it do; both are left alone."""
+    """A layer, convolution or linear, that computes what it and the batch norm behind it do; both are left alone.
+
+    Of one that is several in a row, the last one does.
+    """
+    if isinstance(layer, nn.Sequential):
+        *before, last = layer
+        return nn.Sequential(*before, fold(last, norm))
     fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
     return cast(nn.Module, fuse(layer, norm))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,13 +46,8 @@ def tighten(context: Context, model: nn.Module, kept: Kept) -> Masked:
     """
     full = rebuilt(model, _without_zeros)  # what is zero in it afterwards was put there by the method
     masked = context.method.masked(replace(context, model=full), kept)
+    _check_zeros(context, full, masked)
     found = Masked({name: (p != 0).to(p.dtype) for name, p in masked.named_parameters() if bool((p == 0).any())})
-    for name, parameter in masked.named_parameters():
-        if not torch.equal(parameter, torch.where(parameter == 0, 0.0, full.get_parameter(name))):
-            raise ValueError(
-                f"schedule = 'gradual' spreads zeros, and method = {context.method.name!r} changes what is not zero "
-                f"({name}): take another schedule"
-            )
     found(model)
     for name, module in masked.named_modules():
         if next(module.children(), None) is None and next(module.parameters(), None) is None:
@@ -59,6 +55,28 @@ def tighten(context: Context, model: nn.Module, kept: Kept) -> Masked:
             if any(not torch.equal(buffer, ours.get_buffer(key)) for key, buffer in module.named_buffers()):
                 model.set_submodule(name, module.train(ours.training))
     return found
+
+
+def check_zeros(context: Context) -> None:
+    """Whether a method removes by zeros alone, so that `tighten` can.
+
+    Raises:
+        ValueError: it does not.
+    """
+    least = np.array([layer.choices[0] for layer in context.structure.layers], dtype=np.int64)
+    full = rebuilt(context.model, _without_zeros)
+    _check_zeros(context, full, context.method.masked(replace(context, model=full), least))
+
+
+def _check_zeros(context: Context, full: nn.Module, masked: nn.Module) -> None:
+    before = dict(full.named_parameters())
+    for name, after in masked.named_parameters():
+        same = name in before and before[name].shape == after.shape
+        if same and bool(((after != 0) & (after != before[name])).any()):
+            raise ValueError(
+                f"schedule = 'gradual' spreads zeros, and method {context.structure.method} changes weights in another "
+                "way: take another schedule"
+            )
 
 
 def _without_zeros(_name: str, tensor: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def take_table(
         PlanError: the network calls other modules when it is cut.
     """
     if structure.first_units is None:
-        raise PlanError(f"budget.latency: {structure.method} change no dense kernel's time; budget flops or params")
+        raise PlanError(f"budget.latency: no latency table for method: {structure.method}; budget flops or params")
     dense = structure.units
     profiler = _Profiler(model, structure, config or LatencyConfig())
     sizes, units = _shapes(profiler)

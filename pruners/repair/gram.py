@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...networks.factors import set_weight
 from ...networks.inference import Batches
 from ...networks.norms import following_norms, shift_output
 from ...training.inputs import call, taken
@@ -97,12 +101,13 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         inner = gram[:, stay][:, :, stay]
         step = compressed.solve(name, inner, cross, ridge) if compressed.solve else ridge_step(inner, cross, ridge)
         fitted = left[:, :, stay] + step.transpose(1, 2)
-        parameter = compressed.model.get_parameter(f"{name}.weight")
-        parameter.data = Sampler(compressed.model.get_submodule(name)).unweight(fitted, parameter)
+        module: Any = compressed.model.get_submodule(name)
+        set_weight(module, Sampler(module).unweight(fitted, module.weight))
         if moments.has_intercept(dense, name):
             mean = stats.mean.unsqueeze(2)
             shift = (whole @ mean - fitted @ mean[:, stay]).flatten()
-            shift_output(compressed.model, name, moments.norms.get(name), shift)
+            there = _constant(compressed.model, name, moments) - _constant(dense, name, moments, compressed.rows)
+            shift_output(compressed.model, name, moments.norms.get(name), shift - there)
 
 
 def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,8 +129,8 @@ def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tupl
         keep[torch.from_numpy(columns)] = True
     stay = keep.repeat(whole.shape[2] // len(keep)).to(full.device)  # kernel positions outside, channels inside
     left = torch.zeros_like(whole)
-    small = compressed.model.get_submodule(name)
-    left[:, :, stay] = Sampler(small).weight(compressed.model.get_parameter(f"{name}.weight").detach())
+    small: Any = compressed.model.get_submodule(name)
+    left[:, :, stay] = Sampler(small).weight(small.weight.detach())
     return whole, left, stay
 
 
@@ -157,12 +162,9 @@ def output_error(compressed: Compressed, dense: nn.Module, moments: DenseMoments
         if name not in compressed.cut:
             continue
         whole, left, _ = aligned_weights(compressed, dense, name)
-        shift = _constant(dense, name, moments)
-        rows = compressed.rows.get(name)
-        if rows is not None:
-            shift = shift[torch.from_numpy(rows).to(shift.device)]
         missed = whole - left
-        shift = (shift - _constant(compressed.model, name, moments)).reshape(missed.shape[:2])
+        shift = _constant(dense, name, moments, compressed.rows) - _constant(compressed.model, name, moments)
+        shift = shift.reshape(missed.shape[:2])
         mean, _, covariance, _ = stats.centered()
         total = variance(whole, covariance)
         if total > 0.0:
@@ -180,10 +182,15 @@ def variance(weight: Tensor, covariance: Tensor) -> float:
     return float(torch.einsum("gqp,gpr,gqr->", weight, covariance, weight))
 
 
-def _constant(model: nn.Module, name: str, moments: DenseMoments) -> Tensor:
-    """(outputs,) what is added behind a consumer before anything else happens: its bias, less the batch norm's mean."""
-    module = model.get_submodule(name)
-    weight = model.get_parameter(f"{name}.weight")
+def _constant(
+    model: nn.Module, name: str, moments: DenseMoments, rows: Mapping[str, NDArray[np.int64]] | None = None
+) -> Tensor:
+    """(outputs,) what is added behind a consumer before anything else happens: its bias, less the batch norm's mean.
+
+    Of the outputs that are left, where `rows` says so.
+    """
+    module: Any = model.get_submodule(name)
+    weight = module.weight
     constant = torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
     if isinstance(module.bias, Tensor):
         constant = constant + module.bias.detach()
@@ -191,4 +198,5 @@ def _constant(model: nn.Module, name: str, moments: DenseMoments) -> Tensor:
         mean = model.get_submodule(moments.norms[name]).running_mean
         assert isinstance(mean, Tensor)
         constant = constant - mean
-    return constant
+    left = None if rows is None else rows.get(name)
+    return constant if left is None else constant[torch.from_numpy(left).to(constant.device)]

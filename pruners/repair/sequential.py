@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ...networks.factors import set_weight, whole_layer
 from ...networks.graph import UntraceableError as UntraceableError
 from ...networks.graph import trace
 from ...networks.inference import Batches, count_images
@@ -132,7 +133,7 @@ class SequentialRepair:
         sites = sites[first:]  # in front of the first cut nothing has drifted
         reads = [node for site in sites for node in site.reads]
         pruned = Stream(order, compressed.model, self.images, reads, self._front)
-        fitting = _Fitting(compressed, pruned, self._samples, count_images(self.images))
+        fitting = _Fitting(compressed, self.dense, pruned, self._samples, count_images(self.images))
         features = self._source(sites)
         for site in sites:
             fitting.solve(site, features(site))
@@ -274,8 +275,9 @@ def _needed(sites: Mapping[fx.Node, Site], node: fx.Node) -> list[fx.Node]:
 class _Fitting:
     """Fits the pruned network's sites, each before anything behind it is computed."""
 
-    def __init__(self, compressed: Compressed, stream: Stream, samples: int, images: int):
+    def __init__(self, compressed: Compressed, dense: nn.Module, stream: Stream, samples: int, images: int):
         self.compressed = compressed
+        self.dense = dense
         self.model = compressed.model
         self.stream = stream
         self.samples = samples
@@ -283,7 +285,8 @@ class _Fitting:
 
     def solve(self, site: Site, features: Iterator[Feature]) -> None:
         """Fit one site to what the dense network computes there."""
-        module: Any = self.model.get_submodule(site.name)
+        fitting = self.model.get_submodule(site.name)
+        module: Any = whole_layer(fitting)
         sampler = Sampler(module, self.samples)
         looks: list[Callable[[Any], Any]] = [lambda x: (len(x), sampler.inputs(x)), sampler.rows]
         pruned = self.stream.read(*zip(site.reads, looks, strict=False))
@@ -304,9 +307,8 @@ class _Fitting:
             intercept=module.bias is not None or site.norm is not None,
             solve=partial(solve, site.name) if solve is not None and site.cut else None,
         )
-        module.weight.data = sampler.unweight(fitted, module.weight)
-        bias = 0.0 if module.bias is None else module.bias.detach().double()
-        shift_output(self.model, site.name, site.norm, constant.flatten() - bias)
+        set_weight(fitting, sampler.unweight(fitted, module.weight))
+        shift_output(self.model, site.name, site.norm, constant.flatten() - self._constant(site, module.bias))
 
     def _target(self, site: Site, feature: Feature, other: Tensor | None = None) -> Tensor:
         """(samples, outputs): Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
@@ -319,6 +321,17 @@ class _Fitting:
         """The outputs that are left."""
         rows = self.compressed.rows.get(site.name)
         return feature if rows is None else feature.index_select(1, torch.from_numpy(rows).to(feature.device))
+
+    def _constant(self, site: Site, bias: Tensor | None) -> Tensor | float:
+        """(outputs,) what is there of the constant: the bias, or by how much the norm's mean is not the dense one."""
+        if bias is not None or site.norm is None:
+            return 0.0 if bias is None else bias.detach().double()
+        means = [network.get_submodule(site.norm).running_mean for network in (self.dense, self.model)]
+        assert isinstance(means[0], Tensor)
+        assert isinstance(means[1], Tensor)
+        rows = self.compressed.rows.get(site.name)
+        dense = means[0] if rows is None else means[0][torch.from_numpy(rows).to(means[0].device)]
+        return (dense - means[1]).double()
 
     def _gain(self, site: Site) -> Tensor | float:
         """(outputs,) output of the consumer per unit of the sum: 1 over the batch norm's slope, 0 where it is flat."""

@@ -293,7 +293,7 @@ def test_a_plan_for_another_network_or_method_is_refused(run, trained, tmp_path)
         (["layers.tie=[[conv1, linear]]"], "weight tensors are not tied"),
         (["budget.params=0.001"], r"budget\.params = 0\.001 cannot be met: .* still keeps 0\.\d+"),
         (["criterion=l1"], "no criterion of weights 'l1', only magnitude, obs"),
-        (["method=channel"], "no method 'channel', only channels, weights.*did you mean channels"),
+        (["method=channel"], "no method 'channel', only .*channels.*weights.*did you mean channels"),
         (["gradual.ramp=0"], "gradual.ramp = 0: input should be greater than 0"),
         (["gradual.evry=1"], "did you mean every"),
     ],

@@ -1,0 +1,334 @@
+"""The method `lowrank`: a unit is a rank; a convolution or linear layer becomes two, with fewer features in between.
+
+Jaderberg, Vedaldi, Zisserman (BMVC 2014): a k×1 and a 1×k convolution; Zhang, Zou, He, Sun (TPAMI 2016): a k×k and a
+1×1. The factors are those whose outputs come nearest to the layer's on the calibration images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from ..configs import Registry
+from ..configs.schema import LayersConfig
+from ..networks.checks import check_weights
+from ..networks.copying import copied, rebuilt
+from ..networks.factors import Kind, factorised, full_rank, input_widths, matrix, sides, whole_layer, why_whole
+from ..networks.inference import example_images
+from ..networks.norms import shift_output
+from ..networks.world import undisturbed
+from ..storage.reading import shown, validated
+from ..training.inputs import InputShape, as_shape
+from .context import Context
+from .costs.counts import Operation, count_operations, uncounted_flops
+from .costs.ranks import RankCost
+from .method import METHODS, Compressed
+from .repair.reduced_rank import RankSolve, Reduced, Reduction
+from .repair.statistics import Sampler
+from .scope import choices_of, ignored_names
+from .structure import Floats, Kept, Layer, PlanError, Structure
+
+Metric = Callable[[Context, str], Tensor | None]
+
+CRITERIA: Registry[Metric] = Registry("criterion of lowrank", adopt=lambda _name, metric, _known: metric)
+
+_Costs = dict[str, tuple[int, int]]  # kind → what a rank costs, and all of the layer
+
+
+@CRITERIA.register("data")
+def data(context: Context, name: str) -> Tensor | None:
+    """(inputs, inputs) second moments of a layer's inputs: what is missed of its outputs counts. None where the moments
+    are not known."""
+    return context.moments.gram(context.model, name)[0] if name in context.moments.inputs else None
+
+
+@CRITERIA.register("svd")
+def svd(_context: Context, _name: str) -> Tensor | None:
+    """None, for the identity: what is missed of the weights counts, whatever the inputs are."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankLayer(Layer):
+    """A convolution or linear layer.
+
+    Attributes:
+        kind: of the two that it becomes.
+        most: the highest rank at which they cost less than the layer.
+    """
+
+    kind: Kind
+    most: int
+
+
+class _Ranked(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    module: str
+    rank: Annotated[int, Field(ge=1)]
+    kind: Literal["channel", "spatial"]
+
+
+class _Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    ranks: list[_Ranked]
+
+
+class LowRank:
+    """Factorisation with repair: reduced-rank regression on what reaches the layer (see `RankSolve`)."""
+
+    name = "lowrank"
+    unit = "ranks"
+    criterion = "data"
+    max_sparsity = 0.95
+
+    @undisturbed()
+    def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
+        """Convolutions and linear layers that are called once, with a weight of their own.
+
+        Choices are the ranks (multiples of `round_to`) at which two layers cost less than the one, in FLOPs and in
+        parameters, and the layer as it is.
+
+        Raises:
+            ValueError: the network does not run on such an image, or returns no row for each.
+            PlanError: no layer is left, or the config names an unknown one, or what is not for ranks.
+        """
+        for name in ("tie", "pattern"):
+            if getattr(config, name):
+                raise PlanError(f"layers.{name}: not for ranks; leave it out with method: lowrank")
+        check_weights(model)
+        model = copied(model).eval()
+        example = example_images(model, input_shape)
+        operations = {op.module: op for op in count_operations(model, example)}
+        widths = input_widths(model, example)
+        reasons = why_whole(model, widths)
+        names = {name: [name] for name, reason in reasons.items() if not reason}
+        whole = {name: reason for name, reason in reasons.items() if reason}
+        whole |= dict.fromkeys(sorted(ignored_names(model, names, config.ignore, whole)), "excluded by the config")
+        layers, costs = [], []
+        for name in names:
+            if name in whole:
+                continue
+            layer, cost = _layer(name, model.get_submodule(name), operations[name], widths[name][0], config)
+            if len(layer.choices) == 1:
+                whole[name] = "no rank that may be kept costs less than the layer"
+            else:
+                layers.append(layer)
+                costs.append(cost)
+        if not layers:
+            raise PlanError("no layer to factorise: of no convolution or linear layer would two be cheaper")
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        flops = [op.flops for op in operations.values()]
+        totals = {
+            "flops": sum(flops) + uncounted_flops(model, example, list(operations.values())),
+            "params": sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
+        }
+        return Structure(
+            method=self.name,
+            layers=tuple(layers),
+            costs={
+                kind: RankCost.of([cost[kind] for cost in costs], [layer.most for layer in layers], total)
+                for kind, total in totals.items()
+            },
+            ignored=whole,
+            shapes=shapes,
+            input_shape=as_shape(input_shape),
+        )
+
+    def check_criterion(self, name: str) -> None:
+        """Raises ValueError where there is no such criterion."""
+        _ = CRITERIA[name]
+
+    def curves(self, context: Context) -> list[Floats]:
+        """By the moments: exact on the calibration images, where the layer's inputs are the dense network's."""
+
+        def measure(layer: RankLayer) -> dict[str, Tensor]:
+            return {"curve": torch.from_numpy(_curve(_known(context, layer, self.criterion).reduction, layer))}
+
+        found = [context.store.get(f"lowrank-{layer.name}", partial(measure, layer)) for layer in _layers(context)]
+        return [tensors["curve"].numpy() for tensors in found]
+
+    def sizes(self, context: Context, layer: Layer) -> Floats:
+        """(ranks,) squared singular values, falling."""
+        weight = context.model.get_submodule(layer.name).weight
+        assert isinstance(weight, Tensor)
+        values = torch.linalg.svdvals(matrix(weight.detach().double(), _ranked(layer).kind))
+        return np.asarray(values.square().cpu().numpy())
+
+    def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
+        """Of the layer as it is."""
+        shape = context.structure.shapes[layer.parameters[0]]
+        module: Any = context.model.get_submodule(layer.name)
+        linear = isinstance(module, nn.Linear)
+        flops = context.structure.costs["flops"]
+        whole = flops.whole[context.structure.index(layer.name)] if isinstance(flops, RankCost) else 1
+        return {
+            "linear": float(linear),
+            "inputs": float(shape[1]),
+            "consumers": float(shape[0]),
+            "resolution": float(whole / np.prod(shape)),
+            "stride": 1.0 if linear else float(module.stride[0]),
+            "kernel": 1.0 if linear else float(shape[-1]),
+        }
+
+    def apply(self, context: Context, kept: Kept) -> Compressed:
+        """Every layer that keeps few enough ranks as two."""
+        found = _reduced(context, kept)
+        kinds = {layer.name: layer.kind for layer in _layers(context)}
+        ranks = {name: (layer.rank, kinds[name]) for name, layer in found.items()}
+        return Compressed(
+            model=factorised(_replaced(context, found), ranks).eval(),
+            recipe={"ranks": [{"module": name, "rank": rank, "kind": kind} for name, (rank, kind) in ranks.items()]},
+            cut=frozenset(found),
+            solve=RankSolve(found),
+        )
+
+    def masked(self, context: Context, kept: Kept) -> nn.Module:
+        """The layers as they are, with the two's product as their weight."""
+        return _replaced(context, _reduced(context, kept))
+
+    def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
+        """By module, rank and kind; of weights that matter, what is nearest to them."""
+        told = validated(_Recipe, recipe, "this is no recipe of factorised layers").ranks
+        ranks: dict[str, tuple[int, Kind]] = {}
+        for entry in told:
+            if entry.module in ranks:
+                raise ValueError(f"the recipe factorises {shown(entry.module)} twice")
+            _check_rank(model, entry)
+            ranks[entry.module] = entry.rank, entry.kind
+        return factorised(rebuilt(model, lambda _name, tensor: tensor), ranks)
+
+
+def _layers(context: Context) -> list[RankLayer]:
+    return [_ranked(layer) for layer in context.structure.layers]
+
+
+def _ranked(layer: Layer) -> RankLayer:
+    assert isinstance(layer, RankLayer)
+    return layer
+
+
+def _layer(name: str, module: Any, operation: Operation, width: int, config: LayersConfig) -> tuple[RankLayer, _Costs]:
+    """A layer with its choices, and its costs.
+
+    Args:
+        name: of the module.
+        module: itself.
+        operation: what it computes.
+        width: of its input, in pixels.
+        config: what the user says of the layers.
+    """
+    shape = operation.shape
+    spatial = config.factors == "spatial" and len(shape) == 4 and min(shape[2:]) > 1
+    kind: Kind = "spatial" if spatial else "channel"
+    second, first = (int(np.prod(part)) for part in sides(shape, kind))
+    # between a k×1 and a 1×k convolution the image is as wide as it came in
+    before = operation.positions // operation.output[1] * width if spatial else operation.positions
+    costs = {
+        "flops": (before * first + operation.positions * second, operation.flops),
+        "params": (first + second, int(np.prod(shape))),
+    }
+    units, most = full_rank(shape, kind), min((whole - 1) // rank for rank, whole in costs.values())
+    choices = [n for n in choices_of(name, units, config.round_to) if n <= most]
+    return (
+        RankLayer(
+            name,
+            units,
+            (*choices, units),
+            members=(kind,),
+            parameters=(f"{name}.weight",),
+            consumers=(name,),
+            kind=kind,
+            most=most,
+        ),
+        costs,
+    )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is computed of a layer once.
+
+    Attributes:
+        reduction: its weights of every rank.
+        mean: (inputs,) of its inputs, where it is known and a constant can be added behind the layer.
+    """
+
+    reduction: Reduction
+    mean: Tensor | None
+
+
+def _known(context: Context, layer: RankLayer, criterion: str) -> _Known:
+    memo: dict[str, _Known] = context.memo.setdefault(f"lowrank-{criterion}", {})
+    if layer.name not in memo:
+        module: Any = context.model.get_submodule(layer.name)
+        weight = Sampler(module).weight(module.weight.detach())[0]
+        kernel = tuple(module.kernel_size) if layer.kind == "spatial" else None
+        gram = CRITERIA[criterion](context, layer.name)
+        shifts = gram is not None and context.moments.has_intercept(context.model, layer.name)
+        mean = context.moments.inputs[layer.name].mean[0] if shifts else None
+        memo[layer.name] = _Known(Reduction.of(weight, gram, kernel), mean)
+    return memo[layer.name]
+
+
+def _curve(reduction: Reduction, layer: RankLayer) -> Floats:
+    """(choices,) what is missed over what there is."""
+    lost = reduction.lost(layer.choices[-2]).cpu().numpy()[layer.levels[:-1] - 1]
+    shares = np.clip(lost / max(reduction.total, np.finfo(np.float64).tiny), 0.0, 1.0)
+    return np.minimum.accumulate(np.append(shares, 0.0))
+
+
+def _reduced(context: Context, kept: Kept) -> dict[str, Reduced]:
+    """Layer's name → what it is brought to, where it is."""
+    found = {}
+    for layer, count in zip(_layers(context), kept, strict=True):
+        if count <= layer.most:
+            reduction, rank = _known(context, layer, context.ranking_criterion).reduction, int(count)
+            found[layer.name] = Reduced(reduction.target, reduction.at(rank), rank, reduction.kernel)
+    return found
+
+
+def _replaced(context: Context, found: Mapping[str, Reduced]) -> nn.Module:
+    """The network with other weights, of the dense shape; outputs keep their means, where the inputs' are known."""
+
+    def change(parameter: str, tensor: Tensor) -> Tensor:
+        name = parameter.removesuffix(".weight")
+        if name not in found or name == parameter:
+            return tensor
+        return Sampler(context.model.get_submodule(name)).unweight(found[name].weight.unsqueeze(0), tensor)
+
+    model = rebuilt(context.model, change)
+    for layer in _layers(context):
+        mean = _known(context, layer, context.ranking_criterion).mean if layer.name in found else None
+        if mean is not None:
+            gone = found[layer.name].target - found[layer.name].weight
+            shift_output(model, layer.name, context.moments.norms.get(layer.name), gone @ mean)
+    return model
+
+
+def _check_rank(model: nn.Module, entry: _Ranked) -> None:
+    """Whether a network has such a layer.
+
+    Raises:
+        ValueError: it has not, or the rank is above the full one.
+    """
+    modules = dict(model.named_modules())
+    module = whole_layer(modules.get(entry.module, model))
+    if entry.module not in modules or not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) or not entry.module:
+        raise ValueError(f"this network has no convolution or linear layer {shown(entry.module)}")
+    shape = tuple(module.weight.shape)
+    if getattr(module, "groups", 1) > 1 or (entry.kind == "spatial" and len(shape) != 4):
+        raise ValueError(f"layer {entry.module} cannot become two ({entry.kind}) here")
+    if entry.rank > full_rank(shape, entry.kind):
+        raise ValueError(f"layer {entry.module}: rank {entry.rank} is above {full_rank(shape, entry.kind)}, all it has")
+
+
+METHODS.register("lowrank")(LowRank())
