@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .commands.compare import Comparison, compare
     from .commands.correlate import Correlation, correlate
     from .commands.filters import Filters, filters
+    from .commands.inspect import Inspection, inspect
     from .commands.loading import Images
     from .commands.make_env import make_env
     from .commands.plan import Proposal, plan
@@ -43,6 +44,7 @@ _HOMES = {
     "Correlation": ".commands.correlate",
     "Filters": ".commands.filters",
     "Images": ".commands.loading",
+    "Inspection": ".commands.inspect",
     "Objective": ".training.objective",
     "Proposal": ".commands.plan",
     "RatioPlan": ".pruners.plan",
@@ -53,6 +55,7 @@ _HOMES = {
     "compare": ".commands.compare",
     "correlate": ".commands.correlate",
     "filters": ".commands.filters",
+    "inspect": ".commands.inspect",
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
     "plan": ".commands.plan",
@@ -68,6 +71,7 @@ __all__ = [
     "Correlation",
     "Filters",
     "Images",
+    "Inspection",
     "Objective",
     "Proposal",
     "RatioPlan",
@@ -78,6 +82,7 @@ __all__ = [
     "compare",
     "correlate",
     "filters",
+    "inspect",
     "load",
     "make_env",
     "plan",

@@ -158,9 +158,9 @@ def compare_command(
 @app.command("plan")
 def plan_command(
     policy: Annotated[Path, typer.Argument(help="A run folder, or its policy.safetensors.")],
-    flops: Annotated[float | None, typer.Option("--flops", help="The budget: a fraction of the FLOPs.")] = None,
-    params: Annotated[float | None, typer.Option("--params", help="The budget: a fraction of the parameters.")] = None,
-    latency: Annotated[float | None, typer.Option("--latency", help="The budget: of the measured latency.")] = None,
+    flops: Annotated[str | None, typer.Option("--flops", help="The budget: 0.5, 50% or 20M FLOPs.")] = None,
+    params: Annotated[str | None, typer.Option("--params", help="The budget: 0.5, 50% or 1.5M parameters.")] = None,
+    latency: Annotated[str | None, typer.Option("--latency", help="The budget: of the measured latency; 5ms.")] = None,
     out: Out = None,
     config: Annotated[
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")

@@ -22,6 +22,7 @@ TrustCode = Annotated[
     bool,
     typer.Option("--trust-code", help="Run the code that is named as package.module:callable: a network, a method, …"),
 ]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else.")]
 Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder to write to.")]
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the plan]")
@@ -39,6 +40,14 @@ def fractions(option: str, text: str) -> list[float]:
         return [float(part) for part in names(text)]
     except ValueError:
         raise ValueError(f"{option} {text}: numbers separated by commas, as in 0.25,0.5,0.75") from None
+
+
+def sizes(option: str, text: str) -> tuple[int, ...]:
+    """Of a shape as people write it, 3x32x32; the option is for the message."""
+    parts = text.lower().replace("×", "x").split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"{option} {text}: sizes of one image, as in 3x224x224")
+    return tuple(map(int, parts))
 
 
 def wrote(reporter: RichReporter, folder: Path, *files: str) -> None:

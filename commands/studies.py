@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,36 @@ from typing import Annotated
 import typer
 
 from ..reports.progress import RichReporter
-from .options import CONFIG_HELP, Out, Overrides, TrustCode, fractions, names, wrote
+from .options import CONFIG_HELP, Json, Out, Overrides, TrustCode, fractions, names, sizes, wrote
+
+
+def inspect_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{CONFIG_HELP} Or a network (cifar_resnet20, torchvision:NAME, timm:NAME, package.module:callable), "
+            "a run folder, or one that apply wrote. [default: the embedded config, digits]"
+        ),
+    ] = None,
+    shape: Annotated[str | None, typer.Option("--input", help="Of one image: 3x224x224.")] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure it, too: seconds to minutes.")] = False,
+    as_json: Json = False,
+    overrides: Overrides = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Show a network's layers: units, choices, costs, what is coupled, what is left whole, what a budget can ask.
+
+    Example: secateur inspect torchvision:resnet18 --input 3x224x224 --set method=weights
+
+    Nothing is trained or downloaded, and nothing is written.
+    """
+    from .inspect import inspect, session_of
+
+    reporter = None if as_json else RichReporter()
+    session = session_of(model, overrides or (), trust_code=trust_code, reporter=reporter)
+    found = inspect(session, input_shape=None if shape is None else sizes("--input", shape), latency=latency)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
 
 
 def sensitivity_command(
@@ -119,6 +149,7 @@ def correlate_command(
 
 
 STUDIES: dict[str, Callable[..., None]] = {
+    "inspect": inspect_command,
     "sensitivity": sensitivity_command,
     "filters": filters_command,
     "correlate": correlate_command,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, JsonValue, model_validator
 
+from .amounts import Flops, Latency, Params
 from .scalars import (
     Batch,
     Candidates,
@@ -175,29 +176,25 @@ class RepairConfig(Section):
 
 
 class BudgetConfig(Section):
-    """The most a plan may cost, as a fraction of the dense network. One of the three."""
+    """The most a plan may cost: a fraction of the dense network, or an amount. Of several a plan meets all."""
 
-    flops: Fraction | None = None
-    params: Fraction | None = None
-    latency: Fraction | None = Field(default=None, description="of the dense network's, as measured on this machine")
+    flops: Flops | None = Field(default=None, description='0.5, "60%" or "20M" multiply-accumulates an image')
+    params: Params | None = Field(default=None, description='0.5, "60%" or "1.5M"')
+    latency: Latency | None = Field(
+        default=None, description='as measured on this machine, of a batch of latency.batch images: 0.5, "60%" or "5ms"'
+    )
 
     @model_validator(mode="after")
-    def _one(self) -> BudgetConfig:
-        if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError(
-                "give exactly one budget: budget.flops, budget.params or budget.latency, a fraction in (0, 1]"
-            )
+    def _some(self) -> BudgetConfig:
+        if not self.asked:
+            known = ", ".join(f"budget.{kind}" for kind in BudgetConfig.model_fields)
+            raise ValueError(f"give a budget: one or more of {known}, as a fraction in (0, 1] or an amount")
         return self
 
     @property
-    def kind(self) -> CostKind:
-        """What is counted."""
-        return "flops" if self.flops is not None else "params" if self.params is not None else "latency"
-
-    @property
-    def fraction(self) -> float:
-        """The most that may be kept, in (0, 1]."""
-        return float(self.model_dump()[self.kind])
+    def asked(self) -> dict[CostKind, float | str]:
+        """Kind → a fraction in (0, 1], or an amount with its unit."""
+        return cast(dict[CostKind, float | str], self.model_dump(exclude_none=True))
 
 
 class LatencyConfig(Section):
