@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import warnings
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from secateur.commands import cli
+from secateur.commands.studies import STUDIES
 
 
 @dataclass
@@ -34,11 +36,22 @@ def secateur(capsys, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("command", ["train", "apply", "compare", "plan", "correlate", "sensitivity", "filters"])
+@pytest.mark.parametrize("command", ["train", "apply", "compare", "plan", *STUDIES])
 def test_help_teaches(secateur, command):
     shown = secateur(command, "--help")
     assert shown.code == 0
     assert "Example: secateur " + command in " ".join(shown.stdout.split())
+
+
+def test_what_is_inspected_as_json_and_as_a_table(secateur):
+    asked = ["inspect", "digits_resnet", "--input", "1x8x8", "--set", "layers.round_to=8"]
+    found, shown = secateur(*asked, "--json"), secateur(*asked)
+    assert (found.code, shown.code, found.stderr) == (0, 0, "")
+    tree = json.loads(found.stdout)  # and nothing else
+    assert [layer["choices"] for layer in tree["layers"][:2]] == [[8, 16], [8, 16]]
+    for layer in tree["layers"]:
+        assert layer["name"] in shown.stdout
+    assert "layer1.0.conv2: it is coupled to conv1" in shown.stdout.replace(", layer1.1.conv2", "")
 
 
 def test_a_command_from_start_to_end(run, tmp_path):
@@ -75,6 +88,9 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["sensitivity", "--sparsities", "0.5,half"], "numbers separated by commas"),
         (["sensitivity", "--repair", "gramm"], "did you mean gram?"),
         (["filters", "--criterion", "l1"], "only car or rar"),
+        (["inspect", "cifar_resnet20", "--input", "3x32"], "does not run on images of 3×32"),
+        (["inspect", "--input", "3,32,32"], "sizes of one image, as in 3x224x224"),
+        (["inspect", "cifar_resnet20", "--set", "layers.ignore=[layer9]"], "layers.ignore names 'layer9'"),
         (["correlate", "--plans", "2"], "correlate.plans = 2"),
         (["correlate", "--set", "budget.flops=1"], "every plan on it is the dense network"),
         (["correlate", "--resume", "nowhere", "--out", "here"], "leave them out"),
