@@ -173,6 +173,8 @@ def session_of(
     model: nn.Module | None = None
     if isinstance(given, str | Path) and Path(given).is_dir():
         config = Path(given) / CONFIG_NAME
+        if not config.is_file():
+            raise ConfigError(f"{given} is no run folder: no {CONFIG_NAME} in it")
         if (Path(given) / NETWORK_NAME).is_file():
             model = load(given, trust_code=trust_code)
     elif isinstance(given, str) and given not in builtin_configs() and not Path(given).exists():

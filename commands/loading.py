@@ -117,7 +117,7 @@ def load(
     """
     check_threads(config)
     _seed(config.seed)
-    device = _device(config.device)
+    device = device_of(config.device)
     if images is not None:
         calibration, search, test, train = _caller_batches(images, device, objective)
         source = "the caller's images"
@@ -136,9 +136,10 @@ def load(
         if trained and (saved := _saved(model, folder)) is not None:
             early = saved
         elif trained:
+            model = model.to(device)
             if before_training is not None:
                 before_training(model, shape_of(search[0][0]))
-            early = _pretrained(model.to(device), config, config.network, train, objective, reporter or Reporter())
+            early = _pretrained(model, config, config.network, train, objective, reporter or Reporter())
     at_rest = frozenset(modules_at_rest(model))
     loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest, early)
     _check_images(loaded, objective)
@@ -152,7 +153,12 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a config.
+
+    Raises:
+        ConfigError: it is not to be had here.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..configs import Config, ConfigError, CostKind
+from ..configs import Config, ConfigError
 from ..configs.schema import DataConfig
 from ..data import load_splits
 from ..networks import build_network
@@ -17,6 +17,7 @@ from ..networks.copying import copied
 from ..pruners import METHODS, Budget, Structure
 from ..pruners.costs.latency_profile import take_table
 from ..training.inputs import InputShape, shape_of
+from .loading import device_of
 
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # pixels, of data sets whose images are all alike
 
@@ -33,7 +34,7 @@ def untrained(config: Config, model: nn.Module | None, *, trust_code: bool) -> n
         assert config.network is not None
         named = config.network.model_copy(update={"weights": None})
         model = build_network(named, seed=config.seed, trust_code=trust_code)
-    return open_attention(copied(unwrapped(model))).eval()
+    return open_attention(copied(unwrapped(model)).to(device_of(config.device))).eval()
 
 
 def image_shape(data: DataConfig | None) -> InputShape:
@@ -78,13 +79,10 @@ def most_sparsity(config: Config) -> float:
 
 
 def check_budget(config: Config, untrained: nn.Module, input_shape: InputShape) -> None:
-    """Whether the budget can be met, before the network is trained; that of latency is seen when it is measured.
+    """Whether the budget can be met, before the network is trained.
 
     Raises:
         PlanError: it cannot.
     """
-    asked = config.budget.asked
-    known: dict[CostKind, float | str] = {kind: said for kind, said in asked.items() if kind != "latency"}
-    if known:
-        structure = find_structure(config, open_attention(copied(untrained)), input_shape, timed=False)
-        Budget.asked(structure, known, most_sparsity(config), config.layers.bounds)
+    network = open_attention(copied(untrained))
+    find_budget(config, find_structure(config, network, input_shape, timed="latency" in config.budget.asked))

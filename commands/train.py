@@ -169,7 +169,8 @@ def _walked(past: Sequence[dict[str, Any]]) -> tuple[list[list[float]], list[flo
 
 def _asked(session: Session, episodes: Sequence[Episode]) -> list[Episode]:
     """The episodes that were walked on the budget asked; the first one always was."""
-    return [episode for episode in episodes if episode.budget == session.budget.fraction]
+    asked = session.budget.fraction
+    return [episode for episode in episodes if episode.budget == asked]
 
 
 def _plan(session: Session, episodes: Sequence[Episode], reranked: Sequence[Reranked] = ()) -> RatioPlan:

@@ -34,7 +34,7 @@ def asked(kind: str, given: object) -> object:
     if unit == "%":
         return _fraction(kind, number / 100)
     if not 0.0 < number * UNITS[kind][unit] < math.inf:
-        raise ValueError(f"{given!r} must be greater than 0")
+        raise ValueError(f"{given!r} must be greater than 0, and finite")
     return f"{number:.15g}{unit}"
 
 
