@@ -12,8 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..reports.progress import RichReporter, printable
-from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, names, wrote
+from ..reports.progress import printable
+from .options import CONFIG_HELP, ConfigOption, Json, Out, Overrides, RayAddress, TrustCode, names, reporter_of, wrote
 from .studies import STUDIES
 
 app = typer.Typer(
@@ -34,7 +34,14 @@ def train_command(
     out: Out = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the search.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="Minutes after which the search ends; --resume goes on.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target", help="Ends where a plan has this much on the search images.")
+    ] = None,
     ray_address: RayAddress = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Train the agent for a network and write the best ratio plan it finds.
@@ -48,13 +55,13 @@ def train_command(
     from .session import Session
     from .train import train
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     if resume is not None and (config is not None or out is not None):
         raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
     session = Session(
         config, overrides=overrides or (), seed=seed, ray_address=ray_address, reporter=reporter, trust_code=trust_code
     )
-    done = train(session, out=out, resume=resume)
+    done = train(session, out=out, resume=resume, timeout=timeout, target=target)
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
@@ -62,8 +69,9 @@ def train_command(
         f"{100 * best['flops']:.1f} % of the FLOPs"
         + (f", {100 * best['latency']:.1f} % of the latency by the table" if "latency" in best else "")
     )
-    wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "quality.png")
-    if not done.finished:
+    files = ("summary.json", "plan.json", "episodes.jsonl", "plan.png", "quality.png")
+    wrote(reporter, done.folder, *files, as_json=as_json)
+    if done.summary["ended"] == "interrupted":
         raise typer.Exit(130)
 
 
@@ -84,6 +92,7 @@ def apply_command(
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the one in this folder.")] = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Apply a plan: a smaller network, repaired, fine-tuned, measured and saved.
@@ -96,10 +105,10 @@ def apply_command(
     from .apply import apply
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = apply(plan, session, finetune=finetune, schedule=schedule, out=out, resume=resume)
-    wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
+    wrote(reporter, done.folder, "summary.json", "weights.safetensors", "network.json", "plan.png", as_json=as_json)
 
 
 @app.command("compare")
@@ -123,6 +132,7 @@ def compare_command(
     ray_address: RayAddress = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Compare plans with other allocators, rules and searches: same cost, same repair, same images.
@@ -140,7 +150,7 @@ def compare_command(
         raise ValueError(
             "--resume takes config and folder from the comparison itself: leave --config, --set, --out out"
         )
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     done = compare(
         plans or (),
         Session(config, overrides=overrides or (), ray_address=ray_address, reporter=reporter, trust_code=trust_code),
@@ -152,7 +162,7 @@ def compare_command(
         out=out,
         resume=resume,
     )
-    wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
+    wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl", as_json=as_json)
 
 
 @app.command("plan")
@@ -166,6 +176,7 @@ def plan_command(
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
     ] = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Ask a trained policy for a plan: any budget, also another network; no candidate is evaluated.
@@ -177,10 +188,10 @@ def plan_command(
     from .plan import plan
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = plan(policy, session, flops=flops, params=params, latency=latency, out=out)
-    wrote(reporter, done.folder, "plan.json", "plan.png")
+    wrote(reporter, done.folder, "plan.json", "plan.png", as_json=as_json)
 
 
 for name, command in STUDIES.items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ..configs import builtin_configs
 from ..reports.progress import RichReporter
+from ..storage.reading import read_json
 
 CONFIG_HELP = f"A built-in config ({', '.join(builtin_configs())}) or a YAML file."
 Overrides = Annotated[
@@ -50,8 +53,15 @@ def sizes(option: str, text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def wrote(reporter: RichReporter, folder: Path, *files: str) -> None:
-    """Say which of the files are there."""
+def reporter_of(*, as_json: bool) -> RichReporter:
+    """On standard output, which is left to the JSON object where there is to be one."""
+    return RichReporter(Console(stderr=True, markup=False, emoji=False) if as_json else None)
+
+
+def wrote(reporter: RichReporter, folder: Path, *files: str, as_json: bool) -> None:
+    """Say which of the files are there; or, as JSON, the folder and what the first of them holds."""
     for name in files:
         if (folder / name).exists():
             reporter.say(f"  {folder / name}")
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), **read_json(folder / files[0])}))

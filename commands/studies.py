@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..reports.progress import RichReporter
-from .options import CONFIG_HELP, Json, Out, Overrides, TrustCode, fractions, names, sizes, wrote
+from .options import CONFIG_HELP, Json, Out, Overrides, TrustCode, fractions, names, reporter_of, sizes, wrote
 
 
 def inspect_command(
@@ -57,6 +57,7 @@ def sensitivity_command(
     repair: Annotated[str, typer.Option("--repair", help="gram: least squares; none.")] = "gram",
     out: Out = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Cut one layer at a time and draw what is lost by criterion and sparsity, on images the repair has not seen.
@@ -66,7 +67,7 @@ def sensitivity_command(
     from .sensitivity import sensitivity
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     done = sensitivity(
         Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         layers=None if layers is None else names(layers),
@@ -75,7 +76,7 @@ def sensitivity_command(
         repair=repair,  # type: ignore[arg-type]  # checked there, with the near miss
         out=out,
     )
-    wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png")
+    wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png", as_json=as_json)
 
 
 def filters_command(
@@ -88,6 +89,7 @@ def filters_command(
     threshold: Annotated[float, typer.Option("--threshold", help="Of colour selectivity.")] = 0.5,
     out: Out = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Draw the filters that look at the image in the order of removal, with the colour selectivity of each.
@@ -97,7 +99,7 @@ def filters_command(
     from .filters import filters
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     done = filters(
         Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         layer=layer,
@@ -106,7 +108,7 @@ def filters_command(
         threshold=threshold,
         out=out,
     )
-    wrote(reporter, done.folder, "filters.json", "filters.png")
+    wrote(reporter, done.folder, "filters.json", "filters.png", as_json=as_json)
 
 
 def correlate_command(
@@ -123,6 +125,7 @@ def correlate_command(
         Path | None, typer.Option("--resume", help="Go on with the interrupted run in this folder.")
     ] = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Measure random plans by what a search looks at and by what counts in the end, and correlate the two.
@@ -134,7 +137,7 @@ def correlate_command(
     from .correlate import correlate
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     if resume is not None and (config is not None or overrides):
         raise ValueError("--resume takes config, folder and numbers of plans from the run itself: leave them out")
     done = correlate(
@@ -145,7 +148,7 @@ def correlate_command(
         out=out,
         resume=resume,
     )
-    wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl")
+    wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl", as_json=as_json)
 
 
 STUDIES: dict[str, Callable[..., None]] = {

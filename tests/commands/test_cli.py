@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import typer
 
 from secateur.commands import cli
 from secateur.commands.studies import STUDIES
@@ -52,6 +55,28 @@ def test_what_is_inspected_as_json_and_as_a_table(secateur):
     for layer in tree["layers"]:
         assert layer["name"] in shown.stdout
     assert "layer1.0.conv2: it is coupled to conv1" in shown.stdout.replace(", layer1.1.conv2", "")
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--resume", "RUN", "--target", "0"], ["plan", "RUN", "--flops", "20%"]], ids=["train", "plan"]
+)
+def test_as_json_nothing_else_is_on_standard_output(secateur, run, command, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    done = secateur(*(str(folder) if part == "RUN" else part for part in command), "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    where = Path(found.pop("folder"))
+    assert where in (folder, folder / "plan")
+    assert found in [json.loads(file.read_text(encoding="utf-8")) for file in where.glob("*.json")]
+    assert str(where) in done.stderr
+
+
+def test_every_command_has_json():
+    commands = typer.main.get_command(cli.app).commands
+    without = [name for name, c in commands.items() if not any("--json" in option.opts for option in c.params)]
+    assert len(commands) >= 8
+    assert without == []
 
 
 def test_a_command_from_start_to_end(run, tmp_path):
