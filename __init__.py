@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .commands.correlate import Correlation, correlate
     from .commands.export import Exported, export
     from .commands.filters import Filters, filters
+    from .commands.inspect import Inspection, inspect
     from .commands.loading import Images
     from .commands.make_env import make_env
     from .commands.plan import Proposal, plan
@@ -46,6 +47,7 @@ _HOMES = {
     "Exported": ".commands.export",
     "Filters": ".commands.filters",
     "Images": ".commands.loading",
+    "Inspection": ".commands.inspect",
     "Objective": ".training.objective",
     "Proposal": ".commands.plan",
     "RatioPlan": ".pruners.plan",
@@ -58,6 +60,7 @@ _HOMES = {
     "correlate": ".commands.correlate",
     "export": ".commands.export",
     "filters": ".commands.filters",
+    "inspect": ".commands.inspect",
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
     "plan": ".commands.plan",
@@ -75,6 +78,7 @@ __all__ = [
     "Exported",
     "Filters",
     "Images",
+    "Inspection",
     "Objective",
     "Proposal",
     "RatioPlan",
@@ -87,6 +91,7 @@ __all__ = [
     "correlate",
     "export",
     "filters",
+    "inspect",
     "load",
     "make_env",
     "plan",

@@ -152,7 +152,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
         "masked_difference": difference,
         "plan": plan.provenance.model_dump(),
     }
-    if session.config.budget.kind == "latency":
+    if "latency" in session.config.budget.asked:
         found = summary["latency"] = _table_error(session, cut.kept, rows)
         reporter.say(
             "latency kept: {predicted:.1%} by the table, {measured:.1%} measured; dense: {dense_predicted_ms:.2f} ms "

@@ -47,7 +47,8 @@ class Begun:
             },
             exclude={"finetune": {"epochs", "learning_rate", "schedule", "initial", "channels_last"}},
         )
-        kept = [plan.method, plan.criterion, plan.budget.kind, plan.budget.fraction, plan.kept.tolist()]
+        asked = [part for budget in plan.budget.fractions.items() for part in budget]
+        kept = [plan.method, plan.criterion, *asked, plan.kept.tolist()]
         calibration = digest(tensor for batch in session.calibration for tensor in leaves(batch).values())
         of = {
             "network": network_of(session.model),

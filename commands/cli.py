@@ -12,9 +12,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..reports.progress import RichReporter, printable
+from ..reports.progress import printable
 from ..reports.tables import costs_line
-from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, fractions, names, wrote
+from .options import (
+    CONFIG_HELP,
+    ConfigOption,
+    Json,
+    Out,
+    Overrides,
+    RayAddress,
+    TrustCode,
+    fractions,
+    names,
+    reporter_of,
+    wrote,
+)
 from .studies import STUDIES
 
 app = typer.Typer(
@@ -35,7 +47,14 @@ def train_command(
     out: Out = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of the search.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")] = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="Minutes after which the search ends; --resume goes on.")
+    ] = None,
+    target: Annotated[
+        float | None, typer.Option("--target", help="Ends where a plan has this much on the search images.")
+    ] = None,
     ray_address: RayAddress = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Train the agent for a network and write the best ratio plan it finds.
@@ -49,21 +68,22 @@ def train_command(
     from .session import Session
     from .train import train
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     if resume is not None and (config is not None or out is not None):
         raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
     session = Session(
         config, overrides=overrides or (), seed=seed, ray_address=ray_address, reporter=reporter, trust_code=trust_code
     )
-    done = train(session, out=out, resume=resume)
+    done = train(session, out=out, resume=resume, timeout=timeout, target=target)
     best, base = done.summary["best"], done.summary["base"]
     reporter.say(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
         f"(base plan {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
         f"{costs_line(best)}"
     )
-    wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "quality.png")
-    if not done.finished:
+    files = ("summary.json", "plan.json", "episodes.jsonl", "plan.png", "quality.png")
+    wrote(reporter, done.folder, *files, as_json=as_json)
+    if done.summary["ended"] == "interrupted":
         raise typer.Exit(130)
 
 
@@ -88,6 +108,7 @@ def apply_command(
     resume: Annotated[Path | None, typer.Option("--resume", help="Go on with the one in this folder.")] = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Apply a plan: a smaller network, repaired, fine-tuned, measured and saved.
@@ -101,11 +122,11 @@ def apply_command(
     from .apply import apply
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     own = None if train_fn is None else imported("--train-fn", train_fn, trust_code=trust_code)
     done = apply(plan, session, finetune=finetune, schedule=schedule, train_fn=own, out=out, resume=resume)
-    wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
+    wrote(reporter, done.folder, "summary.json", "weights.safetensors", "network.json", "plan.png", as_json=as_json)
 
 
 @app.command("compare")
@@ -133,6 +154,7 @@ def compare_command(
     ray_address: RayAddress = None,
     config: ConfigOption = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Compare plans with other allocators, rules and searches: same cost, same repair, same images.
@@ -153,7 +175,7 @@ def compare_command(
         raise ValueError(
             "--resume takes config and folder from the comparison itself: leave --config, --set, --out out"
         )
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     session = Session(
         config, overrides=overrides or (), ray_address=ray_address, reporter=reporter, trust_code=trust_code
     )
@@ -168,28 +190,29 @@ def compare_command(
     }
     if flops is None and params is None:
         done = compare(plans or (), session, **how)
-        wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
+        wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl", as_json=as_json)
         return
     if flops is not None and params is not None:
         raise ValueError("--flops and --params: budgets are of one of the two")
     how |= {"kind": "params"} if flops is None else {"kind": "flops"}
     swept = sweep(plans or (), session, budgets=fractions(f"--{how['kind']}", flops or params or ""), **how)
-    wrote(reporter, swept.folder, "sweep.json", "sweep.png")
+    wrote(reporter, swept.folder, "sweep.json", "sweep.png", as_json=as_json)
 
 
 @app.command("plan")
 def plan_command(
     policy: Annotated[Path, typer.Argument(help="A run folder, or its policy.safetensors.")],
-    flops: Annotated[float | None, typer.Option("--flops", help="The budget: a fraction of the FLOPs.")] = None,
-    params: Annotated[float | None, typer.Option("--params", help="The budget: a fraction of the parameters.")] = None,
-    latency: Annotated[float | None, typer.Option("--latency", help="The budget: of the measured latency.")] = None,
-    size: Annotated[float | None, typer.Option("--size", help="The budget: of the bytes stored.")] = None,
-    bops: Annotated[float | None, typer.Option("--bops", help="The budget: of the bit operations.")] = None,
+    flops: Annotated[str | None, typer.Option("--flops", help="The budget: 0.5, 50% or 20M FLOPs.")] = None,
+    params: Annotated[str | None, typer.Option("--params", help="The budget: 0.5, 50% or 1.5M parameters.")] = None,
+    latency: Annotated[str | None, typer.Option("--latency", help="The budget: of the measured latency; 5ms.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="The budget: of the bytes stored; 100kB.")] = None,
+    bops: Annotated[str | None, typer.Option("--bops", help="The budget: of the bit operations.")] = None,
     out: Out = None,
     config: Annotated[
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
     ] = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Ask a trained policy for a plan: any budget, also another network; no candidate is evaluated.
@@ -201,10 +224,10 @@ def plan_command(
     from .plan import plan
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = plan(policy, session, flops=flops, params=params, latency=latency, size=size, bops=bops, out=out)
-    wrote(reporter, done.folder, "plan.json", "plan.png")
+    wrote(reporter, done.folder, "plan.json", "plan.png", as_json=as_json)
 
 
 for name, command in STUDIES.items():

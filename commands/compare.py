@@ -17,7 +17,7 @@ from ..envs import Evaluation, Evaluator
 from ..networks.inference import statistics
 from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
-from ..pruners.plan import plan_path
+from ..pruners.plan import PlanBudget, plan_path
 from ..reports.figures import comparison_figure
 from ..storage.files import write_json
 from ..storage.folders import FINETUNED_NAME, SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
@@ -105,7 +105,7 @@ def compare(
     beside = next((file.parent for file in files if file is not None), None)
     loaded = [plan if isinstance(plan, RatioPlan) else RatioPlan.load(plan) for plan in plans]
     _check_alike(loaded)
-    overrides = [f"budget.{loaded[0].budget.kind}={loaded[0].budget.fraction}"] if loaded else []
+    overrides = loaded[0].budget.overrides if loaded else []
     overrides += [] if candidates is None else [f"compare.candidates={candidates}"]
     session = session.beside(previous or beside, overrides=overrides)
     method = loaded[0].method if loaded else session.config.method
@@ -190,7 +190,7 @@ def _compare(
             "method": session.config.method,
             "objective": session.config.objective.name,
             "measure": session.objective.measure,
-            "budget": {"kind": session.budget.kind, "fraction": session.budget.fraction},
+            "budget": PlanBudget.of(session.budget.fractions).model_dump(),
             "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
             "candidates": candidates,
@@ -225,9 +225,7 @@ def _seeds(plan: RatioPlan, plans: Sequence[RatioPlan], seeds: Sequence[int]) ->
 def _check_alike(plans: Sequence[RatioPlan]) -> None:
     for plan in plans[1:]:
         if any(getattr(plan, key) != getattr(plans[0], key) for key in ("method", "budget", "criterion")):
-            mine, theirs = (
-                f"{p.method}, {p.budget.kind} {p.budget.fraction:g}, {p.criterion}" for p in (plans[0], plan)
-            )
+            mine, theirs = (f"{p.method}, {p.budget}, {p.criterion}" for p in (plans[0], plan))
             raise PlanError(
                 f"plans can only be compared with the same method, budget and criterion: {mine} against {theirs}"
             )

@@ -19,6 +19,7 @@ from ..configs.schema import Repair
 from ..envs import CandidateEvaluator
 from ..networks.inference import accuracy, count_images
 from ..networks.world import undisturbed, use_threads
+from ..pruners.plan import PlanBudget
 from ..pruners.structure import Kept
 from ..reports.coefficients import coefficients
 from ..reports.figures import correlation_figure
@@ -144,11 +145,12 @@ def correlate(
 
 
 def _check_budget(config: Config) -> None:
-    budget = config.budget
-    if budget.fraction >= 1.0:
+    asked = config.budget.asked
+    if all(said == 1.0 for said in asked.values()):
+        kind = next(iter(asked))
         raise ValueError(
-            f"budget.{budget.kind} = {budget.fraction:g}: every plan on it is the dense network, and nothing can be "
-            f"correlated; set budget.{budget.kind} below 1"
+            f"budget.{kind} = 1: every plan on it is the dense network, and nothing can be correlated; set "
+            f"budget.{kind} below 1"
         )
 
 
@@ -244,7 +246,7 @@ def _tree(session: Session, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     return {
         "config": session.config.name,
         "fingerprint": session.structure.fingerprint,
-        "budget": {"kind": session.budget.kind, "fraction": session.budget.fraction},
+        "budget": PlanBudget.of(session.budget.fractions).model_dump(),
         "method": session.config.method,
         "criterion": session.criterion,
         "search_repair": repair.search.kind,

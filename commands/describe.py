@@ -35,9 +35,10 @@ def describe(session: Session) -> str:
     flops = structure.cost("flops", structure.units)
     splits = {"calibration": session.calibration, "search": session.search, "test": session.test}
     images = ", ".join(f"{count_images(batches)} {name}" for name, batches in splits.items() if batches is not None)
+    asked = " and ".join(f"{100 * part:g} % of the {kind}" for kind, part in budget.fractions.items())
     told = " (dense: {predicted_ms:.2f} ms by the table, {measured_ms:.2f} ms measured)"
     latency = told.format(**session.dense_latency) if session.dense_latency else ""
     return (
         f"{session.config.name}: {structure.method}, {len(structure.layers)} layers, {flops / 1e6:.1f} M FLOPs, "
-        f"budget {100 * budget.fraction:g} % of the {budget.kind}{latency}; images: {images}"
+        f"budget {asked}{latency}; images: {images}"
     )

@@ -95,7 +95,7 @@ def _fingerprint(
         found[part] = {k: v for name in names for k, v in _flat(name, getattr(session.config, name)).items()}
     found["method"] = {**found["method"], "criterion": session.criterion}
     found["objective"] = {**found["objective"], "objective's class": type(session.objective).__qualname__}
-    if session.budget.kind == "latency":
+    if "latency" in session.budget.fractions:
         table = np.concatenate(session.structure.choice_costs("latency"))
         found["budget"] = {**found["budget"], "latency table": _short(table.tobytes())}
     found |= more

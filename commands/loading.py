@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from ..reports.progress import Reporter
 from ..storage.files import check_sha256, read_tensors, recorded_sha256
 from ..training.fit import Batches as Loader
 from ..training.fit import modules_at_rest
-from ..training.inputs import mapped, shape_of, told
+from ..training.inputs import InputShape, mapped, shape_of, told
 from ..training.objective import Objective
 from ..training.tasks import DEFAULT
 from .resolve import weight_folders
@@ -100,6 +100,7 @@ def load(
     objective: Objective = DEFAULT,
     reporter: Reporter | None = None,
     trust_code: bool = False,
+    before_training: Callable[[nn.Module, InputShape], None] | None = None,
 ) -> Loaded:
     """Build the network and read the images that a config names, or take the caller's.
 
@@ -111,13 +112,14 @@ def load(
         objective: what the network is for; none is cross-entropy.
         reporter: shows progress.
         trust_code: whether code that the config names may run; see `build_network`.
+        before_training: called with a network that is about to be trained and the shape of its images, to refuse early.
 
     Raises:
         ValueError, FileNotFoundError: a network, weights or images that cannot be used, or too many threads.
     """
     check_threads(config)
     _seed(config.seed)
-    device = _device(config.device)
+    device = device_of(config.device)
     if images is not None:
         calibration, search, test, train = _caller_batches(images, device, objective)
         source, classes = "the caller's images", list[str]()
@@ -131,8 +133,16 @@ def load(
     else:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
-        reporter = reporter or Reporter()
-        model, trained, early = _network(config, config.network, train, device, folder, objective, reporter, trust_code)
+        model = build_network(config.network, weight_folders(config), seed=config.seed, trust_code=trust_code)
+        check_weights(model)
+        trained = config.network.weights is None
+        if trained and (saved := _saved(model, folder)) is not None:
+            early = saved
+        elif trained:
+            model = model.to(device)
+            if before_training is not None:
+                before_training(model, shape_of(search[0][0]))
+            early = _pretrained(model, config, config.network, train, objective, reporter or Reporter())
     at_rest = frozenset(modules_at_rest(model))
     loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest, early, classes)
     _check_images(loaded, objective)
@@ -146,7 +156,12 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a config.
+
+    Raises:
+        ConfigError: it is not to be had here.
+    """
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -195,36 +210,33 @@ def _caller_batches(
     )
 
 
-def _network(
+def _saved(model: nn.Module, folder: Path | None) -> dict[str, Tensor] | None:
+    """Weights that an earlier command trained are loaded; what it kept on the way, or none where there are none."""
+    file = folder / DENSE_NAME if folder is not None else None
+    if file is None or not file.exists():
+        return None
+    try:
+        check_sha256(file, recorded_sha256(file))
+        load_weights(model, file)
+        return _early(file.with_name(EARLY_NAME))
+    except ValueError as error:
+        raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
+
+
+def _pretrained(
+    model: nn.Module,
     config: Config,
     network: NetworkConfig,
     train: LoaderOf | None,
-    device: torch.device,
-    folder: Path | None,
     objective: Objective,
     reporter: Reporter,
-    trust_code: bool,
-) -> tuple[nn.Module, bool, dict[str, Tensor]]:
-    """The config's network, whether its weights come from training it here, and those that were kept on the way."""
-    model = build_network(network, weight_folders(config), seed=config.seed, trust_code=trust_code)
-    check_weights(model)
-    if network.weights is not None:
-        return model, False, {}
-    saved = folder / DENSE_NAME if folder is not None else None
-    if saved is not None and saved.exists():
-        try:
-            check_sha256(saved, recorded_sha256(saved))
-            load_weights(model, saved)
-            early = _early(saved.with_name(EARLY_NAME))
-        except ValueError as error:
-            raise ValueError(f"{error}; restore it, or delete it and the network is trained again") from error
-        return model, True, early
+) -> dict[str, Tensor]:
+    """The network is trained; its weights that were kept on the way."""
     assert network.pretrain is not None, "the schema asks for weights or training"
     if train is None:
         raise ConfigError("network.pretrain needs training images: pass images.train, or give network.weights")
     loader = train(network.pretrain.batch_size)
-    done = pretrain(model.to(device), loader, network.pretrain, config.seed, reporter, config.cache, objective)
-    return model, True, dict(done.early)
+    return dict(pretrain(model, loader, network.pretrain, config.seed, reporter, config.cache, objective).early)
 
 
 def _early(path: Path) -> dict[str, Tensor]:

@@ -34,11 +34,11 @@ def plan(
     policy: str | Path,
     session: Session | Given = None,
     *,
-    flops: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
-    size: float | None = None,
-    bops: float | None = None,
+    flops: float | str | None = None,
+    params: float | str | None = None,
+    latency: float | str | None = None,
+    size: float | str | None = None,
+    bops: float | str | None = None,
     out: str | Path | None = None,
 ) -> Proposal:
     """Ask a trained policy for a plan on a budget, without evaluating any candidate.
@@ -46,11 +46,11 @@ def plan(
     Args:
         policy: `policy.safetensors`, or the run folder that holds it.
         session: a session, or a config, its name or its file; none takes the config beside the policy.
-        flops: the budget, a fraction of the FLOPs; none takes the config's own budget.
-        params: the budget, a fraction of the parameters.
-        latency: the budget, a fraction of the measured latency.
-        size: the budget, a fraction of the bytes that the weights are stored in.
-        bops: the budget, a fraction of the bit operations.
+        flops: the budget, a fraction of the FLOPs, or an amount ("20M"); without any the config's own budget counts.
+        params: of the parameters; of several budgets the plan meets all.
+        latency: of the measured latency.
+        size: of the bytes that the weights are stored in.
+        bops: of the bit operations.
         out: an empty or new folder; none takes `plan` beside the policy.
 
     Raises:
@@ -61,8 +61,6 @@ def plan(
     agent = Policy.load(path)
     budgets = {"flops": flops, "params": params, "latency": latency, "size": size, "bops": bops}
     asked = {kind: value for kind, value in budgets.items() if value is not None}
-    if len(asked) > 1:
-        raise ValueError(f"one budget at a time, not {' and '.join(asked)}")
     overrides = [f"budget.{kind}={value}" for kind, value in asked.items()]
     session = Session.of(session).beside(path.parent, overrides=overrides)
     use_threads(session.config.threads)

@@ -42,7 +42,7 @@ def resolve_config(
     if given is None and folder is not None and (folder / CONFIG_NAME).is_file():
         config = _of_run(folder)
     elif given is None and own_network is not None and (plan is not None or not spends):
-        budget = {plan.budget.kind: plan.budget.fraction} if plan is not None else {"flops": 1.0}
+        budget = plan.budget.fractions if plan is not None else {"flops": 1.0}
         config = Config.model_validate({"name": own_network, "budget": budget})
         if plan is not None:
             config = config.model_copy(update={"objective": plan.objective})

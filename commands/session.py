@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, Unpack, cast
 
 from torch import nn
 
-from ..configs import Config
+from ..configs import Config, layered
 from ..configs.registry import admit
 from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights
 from ..networks.inference import Batches
 from ..networks.world import undisturbed
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, RatioPlan, Structure, dense_store
-from ..pruners.costs.latency_profile import take_table
 from ..reports.progress import Reporter
 from ..storage.cache import Store
 from ..storage.files import write_tensors
@@ -26,6 +25,7 @@ from ..training.objective import Objective, make_objective, settings_of
 from . import workers
 from .describe import dense_latency, describe, warned
 from .loading import DENSE_NAME, EARLY_NAME, Images, Loaded, LoaderOf, load
+from .outline import check_budget, find_budget, find_structure, image_shape, untrained
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 from .setup import set_up
 from .tuning import TuneOptions, check_trainable, finetune
@@ -112,7 +112,7 @@ class Session:
         """
         other = Session.__new__(Session)
         other.__dict__.update(self.__dict__)
-        other._overrides = (*self._overrides, *overrides)
+        other._overrides = layered(self._overrides, overrides)
         other._folder = self._folder or home_of(self._given, folder)
         other._plan = plan or self._plan
         other._spends = spends
@@ -178,6 +178,7 @@ class Session:
         key = ("loaded", home, *map(repr, parts))
         given: dict[str, Any] = {"model": self._model, "images": self._images, "objective": self.objective}
         given |= {"reporter": self.reporter, "trust_code": self.trust_code, "folder": self._folder}
+        given |= {"before_training": partial(check_budget, config)} if self._spends and self._plan is None else {}
         return self._once(key, lambda: load(config, **given))
 
     @property
@@ -229,22 +230,26 @@ class Session:
     def structure(self) -> Structure:
         """The network's layers and their costs; a latency table, which takes seconds, where the budget needs one."""
         config = self.config
-        timed = config.budget.kind == "latency"
+        timed = "latency" in config.budget.asked
         key = ("structure", config.method, repr(config.layers), repr(config.latency) if timed else "")
-        return self._once((*key, id(self.loaded)), lambda: self._find(timed))
+        make = partial(find_structure, config, self.model, self.input_shape, timed=timed)
+        return self._once((*key, id(self.loaded)), make)
 
-    def _find(self, timed: bool) -> Structure:
-        config = self.config
-        found = METHODS[config.method].find(self.model, self.input_shape, config.layers)
-        table = {"latency": take_table(self.model, found, config.latency)} if timed else {}
-        return replace(found, method=config.method, costs={**found.costs, **table})  # as it is found by, here and later
+    def outline(self, input_shape: InputShape | None = None) -> tuple[nn.Module, InputShape]:
+        """The network, for its layers and costs alone, and the shape of one image: nothing is trained for it.
+
+        Args:
+            input_shape: (C, H, W); none is that of the images.
+        """
+        if self._model is not None and self._images is not None:
+            return self.model, input_shape or self.input_shape
+        model = untrained(self.config, self._model, trust_code=self.trust_code)
+        return model, input_shape or image_shape(self.config.data)
 
     @property
     def budget(self) -> Budget:
         """What a plan may cost here."""
-        config = self.config
-        most = config.layers.max_sparsity or METHODS[config.method].max_sparsity
-        return Budget(self.structure, config.budget.kind, config.budget.fraction, most, config.layers.bounds)
+        return find_budget(self.config, self.structure)
 
     @property
     def context(self) -> Context:
@@ -331,6 +336,7 @@ class Session:
             criterion=self.criterion,
             objective=self.config.objective,
             budget=(self.budget.kind, self.budget.fraction),
+            besides=self.budget.besides,
             figures=figures or {},
             allocator=allocator,
             seed=seed,

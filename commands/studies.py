@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,36 @@ from typing import Annotated
 import typer
 
 from ..reports.progress import RichReporter
-from .options import CONFIG_HELP, Out, Overrides, TrustCode, fractions, names, wrote
+from .options import CONFIG_HELP, Json, Out, Overrides, TrustCode, fractions, names, reporter_of, sizes, wrote
+
+
+def inspect_command(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help=f"{CONFIG_HELP} Or a network (cifar_resnet20, torchvision:NAME, timm:NAME, package.module:callable), "
+            "a run folder, or one that apply wrote. [default: the embedded config, digits]"
+        ),
+    ] = None,
+    shape: Annotated[str | None, typer.Option("--input", help="Of one image: 3x224x224.")] = None,
+    latency: Annotated[bool, typer.Option("--latency", help="Measure it, too: seconds to minutes.")] = False,
+    as_json: Json = False,
+    overrides: Overrides = None,
+    trust_code: TrustCode = False,
+) -> None:
+    """Show a network's layers: units, choices, costs, what is coupled, what is left whole, what a budget can ask.
+
+    Example: secateur inspect torchvision:resnet18 --input 3x224x224 --set method=weights
+
+    Nothing is trained or downloaded, and nothing is written.
+    """
+    from .inspect import inspect, session_of
+
+    reporter = None if as_json else RichReporter()
+    session = session_of(model, overrides or (), trust_code=trust_code, reporter=reporter)
+    found = inspect(session, input_shape=None if shape is None else sizes("--input", shape), latency=latency)
+    if as_json:
+        typer.echo(json.dumps(found.as_json()))
 
 
 def sensitivity_command(
@@ -27,6 +57,7 @@ def sensitivity_command(
     repair: Annotated[str, typer.Option("--repair", help="gram: least squares; none.")] = "gram",
     out: Out = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Cut one layer at a time and draw what is lost by criterion and sparsity, on images the repair has not seen.
@@ -36,7 +67,7 @@ def sensitivity_command(
     from .sensitivity import sensitivity
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     done = sensitivity(
         Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         layers=None if layers is None else names(layers),
@@ -45,7 +76,7 @@ def sensitivity_command(
         repair=repair,  # type: ignore[arg-type]  # checked there, with the near miss
         out=out,
     )
-    wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png")
+    wrote(reporter, done.folder, "sensitivity.json", "sensitivity.png", as_json=as_json)
 
 
 def filters_command(
@@ -58,6 +89,7 @@ def filters_command(
     threshold: Annotated[float, typer.Option("--threshold", help="Of colour selectivity.")] = 0.5,
     out: Out = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Draw the filters that look at the image in the order of removal, with the colour selectivity of each.
@@ -67,7 +99,7 @@ def filters_command(
     from .filters import filters
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     done = filters(
         Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code),
         layer=layer,
@@ -76,7 +108,7 @@ def filters_command(
         threshold=threshold,
         out=out,
     )
-    wrote(reporter, done.folder, "filters.json", "filters.png")
+    wrote(reporter, done.folder, "filters.json", "filters.png", as_json=as_json)
 
 
 def correlate_command(
@@ -93,6 +125,7 @@ def correlate_command(
         Path | None, typer.Option("--resume", help="Go on with the interrupted run in this folder.")
     ] = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Measure random plans by what a search looks at and by what counts in the end, and correlate the two.
@@ -104,7 +137,7 @@ def correlate_command(
     from .correlate import correlate
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     if resume is not None and (config is not None or overrides):
         raise ValueError("--resume takes config, folder and numbers of plans from the run itself: leave them out")
     done = correlate(
@@ -115,7 +148,7 @@ def correlate_command(
         out=out,
         resume=resume,
     )
-    wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl")
+    wrote(reporter, done.folder, "correlate.json", "correlate.png", "rows.jsonl", as_json=as_json)
 
 
 def export_command(
@@ -146,6 +179,7 @@ def export_command(
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config in the folder]")
     ] = None,
     overrides: Overrides = None,
+    as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
     """Export a compressed network: a file for a runtime, checked there on real images, with a model card.
@@ -158,16 +192,17 @@ def export_command(
     from .export import export
     from .session import Session
 
-    reporter = RichReporter()
+    reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = export(
         run, session, format=format, int8=int8, normalise=normalise, tolerance=tolerance, images=images, out=out
     )
     files = [row["file"] for row in done.report["files"].values()]
-    wrote(reporter, done.folder, *files, "export.json", "README.md")
+    wrote(reporter, done.folder, "export.json", "README.md", *files, as_json=as_json)
 
 
 STUDIES: dict[str, Callable[..., None]] = {
+    "inspect": inspect_command,
     "sensitivity": sensitivity_command,
     "filters": filters_command,
     "correlate": correlate_command,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from .resolve import Given, save_config
 from .session import Session
 
 SUMMARY_NAME = "summary.json"
+Ended = Literal["episodes", "timeout", "target", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def train(
     out: str | Path | None = None,
     resume: str | Path | None = None,
     on_episode: Callable[[Episode], None] | None = None,
+    timeout: float | None = None,
+    target: float | None = None,
 ) -> Training:
     """Train the agent for a network and return the best plan it found.
 
@@ -69,11 +73,17 @@ def train(
         out: an empty or new folder; none takes `runs/NAME`.
         resume: the folder of a run to go on with; the config is its own.
         on_episode: called after every episode.
+        timeout: minutes after which no further episode begins; at least one is walked.
+        target: the objective's measure on the search images (an accuracy in per cent) at which the search is good
+            enough: it ends with the first plan on the budget asked that has as much. Either way the best plans are
+            measured again as always, and the run goes on with `resume`.
 
     Raises:
         ValueError, FileNotFoundError: bad input, in one line.
     """
     start = time.perf_counter()
+    if timeout is not None and not timeout > 0:
+        raise ValueError(f"timeout = {timeout:g}: minutes, more than 0")
     check_free(out)
     previous = existing_run(resume, "train") if resume is not None else None
     session = Session.of(session).beside(previous)
@@ -89,7 +99,29 @@ def train(
         log = EpisodeLog(folder / LOG_NAME, of_training(session))
         past = _past(session, log)
         session.save(folder)  # not before it is known to go with what is there
-        return _search(session, folder, log, past, on_episode, start)
+        stop = _Stop(None if timeout is None else start + 60 * timeout, target)
+        return _search(session, folder, log, past, on_episode, start, stop)
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """When a search ends before all its episodes."""
+
+    deadline: float | None
+    target: float | None
+
+    def reason(self, session: Session, episodes: Sequence[Episode], replayed: int) -> Ended | None:
+        """Why no further episode is walked; none where one is, or where there are no more."""
+        if not replayed <= len(episodes) < session.config.agent.episodes:
+            return None
+        if self.target is not None and _best(session, episodes) >= self.target:
+            return "target"
+        late = self.deadline is not None and time.perf_counter() >= self.deadline
+        return "timeout" if late and len(episodes) > replayed else None  # one more in any case: so it comes to an end
+
+
+def _best(session: Session, episodes: Sequence[Episode]) -> float:
+    return max((episode.evaluation.accuracy for episode in _asked(session, episodes)), default=-math.inf)
 
 
 def _past(session: Session, log: EpisodeLog) -> list[dict[str, Any]]:
@@ -109,6 +141,7 @@ def _search(
     past: Sequence[dict[str, Any]],
     on_episode: Callable[[Episode], None] | None,
     start: float,
+    stop: _Stop,
 ) -> Training:
     reporter = session.reporter
     reporter.say(session.describe())
@@ -119,7 +152,7 @@ def _search(
     setup = time.perf_counter() - start
 
     episodes: list[Episode] = []
-    finished = True
+    ended: Ended = "episodes"
     events = Events(folder / "tensorboard", len(past))
     try:
         with (
@@ -139,27 +172,33 @@ def _search(
                 advance(_note(episode, max(e.quality for e in _asked(session, episodes))))
                 if on_episode is not None:
                     on_episode(episode)
+                if (reason := stop.reason(session, episodes, len(past))) is not None:
+                    ended = reason
+                    break
     except KeyboardInterrupt:
-        finished = False
+        ended = "interrupted"
         if not episodes:
             raise
         reporter.say(f"stopped after {len(episodes)} episodes; go on with: secateur train --resume {folder}")
     finally:
         events.close()
+    if ended in ("target", "timeout"):
+        reporter.say(f"{ended}: ended after {len(episodes)} episodes; go on with: secateur train --resume {folder}")
 
     began = time.perf_counter()
     qualities = {tuple(episode.kept.tolist()): episode.quality for episode in _asked(session, episodes)}
-    reranked = rerank(session, qualities if finished else {})
+    reranked = rerank(session, {} if ended == "interrupted" else qualities)
     plan = _plan(session, episodes, reranked)
     plan.save(folder / PLAN_NAME)
     searched = {name: seconds - spent[name] for name, seconds in evaluator.seconds.items()}
     parts = {"setup": setup, **searched, "agent": learner.seconds, "rerank": time.perf_counter() - began}
     summary = _summary(session, episodes, reranked, len(past), parts, time.perf_counter() - start)
+    summary["ended"] = ended
     write_json(folder / SUMMARY_NAME, summary)
     Policy.of(learner).save(folder / POLICY_NAME)
     plan_figure(plan, folder / "plan.png")
     quality_figure([episode.quality for episode in episodes], folder / "quality.png")
-    return Training(plan, folder, summary, finished)
+    return Training(plan, folder, summary, finished=ended == "episodes")
 
 
 def _walked(past: Sequence[dict[str, Any]]) -> tuple[list[list[float]], list[float | None]]:
@@ -169,7 +208,8 @@ def _walked(past: Sequence[dict[str, Any]]) -> tuple[list[list[float]], list[flo
 
 def _asked(session: Session, episodes: Sequence[Episode]) -> list[Episode]:
     """The episodes that were walked on the budget asked; the first one always was."""
-    return [episode for episode in episodes if episode.budget == session.budget.fraction]
+    asked = session.budget.fraction
+    return [episode for episode in episodes if episode.budget == asked]
 
 
 def _plan(session: Session, episodes: Sequence[Episode], reranked: Sequence[Reranked] = ()) -> RatioPlan:

@@ -1,6 +1,6 @@
 """YAML configs and the schema that reads them."""
 
-from .load import ConfigError, builtin_configs, check_config, dump_config, load_config
+from .load import ConfigError, builtin_configs, check_config, dump_config, layered, load_config
 from .registry import Registry, did_you_mean
 from .schema import Config, CostKind, Cut, LatencyConfig, Repair
 
@@ -16,5 +16,6 @@ __all__ = [
     "check_config",
     "did_you_mean",
     "dump_config",
+    "layered",
     "load_config",
 ]

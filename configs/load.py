@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ def load_config(source: Config | str | Path | None = None, overrides: Iterable[s
     if not isinstance(tree, dict):
         raise ConfigError(f"{where} holds no config: expected sections (network:, data:, budget:, …)")
     tree = _moved(tree)
+    overrides = list(overrides)
+    if any(map(_budgets, overrides)) and isinstance(tree.get("budget"), dict):
+        tree["budget"] = {}  # those that are set take the place of the file's, all together
     for override in overrides:
         _set(tree, override)
     tree = _moved(tree)  # overrides may speak of them, too
@@ -151,9 +154,18 @@ def _set(tree: dict[str, Any], override: str) -> None:
         parsed = parse_yaml(value, f"--set {shown(override)}: the value")
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    if last in BudgetConfig.model_fields and path == ["budget"]:
-        node.clear()  # the budgets are alternatives: setting one replaces the other
     node[last] = parsed
+
+
+def layered(before: Sequence[str], after: Sequence[str]) -> tuple[str, ...]:
+    """Overrides on top of others; budgets of the second take the place of the first one's, all together."""
+    kept = [override for override in before if not _budgets(override)] if any(map(_budgets, after)) else before
+    return (*kept, *after)
+
+
+def _budgets(override: str) -> bool:
+    section, _, kind = override.partition("=")[0].partition(".")
+    return section == "budget" and kind in BudgetConfig.model_fields
 
 
 def _explain(fault: Any) -> str:

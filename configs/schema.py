@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, JsonValue, model_validator
 
+from .amounts import Bops, Flops, Latency, Params, Size
 from .scalars import (
     Batch,
     Candidates,
@@ -183,33 +184,27 @@ class RepairConfig(Section):
 
 
 class BudgetConfig(Section):
-    """The most a plan may cost, as a fraction of the dense network. One of them."""
+    """The most a plan may cost: a fraction of the dense network, or an amount. Of several a plan meets all."""
 
-    flops: Fraction | None = None
-    params: Fraction | None = None
-    latency: Fraction | None = Field(default=None, description="of the dense network's, as measured on this machine")
-    size: Fraction | None = Field(default=None, description="of the bytes that the weights are stored in")
-    bops: Fraction | None = Field(
-        default=None, description="of the multiply-accumulates, times the bits of both factors"
+    flops: Flops | None = Field(default=None, description='0.5, "60%" or "20M" multiply-accumulates an image')
+    params: Params | None = Field(default=None, description='0.5, "60%" or "1.5M"')
+    latency: Latency | None = Field(
+        default=None, description='as measured on this machine, of a batch of latency.batch images: 0.5, "60%" or "5ms"'
     )
+    size: Size | None = Field(default=None, description='of the bytes that the weights are stored in: 0.2 or "100kB"')
+    bops: Bops | None = Field(default=None, description="multiply-accumulates, times the bits of both factors")
 
     @model_validator(mode="after")
-    def _one(self) -> BudgetConfig:
-        if len(self.model_dump(exclude_none=True)) != 1:
-            *kinds, last = (f"budget.{kind}" for kind in get_args(CostKind))
-            raise ValueError(f"give exactly one budget: {', '.join(kinds)} or {last}, a fraction in (0, 1]")
+    def _some(self) -> BudgetConfig:
+        if not self.asked:
+            known = ", ".join(f"budget.{kind}" for kind in BudgetConfig.model_fields)
+            raise ValueError(f"give a budget: one or more of {known}, as a fraction in (0, 1] or an amount")
         return self
 
     @property
-    def kind(self) -> CostKind:
-        """What is counted."""
-        found: CostKind = next(kind for kind in get_args(CostKind) if getattr(self, kind) is not None)
-        return found
-
-    @property
-    def fraction(self) -> float:
-        """The most that may be kept, in (0, 1]."""
-        return float(self.model_dump()[self.kind])
+    def asked(self) -> dict[CostKind, float | str]:
+        """Kind → a fraction in (0, 1], or an amount with its unit."""
+        return cast(dict[CostKind, float | str], self.model_dump(exclude_none=True))
 
 
 class LatencyConfig(Section):
@@ -325,9 +320,7 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(
-        default="channels", description="channels, weights, lowrank, bits, or package.module:callable"
-    )
+    method: str = Field(default="channels", description="channels, weights, lowrank, bits, or package.module:callable")
     criterion: str | None = Field(
         default=None,
         description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",

@@ -61,7 +61,7 @@ def open_images(folder: Path, config: DataConfig) -> Images:
     """
     paths = _images(folder) if folder.is_dir() else []
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no images ({', '.join(IMG_EXTENSIONS)})")
+        raise FileNotFoundError(f"{folder} holds no images ({', '.join(_image_endings())})")
     nothing = np.zeros(len(paths), dtype=np.int64)
     source = FileSource(paths, nothing, len(config.mean), config.image_size, config.resize)
     return Images(source, np.arange(len(paths)), tuple(config.mean), tuple(config.std))

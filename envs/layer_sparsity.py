@@ -53,7 +53,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     ## Starting State
     The first layer, nothing removed. `reset(options={"budget": 0.4})` walks on another budget from here on, a fraction
-    of the dense cost; the observation holds it.
+    of the dense cost; the observation holds it. Of several budgets (`Budget.besides`) that is the first; the others
+    stay, and every plan meets all of them.
 
     ## Reward
     What the agent learns from. Every step costs `action_penalty` · a²: a correction that brings nothing fades. The last

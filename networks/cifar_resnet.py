@@ -94,10 +94,10 @@ def cifar_resnet(depth: int, num_classes: int = 10, in_channels: int = 3) -> Cif
 
 
 for _depth in DEPTHS:
-    register_network(f"cifar_resnet{_depth}")(partial(cifar_resnet, _depth))
+    register_network(f"cifar_resnet{_depth}", (3, 32, 32))(partial(cifar_resnet, _depth))
 
 
-@register_network("digits_resnet")
+@register_network("digits_resnet", (1, 8, 8))
 def digits_resnet(num_classes: int = 10, in_channels: int = 1) -> CifarResNet:
     """Two blocks a stage, for 8×8 images of one channel: trained in seconds, six inner layers to prune."""
     return CifarResNet(2, num_classes, in_channels)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 
 import numpy as np
 
 from ..configs import CostKind
+from ..configs.amounts import amount, told
 from .structure import Floats, Kept, PlanError, Structure
 
 
@@ -17,7 +18,9 @@ from .structure import Floats, Kept, PlanError, Structure
 class Budget:
     """The most a finished plan may cost, counted with whole units.
 
-    A cost never falls where a layer keeps more, or the bisections here would be wrong; it may stand still.
+    A cost never falls where a layer keeps more, or the bisections here would be wrong; it may stand still. The largest
+    of several such costs, each in units of its limit, is another one: so several budgets are one, and a plan within it
+    meets all of them.
 
     Attributes:
         structure: the dense network's layers.
@@ -25,6 +28,7 @@ class Budget:
         fraction: of the dense network's cost, in (0, 1].
         max_sparsity: of any one layer, in (0, 1).
         bounds: least and most sparsity of layers by name or pattern (`layer4.*`); where several fit, the last counts.
+        besides: further budgets that every plan meets as well, kind → fraction.
 
     Raises:
         PlanError: even the strongest allowed compression costs more; the message says what can be reached. Or a bound
@@ -36,29 +40,62 @@ class Budget:
     fraction: float
     max_sparsity: float = 0.9
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    besides: Mapping[CostKind, float] = field(default_factory=dict)
+
+    @classmethod
+    def asked(
+        cls,
+        structure: Structure,
+        budgets: Mapping[CostKind, float | str],
+        max_sparsity: float = 0.9,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+    ) -> Budget:
+        """Of budgets as a config says them, kind → a fraction or an amount ("20M").
+
+        Raises:
+            PlanError: see `Budget`; or an amount that is more than the dense network's.
+        """
+        (kind, fraction), *others = ((kind, share(structure, kind, said)) for kind, said in budgets.items())
+        return cls(structure, kind, fraction, max_sparsity, bounds or {}, dict(others))
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.fraction <= 1.0:
-            raise PlanError(f"budget.{self.kind} = {self.fraction}: a fraction of the dense network in (0, 1]")
         if not 0.0 < self.max_sparsity < 1.0:
             raise PlanError(f"max_sparsity = {self.max_sparsity}: must lie in (0, 1)")
-        if self.kind not in self.structure.costs:
-            known = ", ".join(self.structure.costs)
-            raise PlanError(f"budget.{self.kind}: this network's {self.kind} is not counted, only {known}")
-        least = self.cost(self.least)
-        if least > self.limit:
-            reachable = np.ceil(1e4 * least / self.cost(self.structure.units)) / 1e4
-            raise PlanError(
-                f"budget.{self.kind} = {self.fraction:g} cannot be met: cutting every layer to "
-                f"{self.max_sparsity:g} still keeps {reachable:g}; ask for at least that, raise "
-                "layers.max_sparsity, or set layers.cut=all"
+        for kind, fraction in self.fractions.items():
+            if not 0.0 < fraction <= 1.0:
+                raise PlanError(f"budget.{kind} = {fraction}: a fraction of the dense network in (0, 1]")
+            least, whole = (
+                self.structure.cost(counted(self.structure, kind), n) for n in (self.least, self.structure.units)
             )
+            if least > _limit(fraction, whole):
+                reachable = np.ceil(1e4 * least / whole) / 1e4
+                raise PlanError(
+                    f"budget.{kind} = {fraction:g} cannot be met: cutting every layer to {self.max_sparsity:g} still "
+                    f"keeps {reachable:g}; ask for at least that ({told(kind, least, up=True)}, where "
+                    f"{told(kind, fraction * whole)} was asked), raise layers.max_sparsity, or set layers.cut=all"
+                )
+
+    @property
+    def fractions(self) -> dict[CostKind, float]:
+        """All budgets: kind → fraction."""
+        return {self.kind: self.fraction, **self.besides}
+
+    @property
+    def each(self) -> list[Budget]:
+        """Every one of them, as if it were alone."""
+        return [replace(self, kind=kind, fraction=part, besides={}) for kind, part in self.fractions.items()]
 
     @cached_property
     def limit(self) -> float:
         """The cost that must not be exceeded."""
-        # a hair above, so that a fraction which was computed from a cost (a plan's own) still allows that cost
-        return self.fraction * self.cost(self.structure.units) * (1.0 + 1e-12)
+        return _limit(self.fraction, self.structure.cost(self.kind, self.structure.units))
+
+    @cached_property
+    def _rates(self) -> dict[CostKind, float]:
+        """What one of each kind is in the budget's own currency."""
+        whole = self.structure.units
+        others = {kind: self.limit / _limit(f, self.structure.cost(kind, whole)) for kind, f in self.besides.items()}
+        return {self.kind: 1, **others}
 
     @cached_property
     def least(self) -> Kept:
@@ -93,9 +130,24 @@ class Budget:
         least, most = np.array(pairs, dtype=np.int64).T
         return least, most
 
-    def cost(self, kept: Kept | Sequence[int]) -> int:
-        """In the budget's own currency."""
-        return self.structure.cost(self.kind, kept)
+    def cost(self, kept: Kept | Sequence[int]) -> float:
+        """In the budget's own currency, that of its kind; of several budgets the one nearest to its limit counts."""
+        return max(rate * self.structure.cost(kind, kept) for kind, rate in self._rates.items())
+
+    def relaxed_cost(self, kept: Floats) -> float:
+        """The cost as if units could be kept in parts."""
+        return max(rate * self.structure.relaxed_cost(kind, kept) for kind, rate in self._rates.items())
+
+    def choice_costs(self) -> list[Floats]:
+        """For every layer, (choices,), what the network costs at each of its choices, the others whole.
+
+        Of several budgets it is the sum, each in units of its limit: a surrogate constraint (Glover, 1965), where none
+        of them may be left out of account.
+        """
+        if not self.besides:
+            return self.structure.choice_costs(self.kind)
+        each = ([rate * cost for cost in self.structure.choice_costs(kind)] for kind, rate in self._rates.items())
+        return [np.sum(costs, axis=0) for costs in zip(*each, strict=True)]
 
     def bounds_at(self, chosen: Sequence[int]) -> tuple[int, int]:
         """The choices the next layer may take.
@@ -185,3 +237,37 @@ class Budget:
             else:
                 last = middle - 1
         return int(levels[first])
+
+
+def share(structure: Structure, kind: CostKind, said: float | str) -> float:
+    """The fraction of the dense network's cost that a budget is, as a config says it.
+
+    Raises:
+        PlanError: an amount that is more than that, or of a kind that is not counted here.
+    """
+    if not isinstance(said, str):
+        return said
+    whole = structure.cost(counted(structure, kind), structure.units)
+    if amount(kind, said) > whole:
+        raise PlanError(
+            f"budget.{kind} = {said}: the dense network's is {told(kind, whole)}, and nothing would be pruned; ask for "
+            "less"
+        )
+    return amount(kind, said) / whole
+
+
+def counted(structure: Structure, kind: CostKind) -> CostKind:
+    """The kind, if the structure counts it.
+
+    Raises:
+        PlanError: it does not.
+    """
+    if kind not in structure.costs:
+        known = ", ".join(structure.costs)
+        raise PlanError(f"budget.{kind}: this network's {kind} is not counted, only {known}")
+    return kind
+
+
+def _limit(fraction: float, whole: float) -> float:
+    # a hair above, so that a fraction which was computed from a cost (a plan's own) still allows that cost
+    return fraction * whole * (1.0 + 1e-12)

@@ -136,7 +136,7 @@ class LossModel:
     @classmethod
     def even(cls, budget: Budget) -> LossModel:
         """Curves for which the uniform plan is the best: where nothing is known of a network."""
-        costs = budget.structure.choice_costs(budget.kind)
+        costs = budget.choice_costs()
         shares = np.array([cost[-1] - cost[0] + np.finfo(float).tiny for cost in costs])
         curves = [
             share * (1.0 - layer.levels / layer.units) ** 2
@@ -179,17 +179,26 @@ class LossModel:
         The gain is the fall of the largest function below the curve that is convex in the cost, so that a step never
         counts for more than the one before (and the steps of one of latency's stairs stand or fall together); taking
         the best gain for the cost is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
-        Dantzig 1957).
+        Dantzig 1957). Of several budgets the one that binds says what a step costs.
         """
+        costs_of = step_costs(self._binding(budget))
         return [
             -factor * isotonic_regression(np.diff(curve) / costs, weights=costs).x if len(costs) else costs
-            for factor, curve, costs in zip(self.factors, self.curves, step_costs(budget), strict=True)
+            for factor, curve, costs in zip(self.factors, self.curves, costs_of, strict=True)
         ]
+
+    def _binding(self, budget: Budget) -> Budget:
+        """That one of several whose own best plan meets the others, too; all of them where there is none."""
+        for alone in budget.each if budget.besides else ():
+            plans = Lagrangian(self, alone)
+            if budget.relaxed_cost(plans.kept(plans.position(()))) <= budget.limit:
+                return alone
+        return budget
 
 
 def step_costs(budget: Budget) -> list[Floats]:
     """For every layer, (choices − 1,), what each step to the next choice adds to the cost, the other layers whole."""
-    costs = budget.structure.choice_costs(budget.kind)
+    costs = budget.choice_costs()
     return [np.diff(cost).clip(min=1e-12 * budget.limit) for cost in costs]
 
 
@@ -241,7 +250,7 @@ class Lagrangian:
         for _ in range(20):
             middle = (low + high) / 2
             kept[walked:] = self.kept(middle)[walked:]
-            fits = self.budget.structure.relaxed_cost(self.budget.kind, kept) <= self.budget.limit
+            fits = self.budget.relaxed_cost(kept) <= self.budget.limit
             low, high = (middle, high) if fits else (low, middle)
         return low
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..configs import CostKind, did_you_mean
 from ..configs.scalars import FileName
@@ -53,11 +61,44 @@ class LayerPlan(_Model):
         return self
 
 
+Asked = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
 class PlanBudget(_Model):
-    """What was asked: the most the plan may cost, as a fraction of the dense network."""
+    """What was asked: the most the plan may cost, as fractions of the dense network.
+
+    Attributes:
+        kind: of the budget, or of the first.
+        fraction: of it.
+        besides: further budgets that the plan meets, kind → fraction; not written where there are none.
+    """
 
     kind: CostKind
-    fraction: float = Field(gt=0.0, le=1.0)
+    fraction: Asked
+    besides: dict[CostKind, Asked] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "besides" or value}
+
+    @classmethod
+    def of(cls, fractions: Mapping[CostKind, float]) -> PlanBudget:
+        """Of kind → fraction."""
+        (kind, fraction), *others = fractions.items()
+        return cls.model_validate({"kind": kind, "fraction": fraction, "besides": dict(others)})
+
+    @property
+    def fractions(self) -> dict[CostKind, float]:
+        """All of them: kind → fraction."""
+        return {self.kind: self.fraction, **self.besides}
+
+    @property
+    def overrides(self) -> list[str]:
+        """For a config that is to ask for the same."""
+        return [f"budget.{kind}={fraction!r}" for kind, fraction in self.fractions.items()]
+
+    def __str__(self) -> str:
+        return " and ".join(f"{kind} {fraction:g}" for kind, fraction in self.fractions.items())
 
 
 class Provenance(_Model):
@@ -114,6 +155,7 @@ class RatioPlan(_Model):
         criterion: str,
         objective: ObjectiveConfig | None = None,
         budget: tuple[str, float],
+        besides: Mapping[CostKind, float] | None = None,
         figures: Mapping[str, float],
         allocator: str,
         seed: int,
@@ -127,7 +169,7 @@ class RatioPlan(_Model):
             method=structure.method,
             criterion=criterion,
             objective=objective or ObjectiveConfig(),
-            budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1]}),
+            budget=PlanBudget.model_validate({"kind": budget[0], "fraction": budget[1], "besides": besides or {}}),
             cost=structure.fractions(kept),
             layers=[
                 LayerPlan(

@@ -209,9 +209,10 @@ def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
         axes.xaxis.set_inverted(proxy in tree["losses"])
     budget, images = tree["budget"], tree["images"]
     tuned = f"; epochs of fine-tuning: {tree['finetune_epochs']}" if tree["finetune_epochs"] else ""
-    kind = COSTS[budget["kind"]]
+    fractions = {budget["kind"]: budget["fraction"], **budget.get("besides", {})}
+    asked = " and ".join(f"{100 * part:g} % of the {COSTS[kind]}" for kind, part in fractions.items())
     figure.suptitle(
-        f"{tree['config']}: random plans at {100 * budget['fraction']:g} % of the {kind}; across: on "
+        f"{tree['config']}: random plans at {asked}; across: on "
         f"{images['search']} search images, up: on {images['test']} test images{tuned}; distances run backwards: right "
         "and up is better\nρ Spearman, r Pearson, τ Kendall: +1 where both prefer the same plans",
         fontsize=9,

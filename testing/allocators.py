@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ..configs.schema import LayersConfig
 from ..envs import Evaluation
 from ..pruners.budget import Budget
 from ..pruners.context import Context
-from ..pruners.structure import Floats, Kept
+from ..pruners.structure import Floats, Kept, Structure
 from .rules import check_rules, require
 from .toys import global_random, toy_context
 
@@ -60,10 +61,18 @@ def check_allocator(
         tightest = structure.fraction(kind, Budget(structure, kind, 1.0).least)
         edges = () if found.searches else (1.0, tightest)
         for fraction in dict.fromkeys([*(max(tightest, f) for f in fractions), *edges]):
-            budget = Budget(structure, kind, fraction)
-            case = Case(found, budget, shown, candidates, seed)
+            case = Case(found, Budget(structure, kind, fraction), shown, candidates, seed)
             what = f"allocator {name}, {structure.method}, {kind} {fraction:.3g},"
             check_rules(what, ALLOCATOR_RULES, case, shown.model)
+        case = Case(found, _several(structure, kind, fractions[0]), shown, candidates, seed)
+        check_rules(f"allocator {name}, {structure.method}, several budgets,", ALLOCATOR_RULES, case, shown.model)
+
+
+def _several(structure: Structure, kind: CostKind, fraction: float) -> Budget:
+    """One of the kind, and one of each other, half of the way to the least."""
+    least = Budget(structure, kind, 1.0).least
+    tight = {name: (1.0 + structure.fraction(name, least)) / 2 for name in structure.costs}
+    return Budget(structure, kind, max(fraction, tight.pop(kind)), besides=cast(dict[CostKind, float], tight))
 
 
 class Formula:

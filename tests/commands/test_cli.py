@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import typer
 
 from secateur.commands import cli
+from secateur.commands.studies import STUDIES
 
 
 @dataclass
@@ -34,13 +39,44 @@ def secateur(capsys, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "apply", "compare", "plan", "correlate", "sensitivity", "filters", "export"]
-)
+@pytest.mark.parametrize("command", ["train", "apply", "compare", "plan", *STUDIES])
 def test_help_teaches(secateur, command):
     shown = secateur(command, "--help")
     assert shown.code == 0
     assert "Example: secateur " + command in " ".join(shown.stdout.split())
+
+
+def test_what_is_inspected_as_json_and_as_a_table(secateur):
+    asked = ["inspect", "digits_resnet", "--input", "1x8x8", "--set", "layers.round_to=8"]
+    found, shown = secateur(*asked, "--json"), secateur(*asked)
+    assert (found.code, shown.code, found.stderr) == (0, 0, "")
+    tree = json.loads(found.stdout)  # and nothing else
+    assert [layer["choices"] for layer in tree["layers"][:2]] == [[8, 16], [8, 16]]
+    for layer in tree["layers"]:
+        assert layer["name"] in shown.stdout
+    assert "layer1.0.conv2: it is coupled to conv1" in shown.stdout.replace(", layer1.1.conv2", "")
+
+
+@pytest.mark.parametrize(
+    "command", [["train", "--resume", "RUN", "--target", "0"], ["plan", "RUN", "--flops", "20%"]], ids=["train", "plan"]
+)
+def test_as_json_nothing_else_is_on_standard_output(secateur, run, command, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run.folder, folder)
+    done = secateur(*(str(folder) if part == "RUN" else part for part in command), "--json")
+    assert done.code == 0, done.stderr
+    found = json.loads(done.stdout)
+    where = Path(found.pop("folder"))
+    assert where in (folder, folder / "plan")
+    assert found in [json.loads(file.read_text(encoding="utf-8")) for file in where.glob("*.json")]
+    assert str(where) in done.stderr
+
+
+def test_every_command_has_json():
+    commands = typer.main.get_command(cli.app).commands
+    without = [name for name, c in commands.items() if not any("--json" in option.opts for option in c.params)]
+    assert len(commands) >= 8
+    assert without == []
 
 
 def test_a_command_from_start_to_end(run, tmp_path):
@@ -77,6 +113,9 @@ def test_a_command_from_start_to_end(run, tmp_path):
         (["sensitivity", "--sparsities", "0.5,half"], "numbers separated by commas"),
         (["sensitivity", "--repair", "gramm"], "did you mean gram?"),
         (["filters", "--criterion", "l1"], "only car or rar"),
+        (["inspect", "cifar_resnet20", "--input", "3x32"], "does not run on images of 3×32"),
+        (["inspect", "--input", "3,32,32"], "sizes of one image, as in 3x224x224"),
+        (["inspect", "cifar_resnet20", "--set", "layers.ignore=[layer9]"], "layers.ignore names 'layer9'"),
         (["correlate", "--plans", "2"], "correlate.plans = 2"),
         (["correlate", "--set", "budget.flops=1"], "every plan on it is the dense network"),
         (["correlate", "--resume", "nowhere", "--out", "here"], "leave them out"),

@@ -40,7 +40,7 @@ def test_on_the_command_line(run, tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"flops": 0.3, "params": 0.3}, "one budget at a time, not flops and params"),
+        ({"flops": "40m"}, "budget.flops: '40m' is no budget"),
         ({"flops": 0.001}, r"budget\.flops = 0\.001 cannot be met"),
     ],
 )

@@ -293,3 +293,21 @@ def test_a_missing_ray_is_told_before_anything_is_made(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r"need ray: pip install 'secateur\[ray\]'"):
         secateur.train(secateur.Session("digits", ray_address="local"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_search_that_ends_early_goes_on(run, quick, tmp_path):
+    accuracies = [record["accuracy"] for record in episodes(run.folder)[1:-1]]
+    number = accuracies.index(max(accuracies)) + 1
+    session = secateur.Session("digits", overrides=quick)
+    done = secateur.train(session, out=tmp_path / "r", timeout=1e-9)
+    assert (done.summary["ended"], done.summary["episodes"], done.finished) == ("timeout", 1, False)
+    assert done.summary["reranked"]  # its plan is measured as any other
+    again = secateur.train(session, resume=done.folder, target=max(accuracies))
+    first = 1 if episodes(run.folder)[0]["accuracy"] >= max(accuracies) else number + 1
+    assert (again.summary["ended"], again.summary["episodes"], again.finished) == ("target", first, False)
+    last = secateur.train(session, resume=done.folder, timeout=10)
+    assert (last.summary["ended"], last.finished, last.summary["replayed"]) == ("episodes", True, first)
+    assert untimed(done.folder) == untimed(run.folder)
+    assert last.plan.kept.tolist() == run.plan.kept.tolist()
+    with pytest.raises(ValueError, match="timeout = 0: minutes, more than 0"):
+        secateur.train(session, timeout=0)

@@ -121,6 +121,27 @@ def test_twin_roll_outs_are_identical() -> None:
         assert all(np.array_equal(a, b) for a, b in zip(first[0], roll(unmoved, actions)[0], strict=True))
 
 
+@settings(max_examples=40, deadline=None)
+@given(case=CASES, fraction=st.floats(0.2, 1.0), other=st.floats(0.2, 1.0), actions=ACTIONS)
+def test_whatever_the_actions_all_budgets_are_met(case, fraction, other, actions) -> None:
+    structure = zoo.priced("latency", *case)
+    try:
+        budget = Budget(structure, "flops", fraction, besides={"params": other, "latency": other})
+    except PlanError:
+        assume(False)
+        raise
+    statistics = np.zeros((len(structure.layers), 1), dtype=np.float32)
+    env = LayerSparsityEnv(budget, zoo.Target(structure, budget.least), statistics)
+    for options in (None, {"budget": 1.0}):
+        env.reset(options=options)
+        for action in actions[: len(structure.layers)]:
+            observation, *_ = env.step(np.array([action], dtype=np.float32))
+            assert env.observation_space.contains(observation)
+        for alone in env.budget.each:
+            assert alone.cost(env.kept) <= alone.limit
+    assert env.budget.fractions == {"flops": 1.0, "params": other, "latency": other}
+
+
 @settings(max_examples=50, deadline=None)
 @given(case=CASES, kind=st.sampled_from(["flops", "params", "latency"]), fraction=st.floats(0.05, 1.0), actions=ACTIONS)
 def test_any_actions_end_at_the_budget(case, kind, fraction, actions):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import zoo
 from secateur.pruners.budget import Budget
 from secateur.pruners.channels.coupling import find_layers
-from secateur.pruners.structure import Layer, PlanError, Structure
+from secateur.pruners.loss_model import LossModel, best_steps
+from secateur.pruners.structure import Kept, Layer, PlanError, Structure
 
 NAMES = st.sampled_from(zoo.cases())
 KINDS = st.sampled_from(["flops", "params"])
@@ -181,6 +182,90 @@ def test_widening_costs_nothing_and_leaves_nothing(case, kind, fraction, choices
         costs = [b.cost([*kept[:t], n, *dense[t + 1 :]]) for n in range(count, int(dense[t]) + 1)]
         assert wider == count + max(i for i, cost in enumerate(costs) if cost == costs[0])
         assert kind == "latency" or wider == count
+
+
+SEVERAL = st.dictionaries(st.sampled_from(["params", "latency", "macs"]), FRACTIONS, min_size=1)
+
+
+def several(case: tuple[str, str], fraction: float, besides: dict[str, float]) -> Budget:
+    """Of FLOPs and more; `macs` is a cost that nobody knows of."""
+    structure = zoo.priced("latency", *case)
+    slopes = np.random.default_rng(0).uniform(1, 9, len(structure.layers))
+    costs = {**structure.costs, "macs": lambda kept: (np.asarray(kept) ** 2 * slopes).sum(axis=-1)}
+    try:
+        return Budget(replace(structure, costs=costs), "flops", fraction, besides=besides)  # type: ignore[arg-type]
+    except PlanError:
+        assume(False)
+        raise
+
+
+def check_all_met(b: Budget, kept: Kept | list[int]) -> None:
+    for alone in b.each:
+        assert alone.cost(kept) <= alone.limit
+    assert np.all(kept >= b.least)
+    assert np.all(kept <= b.most)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=NAMES,
+    fraction=FRACTIONS,
+    besides=SEVERAL,
+    choices=st.lists(st.floats(0, 1), min_size=12, max_size=12),
+)
+def test_of_several_budgets_every_plan_meets_all(case, fraction, besides, choices):
+    b = several(case, fraction, besides)
+    dense = b.structure.units
+    wished = 0.01 + np.array(choices[: len(dense)])
+    scores = [
+        np.linspace(wish, 0, len(layer.choices) - 1) for wish, layer in zip(wished, b.structure.layers, strict=True)
+    ]
+    for kept in (np.array(walk(b, choices)), b.fill(wished * dense), best_steps(b, scores)):
+        check_all_met(b, kept)
+        cut = [i for i, count in enumerate(kept) if count < dense[i]]
+        if (
+            cut
+        ):  # and spends what it may: one more of the last layer that is not whole would be too much for one of them
+            more = kept.copy()
+            more[cut[-1]] += 1
+            assert any(alone.cost(more) > alone.limit for alone in b.each)
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=NAMES, fraction=st.floats(0.1, 0.9), besides=SEVERAL)
+def test_the_budget_that_binds_says_what_a_step_costs(case, fraction, besides):
+    b = several(case, fraction, besides)
+    losses = LossModel.even(b)
+    kept = best_steps(b, losses.gains(b))
+    check_all_met(b, kept)
+    alone = [best_steps(one, losses.gains(one)) for one in b.each]
+    fits = [plan for plan in alone if all(other.cost(plan) <= other.limit for other in b.each)]
+    assert all(losses.predict(kept) <= losses.predict(plan) + 1e-9 for plan in fits)
+    loose = replace(b, besides=dict.fromkeys(b.besides, 1.0))
+    assert best_steps(loose, losses.gains(loose)).tolist() == alone[0].tolist()
+
+
+def test_budgets_as_a_config_says_them() -> None:
+    structure = zoo.structure("resnet20")
+    whole = structure.cost("params", structure.units)
+    b = Budget.asked(structure, {"flops": 0.5, "params": "150k"})
+    assert b.fractions == {"flops": 0.5, "params": 150_000 / whole}
+    assert b.limit == Budget(structure, "flops", 0.5).limit
+    with pytest.raises(PlanError, match=r"budget.params = 1G: the dense network's is .*, and nothing would be pruned"):
+        Budget.asked(structure, {"params": "1G"})
+    with pytest.raises(PlanError, match=r"budget.params = .* cannot be met.* ask for at least that \(.*, where 1k was"):
+        Budget.asked(structure, {"flops": 0.9, "params": "1k"}, 0.1)
+
+
+@pytest.mark.parametrize("case", zoo.few_cases())
+@pytest.mark.parametrize("kind", ["flops", "params"])
+def test_the_least_amount_that_can_be_met_is_named(case: tuple[str, str], kind: str) -> None:
+    structure = zoo.structure(*case)
+    with pytest.raises(PlanError, match="cannot be met") as e:
+        Budget.asked(structure, {kind: "1k"}, 0.05)  # type: ignore[dict-item]
+    said = str(e.value).split("at least that (")[1].split(",")[0]
+    least = Budget.asked(structure, {kind: said}, 0.05)  # type: ignore[dict-item]
+    assert least.cost(least.least) <= least.limit <= 1.002 * least.cost(least.least)
 
 
 def test_latency_without_a_table() -> None:

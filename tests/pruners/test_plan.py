@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import zoo
+from secateur.configs import load_config
 from secateur.configs.schema import LayersConfig
 from secateur.networks import CifarResNet
 from secateur.pruners.channels.coupling import find_layers
@@ -39,6 +40,18 @@ def make(structure: Structure, kept: list[int] | None = None, **changes: Any) ->
     }
     chosen = np.array(kept if kept is not None else np.maximum(1, structure.units // 2))
     return RatioPlan.make(structure, chosen, **arguments)
+
+
+def test_several_budgets_are_written_and_one_as_before(tmp_path: Path) -> None:
+    structure = zoo.structure("vgg")
+    for besides in ({}, {"params": 0.25}):
+        plan = make(structure, besides=besides)
+        plan.save(tmp_path / "plan.json")
+        written = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["budget"]
+        assert written == {"kind": "flops", "fraction": 0.5} | ({"besides": besides} if besides else {})
+        again = RatioPlan.load(tmp_path)
+        assert again == plan
+        assert load_config("digits", again.budget.overrides).budget.asked == {"flops": 0.5, **besides}
 
 
 @pytest.mark.parametrize(("name", "cut"), zoo.few_cases())
@@ -117,7 +130,7 @@ def drop(*path: str | int) -> Change:
         (edit("layers", to={}), r"layers = \{\}: input should be a valid list"),
         (edit("layers", 0, to=7), r"layer 0 = 7: input should be a valid dictionary"),
         (edit("budget", "fraction", to=1.5), r"budget.fraction = 1.5: input should be less than or equal to 1"),
-        (edit("budget", "kind", to="watts"), r"budget.kind = 'watts': input should be 'flops', 'params' or 'latency'"),
+        (edit("budget", "kind", to="watts"), r"budget.kind = 'watts': input should be 'flops', 'params', 'latency', 'size' or 'bops'"),
         (edit("method", to=7), r"method = 7: input should be a valid string"),
     ],
 )
