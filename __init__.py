@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .commands.loading import Images
     from .commands.make_env import make_env
     from .commands.plan import Proposal, plan
+    from .commands.report import report
     from .commands.sensitivity import Sensitivity, sensitivity
     from .commands.session import Session
     from .commands.train import Training, train
@@ -56,6 +57,7 @@ _HOMES = {
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
     "plan": ".commands.plan",
+    "report": ".commands.report",
     "sensitivity": ".commands.sensitivity",
     "train": ".commands.train",
 }
@@ -81,6 +83,7 @@ __all__ = [
     "load",
     "make_env",
     "plan",
+    "report",
     "sensitivity",
     "train",
 ]

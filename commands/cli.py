@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from ..reports.progress import RichReporter, printable
-from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, names, wrote
+from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, commanded, names, wrote
 from .studies import STUDIES
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def train_command(
     Example: secateur train cifar10-resnet20 --set data.root=DIR --set budget.flops=0.5 --out runs/r20
 
     The run folder holds plan.json, policy.safetensors, episodes.jsonl (a line an episode), summary.json, config.yaml,
-    TensorBoard events and two figures. Ctrl-C keeps what was found; --resume goes on, after a crash too.
+    TensorBoard events, two figures and report.html. Ctrl-C keeps what was found; --resume goes on, after a crash too.
     --set workers=N evaluates N candidates at a time.
     """
     from .session import Session
@@ -62,7 +62,7 @@ def train_command(
         f"{100 * best['flops']:.1f} % of the FLOPs"
         + (f", {100 * best['latency']:.1f} % of the latency by the table" if "latency" in best else "")
     )
-    wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "quality.png")
+    wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "report.html")
     if not done.finished:
         raise typer.Exit(130)
 
@@ -99,7 +99,7 @@ def apply_command(
     reporter = RichReporter()
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = apply(plan, session, finetune=finetune, schedule=schedule, out=out, resume=resume)
-    wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "plan.png")
+    wrote(reporter, done.folder, "weights.safetensors", "network.json", "summary.json", "report.html")
 
 
 @app.command("compare")
@@ -152,7 +152,7 @@ def compare_command(
         out=out,
         resume=resume,
     )
-    wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl")
+    wrote(reporter, done.folder, "compare.json", "candidates.jsonl", "report.html")
 
 
 @app.command("plan")
@@ -206,7 +206,8 @@ def main() -> None:
     """Run a command; a user's mistake ends in one line and exit code 2 (SECATEUR_DEBUG=1 shows where)."""
     warnings.formatwarning = lambda message, *_where, **_line: f"warning: {message}\n"
     try:
-        app()
+        with commanded(sys.argv[1:]):
+            app()
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")
         sys.exit(130)

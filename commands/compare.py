@@ -19,10 +19,14 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
+from ..reports.html import write_report
 from ..reports.tables import Figures
+from ..reports.verdicts import standing
 from ..storage.files import write_json
 from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
+from .about import record
 from .apply import session_for
+from .described import hand_set, image_counts
 from .fingerprints import of_comparison
 from .initial import check
 from .rerank import rerank
@@ -129,6 +133,7 @@ def compare(
         known = of_comparison(session, loaded, names, candidates, seeds, finetune, schedules)
         log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
         session.save(folder)  # not before it is known to go with what is there
+        record(session, folder)
         try:
             return _compare(session, loaded, chosen, seeds, candidates, (finetune, schedules), log, folder)
         except KeyboardInterrupt:
@@ -186,12 +191,15 @@ def _compare(
             "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
             "candidates": candidates,
+            "images": image_counts(session),
+            "hand_set": hand_set(session),
             "verdict": verdict(rows),
             "rows": rows,
             **after(rows, trained, schedules, finetune),
         },
     )
     remove_checkpoints(folder)
+    write_report(folder)
     _show(session, rows, trained, schedules, finetune)
     return Comparison(rows, loaded, folder, [one.row for one in trained])
 
@@ -292,16 +300,14 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
     Returns:
         None where there are no test images, or nothing to compare with.
     """
-    leads: dict[str, list[float]] = {}  # allocator → of every seed, in standard errors
-    for row in rows[1:]:
-        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]:
-            lead = row["test_lead"] / max(row["test_lead_standard_error"], 1e-12)
-            leads.setdefault(row["allocator"], []).append(lead)
+    leads = [
+        (row["allocator"], row["test_lead"], row["test_lead_standard_error"])
+        for row in rows[1:]
+        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]
+    ]
     if not leads:
         return None
-    ahead = [name for name, found in leads.items() if min(found) > 2.0]
-    behind = [name for name, found in leads.items() if max(found) < -2.0]
-    level = [name for name in leads if name not in (*ahead, *behind)]
+    ahead, level, behind = standing(leads)
     parts = {"ahead of": ahead, "level with": level, "behind": behind}
     told = "; ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names)
     return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"
