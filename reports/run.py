@@ -184,7 +184,7 @@ def read_run(folder: Path) -> Run:
         raise ValueError(f"{folder}: no run there (no {CONFIG_NAME} with a plan, a log or a {COMPARE_NAME} beside it)")
     text = read_text(folder / CONFIG_NAME)
     config = parse_yaml(text, str(folder / CONFIG_NAME))
-    tree = _there(folder / _result(kind), read_json) or {}
+    tree = {} if kind == "plan" else _there(folder / _result(kind), read_json) or {}
     about = _there(folder / ABOUT_NAME, read_json) or {}
     summary = validated(Summary, tree, str(folder / _result(kind)))
     plans = [RatioPlan.load(folder / _inside(row.plan, folder)) for row in summary.rows if row.plan is not None]
@@ -224,7 +224,7 @@ def _kind(folder: Path) -> str | None:
     marks = {
         "compare": (COMPARE_NAME, CANDIDATES_NAME),
         "apply": (BEGUN_NAME, NETWORK_NAME),
-        "train": (LOG_NAME,),
+        "train": (LOG_NAME, SUMMARY_NAME),
         "plan": (PLAN_NAME,),
     }
     return next((kind for kind, names in marks.items() if any((folder / name).is_file() for name in names)), None)

@@ -64,7 +64,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * number, 12) for number in range(first, last + 1)]
+    return [round(step * number, 12) + 0.0 for number in range(first, last + 1)]
 
 
 def number(value: float) -> str:
