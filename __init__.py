@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .commands.loading import Images
     from .commands.make_env import make_env
     from .commands.plan import Proposal, plan
+    from .commands.report import report
     from .commands.sensitivity import Sensitivity, sensitivity
     from .commands.session import Session
     from .commands.sweep import Sweep, sweep
@@ -64,6 +65,7 @@ _HOMES = {
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
     "plan": ".commands.plan",
+    "report": ".commands.report",
     "sensitivity": ".commands.sensitivity",
     "sweep": ".commands.sweep",
     "train": ".commands.train",
@@ -95,6 +97,7 @@ __all__ = [
     "load",
     "make_env",
     "plan",
+    "report",
     "sensitivity",
     "sweep",
     "train",

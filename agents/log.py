@@ -96,8 +96,7 @@ class PlanLog:
         """
         if not self.path.exists():
             return []
-        text = regular(self.path).read_bytes()
-        whole = text[: text.rfind(b"\n") + 1]
+        text, whole = self._whole()
         records = list(self._parse(whole))
         if whole != text and not text[len(whole) :].startswith(b"{"):  # whatever it is, it was not being written
             raise self._damaged(len(records), "no line of a log")
@@ -114,9 +113,21 @@ class PlanLog:
         if whole != text:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
-        return [
-            {key: value for key, value in record.items() if key not in ("check", "fingerprint")} for record in records
-        ]
+        return _bare(records)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records so far, of whatever network and settings; the file is only read.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: a line is damaged or was changed.
+        """
+        return _bare(list(self._parse(self._whole()[1])))
+
+    def _whole(self) -> tuple[bytes, bytes]:
+        """The file, and of it the lines that are whole."""
+        text = regular(self.path).read_bytes()
+        return text, text[: text.rfind(b"\n") + 1]
 
     def _parse(self, text: bytes) -> Iterator[dict[str, Any]]:
         checked = False
@@ -144,6 +155,21 @@ class PlanLog:
         return ValueError(
             f"{self.path}, line {number + 1} is damaged: delete that line and all below it, then resume ({reason})"
         )
+
+
+def _bare(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what the log itself needs."""
+    return [{key: value for key, value in record.items() if key not in ("check", "fingerprint")} for record in records]
+
+
+def read_episodes(path: Path) -> list[dict[str, Any]]:
+    """What an `EpisodeLog` holds, for whoever only looks; see `PlanLog.records`."""
+    return PlanLog(path, _EpisodeLine).records()
+
+
+def read_candidates(path: Path) -> list[dict[str, Any]]:
+    """What a `CandidateLog` holds, for whoever only looks; see `PlanLog.records`."""
+    return PlanLog(path, _CandidateLine).records()
 
 
 def _check(previous: str, record: Mapping[str, Any]) -> str:

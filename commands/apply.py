@@ -10,22 +10,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ..configs.registry import admit
-from ..networks.inference import accuracy
+from ..networks.inference import statistics
 from ..networks.world import undisturbed, use_threads
 from ..pruners import METHODS, Kept, PlanError, RatioPlan
 from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME
 from ..reports.figures import plan_figure
+from ..reports.html import write_report
 from ..reports.tables import COSTS, SHORT, Figures, cost_kinds
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, free_folder, interrupted_run
 from ..training.fit import DivergedError
 from ..training.schedules import SCHEDULES, TrainFn
+from .about import record
 from .begun import Begun
+from .described import hand_set, image_counts
 from .initial import check
 from .resolve import Given
 from .retraining import CHECKPOINTS, Task, largest_difference
@@ -111,6 +114,7 @@ def apply(
         begun.write(folder)
         plan.save(folder / PLAN_NAME)
         session.save(folder)  # the config is the last: from here on it can be gone on with
+        record(session, folder)
         return _apply(session, plan, begun, folder, train_fn)
 
 
@@ -149,6 +153,8 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
         "schedule": begun.schedule,
         "finetune_epochs": epochs,
         "latency_batch": session.config.latency.batch,
+        "images": image_counts(session),
+        "hand_set": hand_set(session, plan),
         "masked_difference": difference,
         "plan": plan.provenance.model_dump(),
     }
@@ -163,6 +169,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
     write_json(folder / SUMMARY_NAME, summary)  # the last: from here on there is nothing to go on with
     for path in folder.glob(CHECKPOINTS):
         path.unlink()
+    write_report(folder)
     note = f"ms: one pass of {summary['latency_batch']} images"
     if cut.hold is not None and costs["pruned"]["flops"] < 1.0:
         note += "; FLOPs without the zeros: dense kernels multiply them"
@@ -238,16 +245,30 @@ def _named(file: Path | None) -> Iterator[None]:
 def measure(
     session: Session, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float | None]]:
-    """The objective's measure on the test images, the costs as given, and latency of every network, timed in turn."""
+    """The objective's measure on the test images, the costs as given, bytes of the weights, and latency of every
+    network, timed in turn; of the others than the dense one how their measure differs from its own, with the standard
+    error of that on the same images."""
     with session.reporter.bar("measure", len(models)) as advance:
         latency = measure_latency(models, session.input_shape, session.config.latency)
         rows: dict[str, dict[str, float | None]] = {}
+        dense: Tensor | None = None
         for name, model in models.items():
+            seen = None if session.test is None else statistics(model, session.test, session.objective)
             rows[name] = {
-                "test_accuracy": None if session.test is None else accuracy(model, session.test, session.objective),
+                "test_accuracy": None if seen is None else session.objective.total(seen),
                 **costs[name],
+                "bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
                 "latency_ms": latency[name],
             }
+            influence = None if seen is None else session.objective.influence(seen)
+            if name == "dense":
+                dense = influence
+            elif dense is not None and influence is not None:
+                gain = (influence - dense)[(influence - dense).isfinite()]
+                rows[name]["test_change"] = (rows[name]["test_accuracy"] or 0.0) - (
+                    rows["dense"]["test_accuracy"] or 0.0
+                )
+                rows[name]["test_change_standard_error"] = float(gain.std() / len(gain) ** 0.5)
             advance(name)
     return rows
 

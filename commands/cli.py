@@ -22,6 +22,7 @@ from .options import (
     Overrides,
     RayAddress,
     TrustCode,
+    commanded,
     fractions,
     names,
     reporter_of,
@@ -62,7 +63,7 @@ def train_command(
     Example: secateur train cifar10-resnet20 --set data.root=DIR --set budget.flops=0.5 --out runs/r20
 
     The run folder holds plan.json, policy.safetensors, episodes.jsonl (a line an episode), summary.json, config.yaml,
-    TensorBoard events and two figures. Ctrl-C keeps what was found; --resume goes on, after a crash too.
+    TensorBoard events, two figures and report.html. Ctrl-C keeps what was found; --resume goes on, after a crash too.
     --set workers=N evaluates N candidates at a time.
     """
     from .session import Session
@@ -81,7 +82,7 @@ def train_command(
         f"(base plan {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
         f"{costs_line(best)}"
     )
-    files = ("summary.json", "plan.json", "episodes.jsonl", "plan.png", "quality.png")
+    files = ("summary.json", "plan.json", "episodes.jsonl", "report.html")
     wrote(reporter, done.folder, *files, as_json=as_json)
     if done.summary["ended"] == "interrupted":
         raise typer.Exit(130)
@@ -126,7 +127,7 @@ def apply_command(
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     own = None if train_fn is None else imported("--train-fn", train_fn, trust_code=trust_code)
     done = apply(plan, session, finetune=finetune, schedule=schedule, train_fn=own, out=out, resume=resume)
-    wrote(reporter, done.folder, "summary.json", "weights.safetensors", "network.json", "plan.png", as_json=as_json)
+    wrote(reporter, done.folder, "summary.json", "weights.safetensors", "network.json", "report.html", as_json=as_json)
 
 
 @app.command("compare")
@@ -190,7 +191,7 @@ def compare_command(
     }
     if flops is None and params is None:
         done = compare(plans or (), session, **how)
-        wrote(reporter, done.folder, "compare.json", "compare.png", "candidates.jsonl", as_json=as_json)
+        wrote(reporter, done.folder, "compare.json", "candidates.jsonl", "report.html", as_json=as_json)
         return
     if flops is not None and params is not None:
         raise ValueError("--flops and --params: budgets are of one of the two")
@@ -253,7 +254,8 @@ def main() -> None:
     """Run a command; a user's mistake ends in one line and exit code 2 (SECATEUR_DEBUG=1 shows where)."""
     warnings.formatwarning = lambda message, *_where, **_line: f"warning: {message}\n"
     try:
-        app()
+        with commanded(sys.argv[1:]):
+            app()
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")
         sys.exit(130)

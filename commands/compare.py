@@ -19,10 +19,13 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import PlanBudget, plan_path
 from ..reports.figures import comparison_figure
+from ..reports.html import write_report
 from ..storage.files import write_json
 from ..storage.folders import FINETUNED_NAME, SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
+from .about import record
 from .apply import session_for
 from .compared import add_gains, compare_table, verdict
+from .described import hand_set, image_counts
 from .fingerprints import of_comparison
 from .initial import check
 from .rerank import rerank
@@ -133,6 +136,7 @@ def compare(
         known = of_comparison(session, loaded, names, candidates, seeds, finetune, schedules)
         log = CandidateLog(folder / CANDIDATES_NAME, len(session.structure.layers), known)
         session.save(folder)  # not before it is known to go with what is there
+        record(session, folder)
         try:
             return _compare(session, loaded, chosen, seeds, candidates, (finetune, schedules), log, folder)
         except KeyboardInterrupt:
@@ -194,12 +198,15 @@ def _compare(
             "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
             "candidates": candidates,
+            "images": image_counts(session),
+            "hand_set": hand_set(session),
             "verdict": verdict(rows),
             "rows": rows,
             **after(rows, trained, schedules, finetune),
         },
     )
     remove_checkpoints(folder)
+    write_report(folder)
     _show(session, rows, trained, schedules, finetune)
     return Comparison(rows, loaded, folder, [one.row for one in trained])
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..reports.tables import SHORT, Figures, cost_kinds
+from ..reports.verdicts import standing
 
 
 def add_gains(rows: list[dict[str, Any]], parts: Sequence[Tensor | None]) -> None:
@@ -42,16 +43,14 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
     Returns:
         None where there are no test images, or nothing to compare with.
     """
-    leads: dict[str, list[float]] = {}  # allocator → of every seed, in standard errors
-    for row in rows[1:]:
-        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]:
-            lead = row["test_lead"] / max(row["test_lead_standard_error"], 1e-12)
-            leads.setdefault(row["allocator"], []).append(lead)
+    leads = [
+        (row["allocator"], row["test_lead"], row["test_lead_standard_error"])
+        for row in rows[1:]
+        if "test_lead" in row and row["allocator"] != rows[0]["allocator"]
+    ]
     if not leads:
         return None
-    ahead = [name for name, found in leads.items() if min(found) > 2.0]
-    behind = [name for name, found in leads.items() if max(found) < -2.0]
-    level = [name for name in leads if name not in (*ahead, *behind)]
+    ahead, level, behind = standing(leads)
     parts = {"ahead of": ahead, "level with": level, "behind": behind}
     told = "; ".join(f"{word} {', '.join(names)}" for word, names in parts.items() if names)
     return f"{rows[0]['allocator']} on the test images, beyond two standard errors: {told}"

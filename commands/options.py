@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +34,18 @@ Out = Annotated[Path | None, typer.Option("--out", help="A new or empty folder t
 ConfigOption = Annotated[
     str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the plan]")
 ]
+
+COMMAND: ContextVar[str | None] = ContextVar("command", default=None)  # none where a function is called in Python
+
+
+@contextmanager
+def commanded(arguments: Sequence[str]) -> Iterator[None]:
+    """While the console script runs with these arguments, `COMMAND` is what was typed."""
+    token = COMMAND.set(shlex.join(("secateur", *arguments)))
+    try:
+        yield
+    finally:
+        COMMAND.reset(token)
 
 
 def names(text: str) -> list[str]:

@@ -201,10 +201,29 @@ def export_command(
     wrote(reporter, done.folder, "export.json", "README.md", *files, as_json=as_json)
 
 
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The page. [default: report.html in the run's folder, of several runs: here]"),
+    ] = None,
+) -> None:
+    """Write one HTML page of a run, or of several; it opens offline, in any browser.
+
+    Example: secateur report runs/r20 runs/r20-small --out r20.html
+
+    Finished runs that have no report.html get one.
+    """
+    from .report import report
+
+    RichReporter().say(f"  {report(*folders, out=out)}")
+
+
 STUDIES: dict[str, Callable[..., None]] = {
     "inspect": inspect_command,
     "sensitivity": sensitivity_command,
     "filters": filters_command,
     "correlate": correlate_command,
     "export": export_command,
+    "report": report_command,
 }

@@ -18,8 +18,11 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.events import Events
 from ..reports.figures import plan_figure, quality_figure
+from ..reports.html import write_report
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, existing_run, free_folder
+from .about import record
+from .described import hand_set, image_counts
 from .fingerprints import of_training
 from .rerank import Reranked, rerank
 from .resolve import Given, save_config
@@ -99,6 +102,7 @@ def train(
         log = EpisodeLog(folder / LOG_NAME, of_training(session))
         past = _past(session, log)
         session.save(folder)  # not before it is known to go with what is there
+        record(session, folder)
         stop = _Stop(None if timeout is None else start + 60 * timeout, target)
         return _search(session, folder, log, past, on_episode, start, stop)
 
@@ -198,6 +202,7 @@ def _search(
     Policy.of(learner).save(folder / POLICY_NAME)
     plan_figure(plan, folder / "plan.png")
     quality_figure([episode.quality for episode in episodes], folder / "quality.png")
+    write_report(folder)
     return Training(plan, folder, summary, finished=ended == "episodes")
 
 
@@ -280,9 +285,13 @@ def _summary(
             "quality": best.quality,
             "search_accuracy": best.evaluation.accuracy,
             "reconstruction_loss": best.evaluation.reconstruction_loss,
-            **session.structure.fractions(best.kept),
+            **structure.fractions(best.kept),
         },
-        "base": {"quality": base.quality, "search_accuracy": base.evaluation.accuracy},
+        "base": {
+            "quality": base.quality,
+            "search_accuracy": base.evaluation.accuracy,
+            **structure.fractions(base.kept),
+        },
         "reranked": [
             {
                 "episode": numbers[tuple(f.kept.tolist())],
@@ -291,6 +300,8 @@ def _summary(
             }
             for f in reranked
         ],
+        "hand_set": hand_set(session),
+        "images": image_counts(session),
         "episodes": len(episodes),
         "replayed": replayed,
         "mean_quality": float(np.mean([episode.quality for episode in episodes])),

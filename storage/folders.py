@@ -18,6 +18,8 @@ BEGUN_NAME = "apply.json"
 SWEEP_BEGUN_NAME = "budgets.json"
 KEPT = {f"{name}.safetensors{end}" for name in ("dense", "early") for end in ("", ".sha256")}
 FIRST = {BEGUN_NAME, "plan.json", *KEPT}  # before the config: nothing is lost
+ABOUT_NAME = "about.json"  # which command on which machine
+REPORT_NAME = "report.html"
 FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

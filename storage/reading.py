@@ -77,6 +77,24 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), str(path))
 
 
+def read_lines(path: Path) -> list[Any]:
+    """The trees of a file with one JSON text a line; what a killed process left of a last line is left out.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no file, or a line is not JSON; the line is named.
+    """
+    whole = regular(path).read_bytes()
+    lines = whole[: whole.rfind(b"\n") + 1].splitlines()
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(parse_json(line.decode("utf-8"), f"{path}, line {number}"))
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}, line {number} is not text in UTF-8") from None
+    return found
+
+
 def parse_json(text: str, where: str) -> Any:
     """A JSON text as a tree; NaN and infinity are left for the check of its content to place.
 

@@ -32,7 +32,7 @@ class LatencyCache:
 
     def __init__(self, device: torch.device, config: LatencyConfig):
         self.about: dict[str, str | int] = {
-            "machine": _machine(device),
+            "machine": machine(device),
             "torch": torch.__version__,
             "threads": config.threads or torch.get_num_threads(),
             "batch": config.batch,
@@ -87,7 +87,8 @@ def _sha256(times: Mapping[str, float]) -> str:
     return hashlib.sha256(json.dumps(times, sort_keys=True).encode()).hexdigest()
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
+    """What computes there, by its maker's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")

@@ -130,7 +130,10 @@ def drop(*path: str | int) -> Change:
         (edit("layers", to={}), r"layers = \{\}: input should be a valid list"),
         (edit("layers", 0, to=7), r"layer 0 = 7: input should be a valid dictionary"),
         (edit("budget", "fraction", to=1.5), r"budget.fraction = 1.5: input should be less than or equal to 1"),
-        (edit("budget", "kind", to="watts"), r"budget.kind = 'watts': input should be 'flops', 'params', 'latency', 'size' or 'bops'"),
+        (
+            edit("budget", "kind", to="watts"),
+            r"budget.kind = 'watts': input should be 'flops', 'params', 'latency', 'size' or 'bops'",
+        ),
         (edit("method", to=7), r"method = 7: input should be a valid string"),
     ],
 )
