@@ -25,6 +25,7 @@ from ..storage.reading import read_json, validated
 from .apply import session_for
 from .compare import COMPARE_NAME, compare
 from .fingerprints import of_comparison
+from .initial import check
 from .resolve import Given
 from .session import Session
 
@@ -137,7 +138,11 @@ def sweep(
         raise ValueError("no seeds: a search draws, give one or more (seeds)")
     if not names and not all(at.values()):
         raise ValueError("nothing to compare at some budgets: give an allocator (against), or a plan for each")
+    session.check_workers()
     session = session_for(loaded, session, None, files)
+    for schedule in schedules if finetune else ():
+        check(session, schedule, finetune)
+    session.check_finetune(finetune)
     use_threads(session.config.threads)
     folder = previous or free_folder(out, Path("runs") / f"{session.config.name}-sweep")
     more = {"candidates": candidates, "seeds": seeds, "finetune": finetune, "schedules": schedules}
@@ -145,10 +150,14 @@ def sweep(
         known = of_comparison(session, loaded, names, candidates or 0, seeds, finetune, schedules)
         _begin(folder, known, [f"{kind} {fraction:g}" for fraction in budgets])
         session.save(folder)
-        found = {
-            fraction: _compared(session, ours, kind, fraction, folder, {**more, "against": names})
-            for fraction, ours in at.items()
-        }
+        try:
+            found = {
+                fraction: _compared(session, ours, kind, fraction, folder, {**more, "against": names})
+                for fraction, ours in at.items()
+            }
+        except KeyboardInterrupt:
+            session.reporter.say(f"all budgets: go on with the same arguments and --resume {folder} instead of --out")
+            raise
         return _finish(session, kind, found, folder)
 
 

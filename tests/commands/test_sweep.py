@@ -97,6 +97,16 @@ def test_a_plan_is_compared_at_its_own_budget(session, tmp_path):
         secateur.sweep([plan], session, budgets=[0.5, 0.9], against=[])
 
 
+def test_what_is_wrong_is_said_before_there_is_a_folder(session, tmp_path):
+    for wrong, message in (
+        ({"schedules": ["one_shto"]}, "did you mean one_shot"),
+        ({"against": ["unifrom"]}, "uniform"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            secateur.sweep((), session, **{**ARGUMENTS, **wrong}, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("budgets", "message"), [([], "give 1 to 100 budgets"), ([0.5, 0.5], "each once"), ([0.5, 1.5], r"--flops 1\.5: a")]
 )
