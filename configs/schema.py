@@ -143,6 +143,10 @@ class LayersConfig(Section):
         description="lowrank: a k×k convolution becomes channel: a k×k and a 1×1, or spatial: a k×1 and a 1×k",
     )
 
+    activation_bits: Annotated[Integer, Field(ge=2, le=16)] | None = Field(
+        default=None, description="bits: of the inputs of every layer whose weights are rounded; none: they stay floats"
+    )
+
     @model_validator(mode="after")
     def _ranges(self) -> LayersConfig:
         for name, (low, high) in self.bounds.items():
