@@ -20,7 +20,7 @@ from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME
 from ..reports.figures import plan_figure
-from ..reports.tables import Figures
+from ..reports.tables import COSTS, SHORT, Figures, cost_kinds
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, free_folder, interrupted_run
 from ..training.fit import DivergedError
@@ -31,8 +31,6 @@ from .resolve import Given
 from .retraining import CHECKPOINTS, Task, largest_difference
 from .session import Session
 from .train import SUMMARY_NAME
-
-WHOLE = {"flops": 1.0, "params": 1.0}  # what the dense network costs
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,8 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
     models["pruned"] = cut.model
 
     costs = {name: _reached(session, plan.kept) for name in models} | {"pruned": _reached(session, cut.kept)}
-    rows = measure(session, models, {**costs, "dense": WHOLE, "masked": WHOLE})
+    whole = _reached(session, session.structure.units)
+    rows = measure(session, models, {**costs, "dense": whole, "masked": whole})
     summary = {
         **rows,
         "method": plan.method,
@@ -165,15 +164,15 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
     for path in folder.glob(CHECKPOINTS):
         path.unlink()
     note = f"ms: one pass of {summary['latency_batch']} images"
-    if cut.hold is not None:
+    if cut.hold is not None and costs["pruned"]["flops"] < 1.0:
         note += "; FLOPs without the zeros: dense kernels multiply them"
     reporter.show(figures_table("The plan, applied", rows, _titles(begun), note, session.objective.measure))
     return Applied(cut.model, folder, summary)
 
 
 def _reached(session: Session, kept: Kept) -> dict[str, float]:
-    """What a network costs that keeps so many units (layers,)."""
-    return {kind: session.structure.fraction(kind, kept) for kind in WHOLE}
+    """What a network costs that keeps so many units (layers,); its latency is measured."""
+    return {kind: part for kind, part in session.structure.fractions(kept).items() if kind != "latency"}
 
 
 def _titles(begun: Begun) -> dict[str, str]:
@@ -269,20 +268,20 @@ def figures_table(
 ) -> Figures:
     """What `measure` found, side by side: a row for every title there are figures for; `measure` is the objective's."""
     score = measure.removesuffix(" %")
+    kinds = cost_kinds(rows.values())
     return Figures(
         title,
-        f"{score} on the test images, FLOPs and parameters kept in per cent; {note}",
-        ("network", score, "FLOPs", "params", "ms"),
-        [_figures_row(label, rows[name]) for name, label in titles.items() if name in rows],
+        f"{score} on the test images, {', '.join(COSTS[kind] for kind in kinds)} kept in per cent; {note}",
+        ("network", score, *(SHORT[kind] for kind in kinds), "ms"),
+        [_figures_row(label, rows[name], kinds) for name, label in titles.items() if name in rows],
     )
 
 
-def _figures_row(label: str, row: Mapping[str, float | None]) -> list[str]:
+def _figures_row(label: str, row: Mapping[str, float | None], kinds: Sequence[str]) -> list[str]:
     shown = row["test_accuracy"]
     return [
         label,
         "–" if shown is None else f"{shown:.2f}",
-        f"{100 * (row['flops'] or 0):.1f}",
-        f"{100 * (row['params'] or 0):.1f}",
+        *(f"{100 * (row[kind] or 0):.1f}" for kind in kinds),
         f"{row['latency_ms']:.2f}",
     ]

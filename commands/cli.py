@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from ..reports.progress import RichReporter, printable
+from ..reports.tables import costs_line
 from .options import CONFIG_HELP, ConfigOption, Out, Overrides, RayAddress, TrustCode, names, wrote
 from .studies import STUDIES
 
@@ -59,8 +60,7 @@ def train_command(
     reporter.say(
         f"best plan: episode {best['episode']}, search accuracy {best['search_accuracy']:.2f} % "
         f"(base plan {base['search_accuracy']:.2f} %, dense {done.summary['dense']['search_accuracy']:.2f} %), "
-        f"{100 * best['flops']:.1f} % of the FLOPs"
-        + (f", {100 * best['latency']:.1f} % of the latency by the table" if "latency" in best else "")
+        f"{costs_line(best)}"
     )
     wrote(reporter, done.folder, "plan.json", "summary.json", "episodes.jsonl", "plan.png", "quality.png")
     if not done.finished:
@@ -161,6 +161,8 @@ def plan_command(
     flops: Annotated[float | None, typer.Option("--flops", help="The budget: a fraction of the FLOPs.")] = None,
     params: Annotated[float | None, typer.Option("--params", help="The budget: a fraction of the parameters.")] = None,
     latency: Annotated[float | None, typer.Option("--latency", help="The budget: of the measured latency.")] = None,
+    size: Annotated[float | None, typer.Option("--size", help="The budget: of the bytes stored.")] = None,
+    bops: Annotated[float | None, typer.Option("--bops", help="The budget: of the bit operations.")] = None,
     out: Out = None,
     config: Annotated[
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
@@ -179,7 +181,7 @@ def plan_command(
 
     reporter = RichReporter()
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
-    done = plan(policy, session, flops=flops, params=params, latency=latency, out=out)
+    done = plan(policy, session, flops=flops, params=params, latency=latency, size=size, bops=bops, out=out)
     wrote(reporter, done.folder, "plan.json", "plan.png")
 
 

@@ -19,7 +19,7 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import plan_path
 from ..reports.figures import comparison_figure
-from ..reports.tables import Figures
+from ..reports.tables import SHORT, Figures, cost_kinds
 from ..storage.files import write_json
 from ..storage.folders import FINETUNED_NAME, check_free, claimed, free_folder, interrupted_run
 from .apply import session_for
@@ -310,27 +310,25 @@ def verdict(rows: Sequence[dict[str, Any]]) -> str | None:
 def compare_table(rows: Sequence[dict[str, Any]], measure: str) -> Figures:
     """One row an allocator and seed, in the order given; `measure` is the objective's."""
     tuned = any("finetuned_test_accuracy" in row for row in rows)
-    timed = any("latency" in row for row in rows)
-    columns = ["allocator", "seed", "cand.", "FLOPs", "params", *(["latency"] if timed else [])]
+    kinds = cost_kinds(rows)
+    columns = ["allocator", "seed", "cand.", *(SHORT[kind] for kind in kinds)]
     columns += ["search", "test", "over uniform", *(["tuned"] if tuned else [])]
     return Figures(
         "Same cost, same repair, same images",
-        "cand.: candidates a search looked at; FLOPs, params and latency (by the table) kept, "
+        f"cand.: candidates a search looked at; {', '.join(SHORT[kind] for kind in kinds)} kept, "
         f"{measure.removesuffix(' %')} (search, test, tuned) and gains in per cent",
         columns,
-        [_cells(row, timed=timed, tuned=tuned) for row in rows],
+        [_cells(row, kinds, tuned=tuned) for row in rows],
     )
 
 
-def _cells(row: dict[str, Any], *, timed: bool, tuned: bool) -> list[str]:
+def _cells(row: dict[str, Any], kinds: Sequence[str], *, tuned: bool) -> list[str]:
     gain = row.get("test_gain_over_uniform")
     return [
         row["allocator"],
         str(row["seed"]),
         str(row["candidates"]),
-        f"{100 * row['flops']:.1f}",
-        f"{100 * row['params']:.1f}",
-        *([f"{100 * row['latency']:.1f}"] if timed else []),
+        *(f"{100 * row[kind]:.1f}" for kind in kinds),
         f"{row['search_accuracy']:.2f}",
         _percent(row["test_accuracy"]),
         "–" if gain is None else f"{gain:+.2f} ± {row['test_gain_standard_error']:.2f}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from ..networks import build_network, find_weights, load_weights
 from ..networks.copying import copied
+from ..pruners.masks import tighten
 from ..training.checkpoint import load_state
 from ..training.schedules import SCHEDULES
 from .resolve import weight_folders
@@ -71,5 +73,8 @@ def check(session: Session, schedule: str, epochs: int) -> None:
         raise ValueError(f"schedule = {schedule!r} trains while it cuts, or after: give finetune epochs")
     if schedule == "rewind":
         initial(session)
+    elif schedule == "gradual":
+        less = np.array([layer.levels[-2:][0] for layer in session.structure.layers])
+        tighten(session.context, copied(session.model), less)
     elif schedule in ("scratch_e", "scratch_b"):
         fresh(session, session.config.seed)

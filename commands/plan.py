@@ -37,6 +37,8 @@ def plan(
     flops: float | None = None,
     params: float | None = None,
     latency: float | None = None,
+    size: float | None = None,
+    bops: float | None = None,
     out: str | Path | None = None,
 ) -> Proposal:
     """Ask a trained policy for a plan on a budget, without evaluating any candidate.
@@ -47,6 +49,8 @@ def plan(
         flops: the budget, a fraction of the FLOPs; none takes the config's own budget.
         params: the budget, a fraction of the parameters.
         latency: the budget, a fraction of the measured latency.
+        size: the budget, a fraction of the bytes that the weights are stored in.
+        bops: the budget, a fraction of the bit operations.
         out: an empty or new folder; none takes `plan` beside the policy.
 
     Raises:
@@ -55,7 +59,7 @@ def plan(
     check_free(out)
     path = policy_path(policy)
     agent = Policy.load(path)
-    budgets = {"flops": flops, "params": params, "latency": latency}
+    budgets = {"flops": flops, "params": params, "latency": latency, "size": size, "bops": bops}
     asked = {kind: value for kind, value in budgets.items() if value is not None}
     if len(asked) > 1:
         raise ValueError(f"one budget at a time, not {' and '.join(asked)}")

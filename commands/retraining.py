@@ -22,6 +22,7 @@ from ..training.checkpoint import Checkpoint, state_of
 from ..training.distillation import distillable
 from ..training.fit import OnEpoch, OnStep
 from ..training.schedules import SCHEDULES, Cut, Hold, TrainContext, TrainFn
+from ..training.step import in_training
 from .begun import Begun
 from .initial import fresh, initial
 from .session import Session
@@ -260,7 +261,8 @@ class Task:
             seed=self._seed,
             folder=self._folder,
         )
-        self._train_fn(cut.model, context)
+        with in_training(cut.model, cut.hold):
+            self._train_fn(cut.model, context)
         context.hold(cut.model)
         cut.model.eval()
         after = {name: tensor.shape for name, tensor in state_of(cut.model).items()}

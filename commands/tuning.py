@@ -28,6 +28,7 @@ from ..training.fit import Fitted, OnEpoch, OnStep, Row, fit
 from ..training.inputs import leaves
 from ..training.objective import Objective, identity, is_built_in
 from ..training.schedules import Hold
+from ..training.step import in_training
 from ..training.tasks import DEFAULT
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ def finetune(
             session.reporter.say(f"not distilled: {objective.name} has its loss computed inside the network")
     seed = session.config.seed if seed is None else seed
     batches = session.train_loader(config.batch_size, seed)
-    done = run_fit(model, batches, config, seed, session.reporter, "fine-tune", **options)
+    with in_training(model, hold):
+        done = run_fit(model, batches, config, seed, session.reporter, "fine-tune", **options)
     if hold is not None:
         hold(model)
     return done

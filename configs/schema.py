@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, JsonValue, model_validator
 
@@ -30,7 +30,7 @@ from .training import GradualConfig as GradualConfig
 
 Cut = Literal["inner", "sampled", "all"]
 Crop = Literal["shifted", "resized"]
-CostKind = Literal["flops", "params", "latency"]
+CostKind = Literal["flops", "params", "latency", "size", "bops"]
 
 
 LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
@@ -175,24 +175,28 @@ class RepairConfig(Section):
 
 
 class BudgetConfig(Section):
-    """The most a plan may cost, as a fraction of the dense network. One of the three."""
+    """The most a plan may cost, as a fraction of the dense network. One of them."""
 
     flops: Fraction | None = None
     params: Fraction | None = None
     latency: Fraction | None = Field(default=None, description="of the dense network's, as measured on this machine")
+    size: Fraction | None = Field(default=None, description="of the bytes that the weights are stored in")
+    bops: Fraction | None = Field(
+        default=None, description="of the multiply-accumulates, times the bits of both factors"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> BudgetConfig:
         if len(self.model_dump(exclude_none=True)) != 1:
-            raise ValueError(
-                "give exactly one budget: budget.flops, budget.params or budget.latency, a fraction in (0, 1]"
-            )
+            *kinds, last = (f"budget.{kind}" for kind in get_args(CostKind))
+            raise ValueError(f"give exactly one budget: {', '.join(kinds)} or {last}, a fraction in (0, 1]")
         return self
 
     @property
     def kind(self) -> CostKind:
         """What is counted."""
-        return "flops" if self.flops is not None else "params" if self.params is not None else "latency"
+        found: CostKind = next(kind for kind in get_args(CostKind) if getattr(self, kind) is not None)
+        return found
 
     @property
     def fraction(self) -> float:
@@ -313,7 +317,7 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(default="channels", description="channels, weights, or package.module:callable")
+    method: str = Field(default="channels", description="channels, weights, bits, or package.module:callable")
     criterion: str | None = Field(
         default=None,
         description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",

@@ -1,6 +1,6 @@
 """How a network is made smaller: methods, costs, budget, loss model, repair, the plan file."""
 
-from . import weights  # noqa: F401 – registers its method
+from . import bits, weights  # noqa: F401 – register their methods
 from .budget import Budget
 from .channels import method as _channels  # noqa: F401 – registers its method
 from .compressor import Compressor

@@ -39,10 +39,19 @@ def tighten(context: Context, model: nn.Module, kept: Kept) -> Masked:
         context: of the dense network; the units of a network in training are ranked by what it has, or remembers.
         model: of the dense network's shape; modules without parameters that carry removed units on are replaced.
         kept: (layers,) units kept.
+
+    Raises:
+        ValueError: the method does more than put zeros.
     """
     full = rebuilt(model, _without_zeros)  # what is zero in it afterwards was put there by the method
     masked = context.method.masked(replace(context, model=full), kept)
     found = Masked({name: (p != 0).to(p.dtype) for name, p in masked.named_parameters() if bool((p == 0).any())})
+    for name, parameter in masked.named_parameters():
+        if not torch.equal(parameter, torch.where(parameter == 0, 0.0, full.get_parameter(name))):
+            raise ValueError(
+                f"schedule = 'gradual' spreads zeros, and method = {context.method.name!r} changes what is not zero "
+                f"({name}): take another schedule"
+            )
     found(model)
     for name, module in masked.named_modules():
         if next(module.children(), None) is None and next(module.parameters(), None) is None:

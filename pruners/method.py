@@ -37,6 +37,8 @@ class Compressed:
         solve: (module, Gram matrix (groups, p, p), cross moments (groups, p, q), relative ridge) → the step
             (groups, p, q) of its weights that lowers the error most, among those of the method's form. None where any
             step is (ridge regression).
+        hold: puts a network back into the method's form, in place; what is in it stays as it is. None where any weights
+            are of it. One that trains in a form of its own has `trained`, see `training.step.TrainedForm`.
     """
 
     model: nn.Module

@@ -71,8 +71,8 @@ class Structure:
     Attributes:
         method: that found them.
         layers: what may be compressed.
-        costs: by kind (`flops`: multiply-accumulates an image, `params`, `latency`: nanoseconds a batch, …); given, so
-            that a method, a runtime or a user may add one.
+        costs: by kind (`flops`: multiply-accumulates an image, `params`, `latency`: nanoseconds a batch, `size`: bytes
+            stored, `bops`: bit operations, …); given, so that a method, a runtime or a user may add one.
         ignored: every layer that is left whole, with the reason; one that is coupled to another names it.
         shapes: every parameter's dense shape, by name.
         input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..pruners.plan import RatioPlan
 from ..storage.files import replacing
+from .tables import COSTS, costs_line
 
 BLUE, GREY, ORANGE = "#2a6fbb", "#b9c0c8", "#d9822b"
 
@@ -41,8 +42,7 @@ def plan_figure(plan: RatioPlan, path: Path) -> Path:
     axes.set_ylim(0.0, 1.08)
     axes.set_ylabel(f"sparsity (on top: {plan.unit} kept)")
     axes.set_title(
-        f"{plan.architecture}, {plan.provenance.allocator}: {100 * plan.cost['flops']:.1f} % of the FLOPs, "
-        f"{100 * plan.cost['params']:.1f} % of the parameters",
+        f"{plan.architecture}, {plan.provenance.allocator}: {costs_line(plan.cost)}",
         fontsize=9,
     )
     return _save(figure, path)
@@ -179,7 +179,7 @@ def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
         axes.xaxis.set_inverted(proxy in tree["losses"])
     budget, images = tree["budget"], tree["images"]
     tuned = f"; epochs of fine-tuning: {tree['finetune_epochs']}" if tree["finetune_epochs"] else ""
-    kind = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}[budget["kind"]]
+    kind = COSTS[budget["kind"]]
     figure.suptitle(
         f"{tree['config']}: random plans at {100 * budget['fraction']:g} % of the {kind}; across: on "
         f"{images['search']} search images, up: on {images['test']} test images{tuned}; distances run backwards: right "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -11,9 +11,28 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+COSTS = {  # in the order of tables, as a sentence has them; what is not among them is called by its kind
+    "flops": "FLOPs",
+    "params": "parameters",
+    "latency": "latency by the table",
+    "size": "bytes",
+    "bops": "BOPs",
+}
+SHORT = {**COSTS, "params": "params", "latency": "latency"}  # at the head of a column
 NARROWEST = 12  # what names are wrapped to before columns go below each other
 GAP = 2  # between two columns
 EDGES = 2
+
+
+def cost_kinds(rows: Iterable[Mapping[str, object]]) -> list[str]:
+    """The kinds of cost that any of the rows has a figure of; FLOPs and parameters in any case."""
+    rows = list(rows)
+    return [kind for kind in COSTS if kind in ("flops", "params") or any(kind in row for row in rows)]
+
+
+def costs_line(fractions: Mapping[str, float]) -> str:
+    """Which parts of the dense network's costs are kept, in a line."""
+    return ", ".join(f"{100 * fractions[kind]:.1f} % of the {COSTS[kind]}" for kind in COSTS if kind in fractions)
 
 
 @dataclass(frozen=True)

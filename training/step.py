@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@runtime_checkable
+class TrainedForm(Protocol):
+    """What keeps the form of a network (a `Hold`) that is trained in another one."""
+
+    def trained(self, model: nn.Module) -> AbstractContextManager[object]:
+        """In that form, in place, for the length of a block."""
+        ...
+
+
+def in_training(model: nn.Module, hold: object) -> AbstractContextManager[object]:
+    """The network in the form in which it is trained, for the length of a block."""
+    return hold.trained(model) if isinstance(hold, TrainedForm) else nullcontext()
 
 
 def _optimizer(parameters: Sequence[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:

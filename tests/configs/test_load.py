@@ -116,7 +116,10 @@ def test_budgets_are_alternatives(overrides: list[str], kind: str, fraction: flo
         ("budget.flops=0", r"budget.flops = 0: input should be greater than 0"),
         ("budget.flops=1.5", r"budget.flops = 1.5: input should be less than or equal to 1"),
         ("budget.flops=-0.5", r"budget.flops = -0.5: input should be greater than 0"),
-        ("budget.flops=null", r"budget: give exactly one budget: budget.flops, budget.params or budget.latency"),
+        (
+            "budget.flops=null",
+            r"budget: give exactly one budget: budget.flops, budget.params, budget.latency, budget.size or budget.bops",
+        ),
         ("layers.max_sparsity=1.0", r"layers.max_sparsity = 1.0: input should be less than 1"),
         ("layers.cut=some", r"layers.cut = 'some': input should be 'inner', 'sampled' or 'all'"),
         ("reward.accuracy=-1", r"reward.accuracy = -1: input should be greater than or equal to 0"),

@@ -1,0 +1,1 @@
+"""Numbers of few bits, and how a network is trained with them."""

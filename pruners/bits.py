@@ -1,0 +1,356 @@
+"""The method `bits`: a layer is a weight tensor, its units the bits of each weight; 32 leave it as it is.
+
+Fewer bits are fewer bytes on disk and, where the processor has integer kernels, less to move and to multiply. The
+network computes with floats that lie on the grid: codes times a scale an output, which is kept beside the weight
+(`weight_scale`), so that the codes are weight / scale, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..configs.schema import LayersConfig
+from ..networks.copying import copied, rebuilt
+from ..networks.norms import CONVOLUTIONS
+from ..networks.quantise.grid import Grid, by_row, to_codes
+from ..storage.reading import shown, validated
+from ..training.inputs import InputShape
+from .context import Context
+from .costs.counts import LinearCost
+from .method import METHODS, Compressed
+from .repair.gram import variance
+from .repair.rounding import ROUNDINGS, Rounded, Rounding, best_scale, rounded
+from .repair.solve import RIDGE, damping, ridge_step
+from .repair.statistics import Sampler
+from .scope import step_of
+from .structure import Floats, Kept, Layer, PlanError, Structure
+from .weights import Weights
+
+FULL = 32  # bits of a weight as it is
+BITS = (2, 3, 4, 6, 8)
+FINEST = 16  # what a plan by hand may ask for; a grid of more is no coarser than single precision, and none is laid
+SCALE = "_scale"  # behind the tensor's name
+
+Grids = dict[str, int]  # parameter name → bits, where they are fewer than all
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitLayer(Layer):
+    """A weight tensor.
+
+    Attributes:
+        weights: how many.
+        rows: outputs, each with a scale.
+        positions: at which it is laid on an image, over all modules that use it.
+    """
+
+    weights: int
+    rows: int
+    positions: int
+
+
+class _Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    bits: dict[str, Annotated[int, Field(ge=2, le=FINEST)]]
+
+
+class Bits:
+    """Weights rounded to few bits, fitted: GPTQ (Frantar et al. 2022) on what the compressed network computes."""
+
+    name = "bits"
+    unit = "bits"
+    criterion = "gptq"
+    max_sparsity = 0.95
+
+    def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
+        """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
+
+        Choices are 2, 3, 4, 6 and 8 bits (those that are multiples of `round_to`), and the tensor as it is.
+
+        Raises:
+            ValueError: the network does not run on such an image, or returns no row for each.
+            PlanError: no weight is there, or the config names an unknown one, or what is for other methods.
+        """
+        if config.pattern or config.tie:
+            raise PlanError(f"layers.{'pattern' if config.pattern else 'tie'} is not for method: bits; leave it out")
+        found = Weights().find(model, input_shape, LayersConfig(ignore=config.ignore))
+        macs, params = (found.cost(kind, found.units) for kind in ("flops", "params"))
+        layers = [_bit_layer(found, index, config) for index in range(len(found.layers))]
+        none = np.zeros(len(layers), dtype=np.int64)
+        return replace(
+            found,
+            method=self.name,
+            layers=tuple(layers),
+            costs={"flops": LinearCost(none, macs), "params": LinearCost(none, params), "size": Size(layers, params)},
+        )
+
+    def check_criterion(self, name: str) -> None:
+        """Raises ValueError where there is no such criterion."""
+        _ = ROUNDINGS[name]
+
+    def curves(self, context: Context) -> list[Floats]:
+        """What the output loses, rounded by `gptq` on the dense network's moments; computed once."""
+
+        def measure() -> dict[str, Tensor]:
+            return {layer.name: torch.from_numpy(_curve(context, layer)) for layer in context.structure.layers}
+
+        found = context.store.get("bits-curves", measure)
+        return [found[layer.name].numpy() for layer in context.structure.layers]
+
+    def sizes(self, context: Context, layer: Layer) -> Floats:
+        """(32,) what each bit adds to the squared norm: each halves the error of the one before."""
+        norm = float(context.model.get_parameter(layer.name).detach().double().square().sum())
+        return np.asarray(norm * 3.0 * 4.0 ** -np.arange(1.0, layer.units + 1))
+
+    def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
+        """Of the first module that uses the tensor."""
+        assert isinstance(layer, BitLayer)
+        return {**Weights().features(context, layer), "resolution": float(layer.positions)}
+
+    def apply(self, context: Context, kept: Kept) -> Compressed:
+        """Every tensor on the grid of its bits, rounded by the criterion on the dense network's moments."""
+        grids = _grids(context.structure, kept)
+        found = {name: _on_grid(context, name, bits) for name, bits in grids.items()}
+        model = rebuilt(context.model, lambda name, tensor: found[name][0] if name in found else tensor).eval()
+        for name, (_, scale) in found.items():
+            _set_scale(model, name, scale)
+        users = {
+            module: layer.name
+            for layer in context.structure.layers
+            if layer.name in grids
+            for module in layer.consumers
+        }
+        return Compressed(
+            model=model,
+            recipe={"bits": grids},
+            cut=frozenset(users),
+            solve=GridSolve(context.model, model, users, grids, ROUNDINGS[context.ranking_criterion]),
+            hold=OnGrid(grids),
+        )
+
+    def masked(self, context: Context, kept: Kept) -> nn.Module:
+        """The dense network, its weights set row by row to codes times scale: the oracle."""
+        model = copied(context.model)
+        for name, bits in _grids(context.structure, kept).items():
+            weight, scale = _on_grid(context, name, bits)
+            for row, own, step in zip(model.get_parameter(name).data, weight, scale.tolist(), strict=True):
+                row.copy_(torch.from_numpy(np.rint(own.cpu().double().numpy() / step) * step))
+        return model
+
+    def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
+        """The architecture itself, with a place for each tensor's scales; the weights on the grid are saved."""
+        grids = validated(_Recipe, recipe, "this is no recipe of bits").bits
+        known = {
+            f"{name}.weight".lstrip("."): module
+            for name, module in model.named_modules()
+            if isinstance(module, (*CONVOLUTIONS, nn.Linear))
+        }
+        for name in grids:
+            if name not in known:
+                raise ValueError(f"the recipe gives {shown(name)} its bits: no such weights")
+            _set_scale(model, name, torch.zeros_like(model.get_parameter(name).detach().flatten(1)[:, 0]))
+        return model
+
+
+class Size:
+    """Bytes of the weights as they are stored: codes packed, a float a scale, and everything else as floats of 4 bytes.
+
+    Running statistics are not counted: folded into the layers, a batch norm leaves one number a channel.
+
+    Args:
+        layers: the tensors.
+        params: of the whole network.
+    """
+
+    def __init__(self, layers: list[BitLayer], params: int):
+        self.weights = np.array([layer.weights for layer in layers], dtype=np.int64)
+        self.rows = np.array([layer.rows for layer in layers], dtype=np.int64)
+        self.fixed = 4 * (params - int(self.weights.sum()))
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) bits → (…) bytes; a tensor that its scales would make larger is stored as it is."""
+        packed = np.ceil(self.weights * kept / 8) + 4 * self.rows
+        whole = 4 * self.weights
+        return self.fixed + np.where(kept > FINEST, whole, np.minimum(packed, whole)).sum(axis=-1)
+
+
+@dataclass(frozen=True)
+class GridSolve:
+    """The step to the point of the grid at which a fit ends; see `Solve`.
+
+    The fit is that of any step (a ridge towards the dense weights), and its result is rounded by the same moments; so
+    what is rounded makes up for what the layers before have lost.
+
+    Attributes:
+        dense: the network whose weights the fit stays near.
+        model: the compressed one; its scales are set.
+        users: module → the tensor it uses.
+        grids: the bits of each.
+        rounding: how.
+    """
+
+    dense: nn.Module
+    model: nn.Module
+    users: Mapping[str, str]
+    grids: Grids
+    rounding: Rounding
+
+    def __call__(self, name: str, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+        """(groups, p, q) the step."""
+        tensor, sampler = self.users[name], Sampler(self.model.get_submodule(name))
+        parameter = self.model.get_parameter(tensor)
+        now = sampler.weight(parameter.detach())
+        whole = sampler.weight(self.dense.get_parameter(tensor).detach())
+        missing = cross + gram @ (now - whole).transpose(1, 2)
+        wanted = whole + ridge_step(gram, missing, ridge).transpose(1, 2)
+        found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype)
+        _set_scale(self.model, tensor, found.scale.flatten().to(parameter.dtype))
+        return (found.weight - now).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Keeps weights on their grid: between trainings it rounds, and in one the network computes with what is rounded.
+
+    Attributes:
+        grids: parameter name → bits.
+    """
+
+    grids: Grids
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> None:
+        """Round to the nearest code, in place; a scale that is none yet (0) is chosen first."""
+        for name, bits in self.grids.items():
+            module, own, key = _place(model, name)
+            if parametrize.is_parametrized(module, own):
+                continue
+            weight, scale = module.get_parameter(own), module.get_buffer(key)
+            if not bool((scale > 0.0).all()):
+                found = best_scale(weight.flatten(1).double(), bits, torch.ones((), dtype=torch.float64))
+                scale.copy_(found.flatten().to(scale.dtype).clamp_min(torch.finfo(scale.dtype).tiny))
+            rows = by_row(scale, weight)
+            weight.copy_(to_codes(weight, rows, bits) * rows)
+
+    @contextmanager
+    def trained(self, model: nn.Module) -> Iterator[None]:
+        """While it lasts what is trained is weights of full precision and the scales; see `Grid`."""
+        self(model)
+        made: list[tuple[nn.Module, str, str, Grid]] = []
+        for name, bits in self.grids.items():
+            owner, own, key = _place(model, name)
+            weight = owner.get_parameter(own)
+            grid = Grid(owner.get_buffer(key), bits, trained=weight.requires_grad)
+            for module in [module for module in model.modules() if getattr(module, own, None) is weight]:
+                parametrize.register_parametrization(module, own, grid)
+                made.append((module, own, key, grid))
+        try:
+            yield
+        finally:
+            for module, own, key, grid in made:
+                parametrize.remove_parametrizations(module, own)
+                if hasattr(module, key):
+                    module.get_buffer(key).copy_(grid.positive.detach())
+
+
+def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:
+    layer, macs = found.layers[index], found.costs["flops"]
+    assert isinstance(macs, LinearCost)
+    step = step_of(layer.name, config.round_to)
+    return BitLayer(
+        layer.name,
+        FULL,
+        (*(bits for bits in BITS if bits % step == 0), FULL),
+        parameters=layer.parameters,
+        consumers=layer.consumers,
+        weights=layer.units,
+        rows=found.shapes[layer.name][0],
+        positions=int(macs.factors[index]),
+    )
+
+
+def _grids(structure: Structure, kept: Kept) -> Grids:
+    """The tensors that are rounded.
+
+    Raises:
+        PlanError: to fewer than two bits.
+    """
+    pairs = [(layer.name, int(bits)) for layer, bits in zip(structure.layers, kept, strict=True)]
+    for name, bits in pairs:
+        if bits < 2:
+            raise PlanError(
+                f"layer {name}: {bits} bits: a symmetric grid has 2 or more; {FULL} leave a weight as it is"
+            )
+    return {name: bits for name, bits in pairs if bits <= FINEST}
+
+
+def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Tensor]:
+    """A tensor rounded by the context's criterion, and its scales (q,); remembered as codes."""
+    weight = context.model.get_parameter(name).detach()
+    known: dict[str, tuple[Tensor, Tensor]] = context.memo.setdefault(f"bits-{context.ranking_criterion}", {})
+    key = f"{name} {bits}"
+    if key not in known:
+        layer = context.structure.layers[context.structure.index(name)]
+        found = _rounded(context, layer, _module_of(context, layer), bits, ROUNDINGS[context.ranking_criterion])
+        sampler = Sampler(context.model.get_submodule(_module_of(context, layer)))
+        codes = sampler.unweight(found.codes, weight).to(torch.int16)
+        known[key] = codes, found.scale.flatten().to(weight.dtype)
+    codes, scale = known[key]
+    return codes.to(weight.dtype) * by_row(scale, weight), scale
+
+
+def _module_of(context: Context, layer: Layer) -> str:
+    """Whose inputs a tensor is rounded by: the first that has moments."""
+    return next((name for name in layer.consumers if name in context.moments.inputs), layer.consumers[0])
+
+
+def _rounded(context: Context, layer: Layer, module: str, bits: int, rounding: Rounding) -> Rounded:
+    weight = context.model.get_parameter(layer.name).detach()
+    matrix = Sampler(context.model.get_submodule(module)).weight(weight)
+    stats = context.moments.inputs.get(module)
+    if stats is None:
+        return rounded(matrix, None, RIDGE, bits, rounding, weight.dtype)
+    gram = context.moments.gram(context.model, module)
+    return rounded(matrix, gram, damping(stats.count, matrix.shape[2]), bits, rounding, weight.dtype)
+
+
+def _curve(context: Context, layer: Layer) -> Floats:
+    """(choices,) 1 − R² of the outputs of the module that the tensor is rounded by; of the weights, without moments."""
+    module = _module_of(context, layer)
+    matrix = Sampler(context.model.get_submodule(module)).weight(context.model.get_parameter(layer.name).detach())
+    gram = torch.eye(matrix.shape[2], dtype=matrix.dtype, device=matrix.device).expand(len(matrix), -1, -1)
+    if module in context.moments.inputs:
+        known = context.moments.gram(context.model, module)
+        gram = known if variance(matrix, known) > 0.0 else gram
+    total = max(variance(matrix, gram), torch.finfo(matrix.dtype).tiny)
+    errors = [
+        variance(_rounded(context, layer, module, bits, ROUNDINGS["gptq"]).weight - matrix, gram) / total
+        for bits in layer.choices[:-1]
+    ]
+    return np.asarray(np.minimum.accumulate(np.clip([*errors, 0.0], 0.0, 1.0)))
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str, str]:
+    """The module that a parameter is of, its name there, and that of its scales."""
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path), own, f"{own}{SCALE}"
+
+
+def _set_scale(model: nn.Module, name: str, scale: Tensor) -> None:
+    """Keep the scales (q,) of a parameter beside it."""
+    module, _, key = _place(model, name)
+    module.register_buffer(key, scale)
+
+
+METHODS.register("bits")(Bits())
