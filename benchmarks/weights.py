@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from secateur import RatioPlan, Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Config, Repair
 from secateur.networks.inference import Batches, logits
+from secateur.pruners import Kept
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 from secateur.reports.progress import RichReporter
 from secateur.storage.files import write_json
@@ -108,16 +110,21 @@ def searched(config: Config, seed: int, run: Path) -> RatioPlan:
 
 
 def hits(session: Session, plan: RatioPlan, repair: str, folder: Path) -> Hits:
-    """Which answers are right of a plan's network; measured, and kept, as far as it is not there yet."""
-    assert session.test is not None
+    """Which answers are right of a plan's network."""
     path = folder / "hits" / f"{plan.provenance.allocator}-{plan.provenance.seed} {repair}.json"
+    return hits_of(session, plan.kept, path, lambda: repaired(session, plan, repair))
+
+
+def hits_of(session: Session, kept: Kept, path: Path, network: Callable[[], nn.Module]) -> Hits:
+    """Which answers are right of a network that keeps so many units; measured, as far as the file is not there yet."""
+    assert session.test is not None
     if not path.is_file():
-        right = correct(repaired(session, plan, repair), session.test)
+        right = correct(network(), session.test)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"kept": plan.kept.tolist(), "right": "".join(str(int(hit)) for hit in right)})
+        write_json(path, {"kept": kept.tolist(), "right": "".join(str(int(hit)) for hit in right)})
         session.reporter.say(f"{path.stem}: {100 * right.mean():.2f} %")
     tree = json.loads(path.read_text(encoding="utf-8"))
-    if tree["kept"] != plan.kept.tolist() or len(tree["right"]) != sum(len(labels) for _, labels in session.test):
+    if tree["kept"] != kept.tolist() or len(tree["right"]) != sum(len(labels) for _, labels in session.test):
         raise ValueError(f"{path} is of another plan or of other images: give another --out, or delete it")
     return np.array([float(hit) for hit in tree["right"]])
 

@@ -248,6 +248,7 @@ class OnGrid:
         """While it lasts what is trained is weights of full precision and the scales; see `Grid`."""
         self(model)
         made: list[tuple[nn.Module, str, str, Grid]] = []
+        order: dict[nn.Module, list[str]] = {module: list(module._parameters) for module in model.modules()}
         for name, bits in self.grids.items():
             owner, own, key = _place(model, name)
             weight = owner.get_parameter(own)
@@ -260,6 +261,8 @@ class OnGrid:
         finally:
             for module, own, key, grid in made:
                 parametrize.remove_parametrizations(module, own)
+                for name in order[module]:  # optimizers and checkpoints count parameters in their order
+                    module._parameters[name] = module._parameters.pop(name)
                 if hasattr(module, key):
                     module.get_buffer(key).copy_(grid.positive.detach())
 
@@ -302,9 +305,11 @@ def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Tensor]:
     key = f"{name} {bits}"
     if key not in known:
         layer = context.structure.layers[context.structure.index(name)]
-        found = _rounded(context, layer, _module_of(context, layer), bits, ROUNDINGS[context.ranking_criterion])
-        sampler = Sampler(context.model.get_submodule(_module_of(context, layer)))
-        codes = sampler.unweight(found.codes, weight).to(torch.int16)
+        module, rounding = _module_of(context, layer), ROUNDINGS[context.ranking_criterion]
+        stats = context.moments.inputs.get(module)  # not centred: nothing takes up what the outputs' means lose
+        gram = None if stats is None else stats.raw()[0]
+        found = _rounded(context, layer, module, gram, bits, rounding)
+        codes = Sampler(context.model.get_submodule(module)).unweight(found.codes, weight).to(torch.int16)
         known[key] = codes, found.scale.flatten().to(weight.dtype)
     codes, scale = known[key]
     return codes.to(weight.dtype) * by_row(scale, weight), scale
@@ -315,27 +320,27 @@ def _module_of(context: Context, layer: Layer) -> str:
     return next((name for name in layer.consumers if name in context.moments.inputs), layer.consumers[0])
 
 
-def _rounded(context: Context, layer: Layer, module: str, bits: int, rounding: Rounding) -> Rounded:
+def _rounded(
+    context: Context, layer: Layer, module: str, gram: Tensor | None, bits: int, rounding: Rounding
+) -> Rounded:
     weight = context.model.get_parameter(layer.name).detach()
     matrix = Sampler(context.model.get_submodule(module)).weight(weight)
-    stats = context.moments.inputs.get(module)
-    if stats is None:
-        return rounded(matrix, None, RIDGE, bits, rounding, weight.dtype)
-    gram = context.moments.gram(context.model, module)
-    return rounded(matrix, gram, damping(stats.count, matrix.shape[2]), bits, rounding, weight.dtype)
+    ridge = RIDGE if gram is None else damping(context.moments.inputs[module].count, matrix.shape[2])
+    return rounded(matrix, gram, ridge, bits, rounding, weight.dtype)
 
 
 def _curve(context: Context, layer: Layer) -> Floats:
     """(choices,) 1 − R² of the outputs of the module that the tensor is rounded by; of the weights, without moments."""
     module = _module_of(context, layer)
     matrix = Sampler(context.model.get_submodule(module)).weight(context.model.get_parameter(layer.name).detach())
-    gram = torch.eye(matrix.shape[2], dtype=matrix.dtype, device=matrix.device).expand(len(matrix), -1, -1)
-    if module in context.moments.inputs:
-        known = context.moments.gram(context.model, module)
-        gram = known if variance(matrix, known) > 0.0 else gram
-    total = max(variance(matrix, gram), torch.finfo(matrix.dtype).tiny)
+    gram = context.moments.gram(context.model, module) if module in context.moments.inputs else None
+    if gram is None or not variance(matrix, gram) > 0.0:
+        gram = None
+    metric = torch.eye(matrix.shape[2], dtype=matrix.dtype, device=matrix.device)[None] if gram is None else gram
+    metric = metric.expand(len(matrix), -1, -1)
+    total = max(variance(matrix, metric), torch.finfo(matrix.dtype).tiny)
     errors = [
-        variance(_rounded(context, layer, module, bits, ROUNDINGS["gptq"]).weight - matrix, gram) / total
+        variance(_rounded(context, layer, module, gram, bits, ROUNDINGS["gptq"]).weight - matrix, metric) / total
         for bits in layer.choices[:-1]
     ]
     return np.asarray(np.minimum.accumulate(np.clip([*errors, 0.0], 0.0, 1.0)))

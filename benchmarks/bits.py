@@ -1,0 +1,96 @@
+"""Weights of few bits: nearest rounding against GPTQ, and bits chosen by layer against the same bits everywhere.
+
+python benchmarks/bits.py --data DIR --out DIR    (minutes; what is there already is not run again)
+
+`--data DIR` holds `cifar10/` and `weights/`. A plan gives every weight tensor its bits; scales are one an output, and
+bytes those of codes, scales and what stays float. Every plan is measured on the same test images four times: rounded by
+`nearest` and by `gptq`, with nothing repaired (`gptq` knows the dense network's moments) and fitted sequentially, as
+`apply` does. `knapsack` and `ddpg` (a search of `--episodes`, none with 0) spend the bytes of the uniform plan of
+`--mean` bits. No training. Behind a top-1 stands what it is over that uniform plan's, with the standard error of the
+difference on the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import cifar_config, header, table, trained
+from weights import Hits, cell, hits_of
+
+from secateur import RatioPlan, Session
+from secateur.agents import SearchProblem, get_allocator
+from secateur.configs import Repair
+from secateur.pruners import Kept
+from secateur.reports.progress import RichReporter
+
+REPAIRS = {"nothing repaired": Repair(kind="none"), "fitted": Repair(guard=False)}
+CRITERIA = ("nearest", "gptq")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2], help="of the uniform plans")
+    parser.add_argument("--mean", type=int, default=3, help="bits of the uniform plan whose bytes the others spend")
+    parser.add_argument("--episodes", type=int, default=0, help="of the agent's search")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    options = ("method=bits", "threads=1", f"agent.episodes={args.episodes or 1}")
+    dense = Session(cifar_config(args.depth, args.data, *options, "budget.size=1"), reporter=RichReporter())
+    mean = uniform(dense, args.mean)
+    session = dense.beside(overrides=[f"budget.size={dense.structure.fraction('size', mean)!r}"])
+    problem = SearchProblem(session.budget, session.context)
+    plans = {f"uniform, {bits} bits": uniform(session, bits) for bits in args.bits}
+    plans |= {f"uniform, {args.mean} bits": mean, "knapsack": get_allocator("knapsack", "bits").allocate(problem)}
+    if args.episodes:
+        plans["ddpg"] = RatioPlan.load(trained(session.config, 0, args.out / f"ddpg-{args.episodes}")).kept
+    found = {name: measured(session, kept, args.out / "hits") for name, kept in plans.items()}
+    head = [
+        f"ResNet-{args.depth}",
+        "bytes",
+        *(f"{criterion}, {repair}" for criterion in CRITERIA for repair in REPAIRS),
+    ]
+    base = f"uniform, {args.mean} bits"
+    rows = [
+        [name, share(session, plans[name]), *map(cell_of, of, found[base], [name == base] * len(of))]
+        for name, of in found.items()
+    ]
+    print(header())
+    print(table(head, rows))
+    print(
+        "\nbits by layer: "
+        + "; ".join(f"{name} {plans[name].tolist()}" for name in ("knapsack", "ddpg") if name in plans)
+    )
+
+
+def uniform(session: Session, bits: int) -> Kept:
+    return np.full(len(session.structure.layers), bits, dtype=np.int64)
+
+
+def share(session: Session, kept: Kept) -> str:
+    size = session.structure.cost("size", kept)
+    return f"{size} ({session.structure.cost('size', session.structure.units) / size:.1f} times fewer)"
+
+
+def cell_of(of: Hits, base: Hits, itself: bool) -> str:
+    return cell([of], base, itself)
+
+
+def measured(session: Session, kept: Kept, folder: Path) -> list[Hits]:
+    """By criterion and repair."""
+    found = []
+    for criterion in CRITERIA:
+        ranked = session.beside(overrides=[f"criterion={criterion}"])
+        for repair, how in REPAIRS.items():
+            name = f"{'-'.join(map(str, kept))} {criterion} {repair}"
+            found.append(hits_of(ranked, kept, folder / f"{name}.json", lambda s=ranked, r=how: s.compressor(kept, r)))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""`method: bits` from end to end: searched on a budget of bytes, applied, trained on its grids, saved and loaded."""
+
+from __future__ import annotations
+
+import pytest
+import small
+import torch
+from safetensors.torch import load_file
+
+import secateur
+from secateur.networks.quantise.grid import by_row, code_range
+from secateur.pruners.structure import PlanError
+from secateur.training.checkpoint import Checkpoint
+
+BUDGET = {"size": 0.15}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory) -> secateur.Session:
+    return small.make(
+        tmp_path_factory.mktemp("bits"), "bits", budget=BUDGET, agent={"episodes": 2, "warmup": 1, "rerank": 1}
+    )
+
+
+def require_on_grid(folder, plan: secateur.RatioPlan) -> None:
+    state = load_file(folder / "weights.safetensors")
+    for layer in plan.layers:
+        if layer.kept < 32:
+            weight, scale = state[layer.name], by_row(state[f"{layer.name}_scale"], state[layer.name])
+            codes = (weight / scale).round()
+            assert torch.equal(codes * scale, weight)
+            assert code_range(layer.kept)[0] <= int(codes.min()) <= int(codes.max()) <= code_range(layer.kept)[1]
+
+
+def test_the_agent_searches_on_bytes_and_the_comparison_shows_them(session, tmp_path, capsys):
+    done = secateur.train(session, out=tmp_path / "run")
+    assert done.plan.budget.kind == "size"
+    assert 0.08 < done.plan.cost["size"] <= 0.15
+    assert {layer.kept for layer in done.plan.layers} <= {2, 3, 4, 6, 8, 32}
+    assert done.summary["best"]["size"] == done.plan.cost["size"]
+    compared = secateur.compare([done.plan], session, against=["uniform", "lamp"], out=tmp_path / "all")
+    assert all(row["size"] <= 0.15 and row["flops"] == row["params"] == 1.0 for row in compared.rows)
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "iterative", "rewind", "scratch_e"])
+def test_every_schedule_ends_on_the_grid(session, tmp_path, schedule):
+    plan = small.plan_of(session, 0.1)
+    done = secateur.apply(plan, session, finetune=2, schedule=schedule, out=tmp_path / "out")
+    require_on_grid(done.folder, plan)
+    again = secateur.load(done.folder, small.Small())
+    images = session.test[0][0]
+    with torch.no_grad():
+        assert torch.equal(again(images), done.model(images))
+    assert done.summary["pruned"]["size"] == plan.cost["size"] < 0.15
+    assert done.summary["pruned"]["flops"] == 1.0
+
+
+def test_zeros_cannot_spread_where_all_weights_change(session, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"schedule = 'gradual' spreads zeros, and method = 'bits' changes what is not"
+    ):
+        secateur.apply(small.plan_of(session, 0.1), session, finetune=2, schedule="gradual", out=tmp_path / "out")
+
+
+def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(session, tmp_path, monkeypatch):
+    plan = small.plan_of(session, 0.1)
+    whole = secateur.apply(plan, session, finetune=3, out=tmp_path / "whole")
+    write = Checkpoint.write
+
+    def stop(self, *given):
+        write(self, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoint, "write", stop)
+        secateur.apply(plan, session, finetune=3, out=tmp_path / "stopped")
+    again = secateur.apply(session=session, resume=tmp_path / "stopped")
+    state, other = (done.model.state_dict() for done in (whole, again))
+    assert all(torch.equal(state[name], other[name]) for name in state | other)
+
+
+def test_plans_of_other_methods_and_budgets_that_are_not_counted_are_refused(session, tmp_path):
+    other = small.make(tmp_path, "weights")
+    with pytest.raises(PlanError, match=r"prunes weights, not bits: set method: weights"):
+        small.plan_of(other).check(session.structure)
+    with pytest.raises(PlanError, match=r"budget\.size: this network's size is not counted, only flops, params"):
+        _ = small.make(tmp_path, "weights", budget=BUDGET).budget
+    with pytest.raises(PlanError, match=r"budget\.flops = 0\.5 cannot be met"):
+        _ = small.make(tmp_path, "bits", budget={"flops": 0.5}).budget
+
+
+def test_a_network_of_ones_own_loop_trains_weights_of_full_precision(session, tmp_path):
+    plan, seen = small.plan_of(session, 0.1), []
+
+    def loop(model, context):
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        for images, labels in context.train:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+            context.hold(model)
+        seen.append(sum("original" in name for name, _ in model.named_parameters()))
+
+    done = secateur.apply(plan, session, finetune=1, train_fn=loop, out=tmp_path / "out")
+    assert seen == [len(plan.layers)]
+    require_on_grid(done.folder, plan)

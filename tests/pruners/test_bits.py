@@ -1,0 +1,182 @@
+"""The method `bits`: weights exactly on their grids, whatever was done to them, and bytes that are those stored."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import zoo
+from secateur.configs.schema import FitConfig, LayersConfig, Repair
+from secateur.networks.quantise.grid import Grid, by_row, code_range
+from secateur.pruners.bits import BITS, Bits
+from secateur.pruners.compressor import Compressor
+from secateur.pruners.context import Context
+from secateur.pruners.repair.gram import output_error
+from secateur.pruners.structure import Kept, PlanError
+from secateur.training.fit import fit
+from secateur.training.step import in_training
+
+METHOD = Bits()
+NETWORKS = ["residual", "tied", "grouped", "depthwise", "conv1d", "tokens"]
+
+
+def context(name: str, criterion: str = "", **layers: Any) -> Context:
+    model = zoo.make(name)
+    structure = METHOD.find(model, zoo.ZOO[name].shape, LayersConfig(**layers))
+    return Context(model, structure, zoo.batches(name), criterion)
+
+
+def mixed(seen: Context, seed: int = 0) -> Kept:
+    """Some bits for every tensor; the first stays as it is where there are several."""
+    rng = np.random.default_rng(seed)
+    kept = np.array([int(rng.choice(BITS)) for _ in seen.structure.layers])
+    kept[0] = 32 if len(kept) > 1 else 3
+    return kept
+
+
+def require_on_grid(model: nn.Module, grids: dict[str, int]) -> None:
+    assert grids
+    for name, bits in grids.items():
+        weight, scale = model.get_parameter(name).detach(), model.get_buffer(f"{name}_scale")
+        assert bool((scale > 0).all())
+        codes = (weight / by_row(scale, weight)).round()
+        assert torch.equal(codes * by_row(scale, weight), weight), name  # exactly
+        assert code_range(bits)[0] <= int(codes.min()) <= int(codes.max()) <= code_range(bits)[1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("criterion", ["gptq", "nearest"])
+def test_weights_are_on_their_grids_however_they_were_repaired(name: str, criterion: str) -> None:
+    seen = context(name, criterion)
+    kept = mixed(seen)
+    compressor = Compressor(seen)
+    grids = {layer.name: int(b) for layer, b in zip(seen.structure.layers, kept, strict=True) if b < 32}
+    for kind in ("none", "gram", "sequential"):
+        model = compressor(kept, Repair.model_validate({"kind": kind, "guard": False}))
+        require_on_grid(model, grids)
+        held = copy.deepcopy(model)
+        METHOD.apply(seen, kept).hold(held)
+        assert all(torch.equal(a, b) for a, b in zip(held.parameters(), model.parameters(), strict=True))
+    whole = [layer.name for layer in seen.structure.layers if layer.name not in grids]
+    assert all(torch.equal(model.get_parameter(w), seen.model.get_parameter(w)) for w in whole if kept[0] == 32) or (
+        kind == "sequential"  # what sits before may be re-fitted, and stays as fine as it is
+    )
+
+
+def test_gptq_loses_less_than_nearest_and_a_fit_less_than_none() -> None:
+    seen, plain = context("vgg"), context("vgg", "nearest")
+    kept = np.full(len(seen.structure.layers), 3)
+    one, other = METHOD.apply(seen, kept), METHOD.apply(plain, kept)
+    assert output_error(one, seen.model, seen.moments) < 0.8 * output_error(other, seen.model, seen.moments)
+    assert one.recipe == other.recipe == {"bits": {layer.name: 3 for layer in seen.structure.layers}}
+    compressor = Compressor(seen)
+    bare = compressor._distance(compressor(kept, Repair(kind="none")))
+    assert compressor._distance(compressor(kept, Repair(guard=False))) < bare
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bytes_are_those_of_packed_codes_scales_and_floats(name: str) -> None:
+    seen = context(name)
+    kept = mixed(seen, 1)
+    stored = 4 * sum(parameter.numel() for parameter in seen.model.parameters())
+    assert seen.structure.cost("size", seen.structure.units) == stored
+    for layer, bits in zip(seen.structure.layers, kept, strict=True):
+        if bits < 32:
+            weight = seen.model.get_parameter(layer.name)
+            packed = len(np.packbits(np.zeros((weight.numel(), bits), dtype=bool))) + 4 * len(weight)
+            stored -= max(0, 4 * weight.numel() - packed)
+    assert seen.structure.cost("size", kept) == stored
+    assert seen.structure.fraction("flops", kept) == seen.structure.fraction("params", kept) == 1.0
+
+
+def test_choices_are_multiples_of_round_to() -> None:
+    assert context("vgg").structure.layers[0].choices == (2, 3, 4, 6, 8, 32)
+    assert context("vgg", round_to=4).structure.layers[0].choices == (4, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (0, r"0 units kept is outside 1 … 32"),
+        (1, r"layer 0\.0\.weight: 1 bits: a symmetric grid has 2 or more"),
+        (33, r"33 units kept is outside 1 … 32"),
+    ],
+)
+def test_bits_that_are_none_are_refused(bits: int, message: str) -> None:
+    seen = context("vgg")
+    kept = seen.structure.units.copy()
+    kept[0] = bits
+    with pytest.raises(PlanError, match=message):
+        Compressor(seen).compress(kept)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({"bits": {"0.0.weight": 1}}, "this is no recipe of bits"),
+        ({"bits": {"0.0.weight": 33}}, "this is no recipe of bits"),
+        ({"bits": {"0.0.weihgt": 3}}, "the recipe gives '0.0.weihgt' its bits: no such weights"),
+        ({"masked": []}, "this is no recipe of bits"),
+    ],
+)
+def test_other_recipes_are_refused(recipe: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        METHOD.rebuild(zoo.make("vgg"), recipe)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"), [({"pattern": "2:4"}, "layers.pattern is not for"), ({"tie": [["0*"]]}, "layers.tie is not")]
+)
+def test_what_is_for_other_methods_is_refused(layers: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        context("vgg", **layers)
+
+
+def test_a_criterion_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no criterion of bits 'gtpq', only gptq, nearest – did you mean gptq\?"):
+        METHOD.check_criterion("gtpq")
+
+
+def test_a_trained_grid_is_lsq() -> None:
+    """Values, and the gradients of Esser et al. 2020, eqs. 1 to 3, against their formula written out."""
+    torch.manual_seed(0)
+    weight, bits = torch.randn(4, 6, requires_grad=True), 3
+    grid = Grid(torch.tensor([0.2, 0.5, 1.0, 0.7]), bits)
+    grid(weight).backward(torch.ones(4, 6))
+    least, greatest = code_range(bits)
+    v = weight.detach() / grid.scale.detach()[:, None]
+    inside = (v > least) & (v < greatest)
+    assert torch.equal(weight.grad, inside.float())
+    eq3 = torch.where(inside, v.round() - v, v.clamp(least, greatest))
+    torch.testing.assert_close(grid.scale.grad, eq3.sum(1) / (6 * greatest) ** 0.5)
+    assert 0 < int(inside.sum()) < 24
+
+
+def test_training_moves_codes_and_scales_and_leaves_weights_on_the_grid() -> None:
+    seen = context("tied")
+    kept = np.full(len(seen.structure.layers), 4)
+    compressed = METHOD.apply(seen, kept)
+    model = copy.deepcopy(compressed.model)
+    with in_training(model, compressed.hold):
+        with torch.no_grad():
+            expected, found = (m.eval()(zoo.images("tied", 2)) for m in (compressed.model, model))
+        assert torch.equal(expected, found)  # begins where it was
+        fit(model, seen.calibration, FitConfig(epochs=3, learning_rate=0.05), seed=0, on_step=lambda *_: None)
+        with torch.no_grad():
+            inside = model.eval()(zoo.images("tied", 2))
+    with torch.no_grad():
+        assert torch.equal(model(zoo.images("tied", 2)), inside)  # and is kept as it ended
+    require_on_grid(model, compressed.recipe["bits"])
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [name for name, _ in seen.model.named_parameters()]
+    assert model.get_submodule("2").weight is model.get_submodule("4").weight
+    before, after = (m.get_buffer("0.weight_scale") for m in (compressed.model, model))
+    assert not torch.equal(before, after)
+    weights = [(m.get_parameter("0.weight"), m.get_buffer("0.weight_scale")) for m in (compressed.model, model)]
+    old, new = ((weight / by_row(scale, weight)).round() for weight, scale in weights)
+    assert not torch.equal(old, new)

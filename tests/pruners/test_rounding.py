@@ -1,0 +1,107 @@
+"""Rounding to a grid: GPTQ against its definition by least squares, never worse than nearest; scales by a search."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.networks.quantise.grid import code_range
+from secateur.pruners.repair.rounding import BLOCK, ROUNDINGS, best_scale, gptq, lost, nearest, rounded
+
+SEEDS = st.integers(0, 2**31)
+BITS = st.sampled_from([2, 3, 4, 6, 8])
+
+
+def drawn(seed: int, groups: int, outputs: int, inputs: int, samples: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights (groups, q, p), and correlated second moments (groups, p, p)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(groups, samples or 3 * inputs, inputs)) @ rng.normal(size=(groups, inputs, inputs))
+    weight = torch.from_numpy(rng.normal(size=(groups, outputs, inputs)) * rng.uniform(0.1, 5, (groups, outputs, 1)))
+    return weight, torch.from_numpy(x.transpose(0, 2, 1) @ x / x.shape[1])
+
+
+def by_least_squares(w: np.ndarray, h: np.ndarray, scale: float, bits: int) -> np.ndarray:
+    """One row: fix the columns one after the other, and let all that are left re-fit themselves to what is missing."""
+    codes, left = np.zeros(len(w)), w.copy()
+    order = np.argsort(-np.diag(h), kind="stable")
+    for step, column in enumerate(order):
+        codes[column] = np.clip(np.round(left[column] / scale), *code_range(bits))
+        free, fixed = order[step + 1 :], order[: step + 1]
+        error = codes[fixed] * scale - w[fixed]
+        left[free] = w[free] - np.linalg.solve(h[np.ix_(free, free)], h[np.ix_(free, fixed)] @ error)
+    return codes
+
+
+@settings(max_examples=30)
+@given(seed=SEEDS, groups=st.integers(1, 2), inputs=st.integers(1, 9), bits=BITS)
+def test_gptq_rounds_what_least_squares_leaves_of_each_column(seed: int, groups: int, inputs: int, bits: int) -> None:
+    weight, gram = drawn(seed, groups, 3, inputs)
+    gram = gram + 0.1 * torch.eye(inputs, dtype=gram.dtype)
+    scale = best_scale(weight, bits, torch.ones(()))
+    found = gptq(weight, gram, scale, bits)
+    plain = nearest(weight, gram, scale, bits)
+    for g, q in np.ndindex(groups, 3):
+        expected = by_least_squares(weight[g, q].numpy(), gram[g].numpy(), float(scale[g, q]), bits)
+        errors = [
+            lost((codes * scale[g, q] - weight[g, q])[None, None], gram[g, None]).item()
+            for codes in (torch.from_numpy(expected), plain[g, q], found[g, q])
+        ]
+        assert errors[2] == pytest.approx(min(errors[:2]), rel=1e-6, abs=1e-12)
+
+
+@settings(max_examples=30)
+@given(seed=SEEDS, inputs=st.integers(1, 30), bits=BITS, samples=st.integers(1, 40))
+def test_gptq_never_loses_more_than_nearest_and_stays_in_range(seed: int, inputs: int, bits: int, samples: int) -> None:
+    weight, gram = drawn(seed, 2, 4, inputs, samples)  # fewer samples than inputs, too
+    found, plain = (rounded(weight, gram, 1e-4, bits, ROUNDINGS[name], torch.float32) for name in ("gptq", "nearest"))
+    assert torch.equal(found.scale, plain.scale)
+    assert bool((found.scale > 0).all())
+    assert bool((found.codes == found.codes.round()).all())
+    assert int(found.codes.min()) >= code_range(bits)[0]
+    assert int(found.codes.max()) <= code_range(bits)[1]
+    damped = gram + 1e-4 * gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(inputs)
+    assert bool((lost(found.weight - weight, damped) <= lost(plain.weight - weight, damped) * (1 + 1e-9)).all())
+
+
+def test_gptq_gains_over_blocks_and_nothing_on_white_inputs() -> None:
+    weight, gram = drawn(1, 1, 8, 2 * BLOCK + 5)
+    found, plain = (rounded(weight, gram, 1e-3, 3, ROUNDINGS[name], torch.float32) for name in ("gptq", "nearest"))
+    ratio = lost(found.weight - weight, gram).sum() / lost(plain.weight - weight, gram).sum()
+    assert ratio < 0.6
+    white = torch.eye(gram.shape[1], dtype=gram.dtype)[None]
+    assert torch.equal(rounded(weight, white, 0.0, 3, gptq, torch.float32).codes, plain_codes(weight, white))
+
+
+def plain_codes(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    return rounded(weight, gram, 0.0, 3, nearest, torch.float32).codes
+
+
+@settings(max_examples=30)
+@given(seed=SEEDS, inputs=st.integers(1, 40), bits=BITS)
+def test_a_scale_is_as_good_as_a_fine_search_finds(seed: int, inputs: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    weight, importance = rng.standard_t(3, size=inputs), rng.uniform(0.1, 2.0, inputs)
+    found = best_scale(torch.from_numpy(weight)[None], bits, torch.from_numpy(importance)).item()
+    least, greatest = code_range(bits)
+
+    def error(scale: np.ndarray) -> np.ndarray:
+        codes = np.clip(np.round(weight / scale), least, greatest)
+        return (importance * (codes * scale - weight) ** 2).sum(-1)
+
+    span = max((weight / greatest).max(), (weight / least).max())
+    finest = error(span * np.linspace(0.1, 1.0, 2000)[:, None]).min()
+    assert error(np.array(found)) <= 1.25 * finest + 1e-12
+    assert error(np.array(found)) <= error(np.array(span)) + 1e-12
+
+
+def test_moments_that_are_not_finite_and_rows_of_zeros_are_rounded_to_nearest() -> None:
+    weight, gram = drawn(0, 1, 3, 6)
+    weight[0, 1] = 0.0
+    found = rounded(weight, gram * torch.inf, 1e-4, 4, gptq, torch.float32)
+    assert torch.equal(found.codes, rounded(weight, None, 1e-4, 4, gptq, torch.float32).codes)
+    assert bool((found.weight[0, 1] == 0).all())
+    assert bool(torch.isfinite(found.weight).all())
+    assert float((found.weight - weight).abs().max()) < float(weight.abs().max()) / 4
