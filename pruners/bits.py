@@ -7,8 +7,7 @@ network computes with floats that lie on the grid: codes times a scale an output
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -17,19 +16,19 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..configs.schema import LayersConfig
 from ..networks.copying import copied, rebuilt
 from ..networks.norms import CONVOLUTIONS
-from ..networks.quantise.grid import Grid, by_row, to_codes
+from ..networks.quantise.grid import by_row
+from ..networks.quantise.on_grid import Grids, OnGrid, set_scale
 from ..storage.reading import shown, validated
 from ..training.inputs import InputShape
 from .context import Context
 from .costs.counts import LinearCost
 from .method import METHODS, Compressed
 from .repair.gram import variance
-from .repair.rounding import ROUNDINGS, Rounded, Rounding, best_scale, rounded
+from .repair.rounding import ROUNDINGS, Rounded, Rounding, rounded
 from .repair.solve import RIDGE, damping, ridge_step
 from .repair.statistics import Sampler
 from .scope import step_of
@@ -39,9 +38,6 @@ from .weights import Weights
 FULL = 32  # bits of a weight as it is
 BITS = (2, 3, 4, 6, 8)
 FINEST = 16  # what a plan by hand may ask for; a grid of more is no coarser than single precision, and none is laid
-SCALE = "_scale"  # behind the tensor's name
-
-Grids = dict[str, int]  # parameter name → bits, where they are fewer than all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +120,7 @@ class Bits:
         found = {name: _on_grid(context, name, bits) for name, bits in grids.items()}
         model = rebuilt(context.model, lambda name, tensor: found[name][0] if name in found else tensor).eval()
         for name, (_, scale) in found.items():
-            _set_scale(model, name, scale)
+            set_scale(model, name, scale)
         users = {
             module: layer.name
             for layer in context.structure.layers
@@ -159,7 +155,7 @@ class Bits:
         for name in grids:
             if name not in known:
                 raise ValueError(f"the recipe gives {shown(name)} its bits: no such weights")
-            _set_scale(model, name, torch.zeros_like(model.get_parameter(name).detach().flatten(1)[:, 0]))
+            set_scale(model, name, torch.zeros_like(model.get_parameter(name).detach().flatten(1)[:, 0]))
         return model
 
 
@@ -215,56 +211,8 @@ class GridSolve:
         missing = cross + gram @ (now - whole).transpose(1, 2)
         wanted = whole + ridge_step(gram, missing, ridge).transpose(1, 2)
         found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype)
-        _set_scale(self.model, tensor, found.scale.flatten().to(parameter.dtype))
+        set_scale(self.model, tensor, found.scale.flatten().to(parameter.dtype))
         return (found.weight - now).transpose(1, 2)
-
-
-@dataclass(frozen=True)
-class OnGrid:
-    """Keeps weights on their grid: between trainings it rounds, and in one the network computes with what is rounded.
-
-    Attributes:
-        grids: parameter name → bits.
-    """
-
-    grids: Grids
-
-    @torch.no_grad()
-    def __call__(self, model: nn.Module) -> None:
-        """Round to the nearest code, in place; a scale that is none yet (0) is chosen first."""
-        for name, bits in self.grids.items():
-            module, own, key = _place(model, name)
-            if parametrize.is_parametrized(module, own):
-                continue
-            weight, scale = module.get_parameter(own), module.get_buffer(key)
-            if not bool((scale > 0.0).all()):
-                found = best_scale(weight.flatten(1).double(), bits, torch.ones((), dtype=torch.float64))
-                scale.copy_(found.flatten().to(scale.dtype).clamp_min(torch.finfo(scale.dtype).tiny))
-            rows = by_row(scale, weight)
-            weight.copy_(to_codes(weight, rows, bits) * rows)
-
-    @contextmanager
-    def trained(self, model: nn.Module) -> Iterator[None]:
-        """While it lasts what is trained is weights of full precision and the scales; see `Grid`."""
-        self(model)
-        made: list[tuple[nn.Module, str, str, Grid]] = []
-        order: dict[nn.Module, list[str]] = {module: list(module._parameters) for module in model.modules()}
-        for name, bits in self.grids.items():
-            owner, own, key = _place(model, name)
-            weight = owner.get_parameter(own)
-            grid = Grid(owner.get_buffer(key), bits, trained=weight.requires_grad)
-            for module in [module for module in model.modules() if getattr(module, own, None) is weight]:
-                parametrize.register_parametrization(module, own, grid)
-                made.append((module, own, key, grid))
-        try:
-            yield
-        finally:
-            for module, own, key, grid in made:
-                parametrize.remove_parametrizations(module, own)
-                for name in order[module]:  # optimizers and checkpoints count parameters in their order
-                    module._parameters[name] = module._parameters.pop(name)
-                if hasattr(module, key):
-                    module.get_buffer(key).copy_(grid.positive.detach())
 
 
 def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:
@@ -344,18 +292,6 @@ def _curve(context: Context, layer: Layer) -> Floats:
         for bits in layer.choices[:-1]
     ]
     return np.asarray(np.minimum.accumulate(np.clip([*errors, 0.0], 0.0, 1.0)))
-
-
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str, str]:
-    """The module that a parameter is of, its name there, and that of its scales."""
-    path, _, own = name.rpartition(".")
-    return model.get_submodule(path), own, f"{own}{SCALE}"
-
-
-def _set_scale(model: nn.Module, name: str, scale: Tensor) -> None:
-    """Keep the scales (q,) of a parameter beside it."""
-    module, _, key = _place(model, name)
-    module.register_buffer(key, scale)
 
 
 METHODS.register("bits")(Bits())

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from ...configs.registry import Registry
-from ...networks.quantise.grid import code_range, to_codes
+from ...networks.quantise.grid import best_scale, to_codes
 
-RATIOS = torch.linspace(1.0, 0.1, 31, dtype=torch.float64)  # of the scale at which nothing is clipped
-REFINED = 3  # rounds of: the best scale for these codes, the best codes for this scale
 BLOCK = 128  # columns that are rounded before the rest of the matrix hears of it
 
 Rounding = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -113,41 +111,9 @@ def rounded(
     return Rounded(rounding(weight, hessian, scale, bits), scale)
 
 
-def best_scale(weight: Tensor, bits: int, importance: Tensor) -> Tensor:
-    """(…, 1) the scale of every row whose nearest grid loses least, Σ importance · (v − w)²; 1 for a row of zeros.
-
-    Searched among scales that clip more and more of the row, and then improved, codes and scale in turn.
-
-    Args:
-        weight: (…, p).
-        bits: of the grid.
-        importance: of every weight, broadcast to them; positive.
-    """
-    least, greatest = code_range(bits)
-    span = torch.maximum(weight / greatest, weight / least).amax(-1, keepdim=True)
-    span = torch.where(span > 0.0, span, 1.0)
-
-    def error(scale: Tensor) -> Tensor:
-        return ((to_codes(weight, scale, bits) * scale - weight).square() * importance).sum(-1, keepdim=True)
-
-    best, loss = span, error(span)
-    for ratio in RATIOS[1:].tolist():
-        best, loss = _better(best, loss, span * ratio, error)
-    for _ in range(REFINED):
-        codes = to_codes(weight, best, bits) * importance
-        fitted = (codes * weight).sum(-1, keepdim=True) / (codes * to_codes(weight, best, bits)).sum(-1, keepdim=True)
-        best, loss = _better(best, loss, torch.where(fitted > 0.0, fitted, best), error)
-    return best
-
-
 def lost(error: Tensor, hessian: Tensor) -> Tensor:
     """(groups, q) e H eᵀ of every row: error (groups, q, p), hessian (groups, p, p)."""
     return ((error @ hessian) * error).sum(-1)
-
-
-def _better(best: Tensor, loss: Tensor, tried: Tensor, error: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    found = error(tried)
-    return torch.where(found < loss, tried, best), torch.minimum(found, loss)
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor | None:

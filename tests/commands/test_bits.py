@@ -71,9 +71,10 @@ def test_a_training_that_was_stopped_ends_as_if_it_had_not_been(session, tmp_pat
         write(self, *given)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Checkpoint, "write", stop)
+    monkeypatch.setattr(Checkpoint, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
         secateur.apply(plan, session, finetune=3, out=tmp_path / "stopped")
+    monkeypatch.setattr(Checkpoint, "write", write)
     again = secateur.apply(session=session, resume=tmp_path / "stopped")
     state, other = (done.model.state_dict() for done in (whole, again))
     assert all(torch.equal(state[name], other[name]) for name in state | other)

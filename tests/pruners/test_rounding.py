@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.networks.quantise.grid import code_range
-from secateur.pruners.repair.rounding import BLOCK, ROUNDINGS, best_scale, gptq, lost, nearest, rounded
+from secateur.networks.quantise.grid import best_scale, code_range
+from secateur.pruners.repair.rounding import BLOCK, ROUNDINGS, gptq, lost, nearest, rounded
 
 SEEDS = st.integers(0, 2**31)
 BITS = st.sampled_from([2, 3, 4, 6, 8])
