@@ -2,10 +2,10 @@
 
 python benchmarks/quantisers.py --data DIR [--steps 1000]    (an hour or two on a CPU)
 
-`--data DIR` holds `cifar10/` and `weights/`. Every scheme of `networks/quantise` takes the trained ResNet's weights (the
-first convolution and the last linear layer stay float), trains for as many steps of 128 images with SGD, and is measured
-on the test images. `dense` is trained as long. No integer kernel is run: the networks compute with floats that hold the
-numbers that one would.
+`--data DIR` holds `cifar10/` and `weights/`. Every scheme of `networks/quantise` takes the trained ResNet's weights;
+the first convolution and the last linear layer stay float. It trains for as many steps of 128 images with SGD, and is
+measured on the test images. `dense` is trained as long. No integer kernel is run: the networks compute with floats
+that hold the numbers that one would.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def main() -> None:
         if name != "dense":
             before = f"{accuracy(model, session.test):.2f}"
         trained(session, model, args.steps, args.rate)
-        rows.append(
-            [name, before or f"{accuracy(session.model, session.test):.2f}", f"{accuracy(model, session.test):.2f}"]
-        )
+        before = before or f"{accuracy(session.model, session.test):.2f}"
+        rows.append([name, before, f"{accuracy(model, session.test):.2f}"])
         print(*rows[-1], flush=True)
     print("\n" + header())
     print(table([f"ResNet-{args.depth}, {images:,} test images", "not trained", f"{args.steps} steps"], rows))

@@ -134,6 +134,10 @@ class LayersConfig(Section):
         default=None, description="weights: of every four inputs in a row two are kept, as sparse tensor cores want it"
     )
 
+    activation_bits: Annotated[Integer, Field(ge=2, le=16)] | None = Field(
+        default=None, description="bits: of the inputs of every layer whose weights are rounded; none: they stay floats"
+    )
+
     @model_validator(mode="after")
     def _ranges(self) -> LayersConfig:
         for name, (low, high) in self.bounds.items():

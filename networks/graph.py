@@ -17,6 +17,7 @@ from .channel_pad import ChannelPad
 from .copying import copied
 from .inference import FAILURES, alike
 from .norms import LAYERS
+from .quantise.quantisers import Quantised
 from .world import without_fast_attention
 
 CONSTANT = "constant"  # in a node's meta: a tensor that the forward makes anew each time
@@ -93,7 +94,7 @@ class _Tracer(fx.Tracer):
         known = isinstance(m, nn.Linear) or super().is_leaf_module(
             m, module_qualified_name
         )  # timm has a Linear of its own
-        return isinstance(m, ChannelPad) or (not layers and known)
+        return isinstance(m, (ChannelPad, Quantised)) or (not layers and known)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -13,19 +13,20 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from ..configs.schema import LayersConfig
 from ..networks.copying import copied, rebuilt
 from ..networks.norms import CONVOLUTIONS
-from ..networks.quantise.grid import by_row
+from ..networks.quantise.grid import FINEST, FULL, by_row
+from ..networks.quantise.observed import input_ranges, set_input_grid
 from ..networks.quantise.on_grid import Grids, OnGrid, set_scale
 from ..storage.reading import shown, validated
 from ..training.inputs import InputShape
 from .context import Context
 from .costs.counts import LinearCost
+from .costs.stored import BitOperations, Size
 from .method import METHODS, Compressed
 from .repair.gram import variance
 from .repair.rounding import ROUNDINGS, Rounded, Rounding, rounded
@@ -35,9 +36,7 @@ from .scope import step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
 from .weights import Weights
 
-FULL = 32  # bits of a weight as it is
 BITS = (2, 3, 4, 6, 8)
-FINEST = 16  # what a plan by hand may ask for; a grid of more is no coarser than single precision, and none is laid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +47,20 @@ class BitLayer(Layer):
         weights: how many.
         rows: outputs, each with a scale.
         positions: at which it is laid on an image, over all modules that use it.
+        inputs: bits of what it is multiplied with, where its own are fewer than all.
     """
 
     weights: int
     rows: int
     positions: int
+    inputs: int = FULL
 
 
 class _Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bits: dict[str, Annotated[int, Field(ge=2, le=FINEST)]]
+    inputs: dict[str, Annotated[int, Field(ge=2, le=FINEST)]] = {}
 
 
 class Bits:
@@ -88,7 +90,12 @@ class Bits:
             found,
             method=self.name,
             layers=tuple(layers),
-            costs={"flops": LinearCost(none, macs), "params": LinearCost(none, params), "size": Size(layers, params)},
+            costs={
+                "flops": LinearCost(none, macs),
+                "params": LinearCost(none, params),
+                "size": Size(layers, params),
+                "bops": BitOperations(layers, macs),
+            },
         )
 
     def check_criterion(self, name: str) -> None:
@@ -121,6 +128,7 @@ class Bits:
         model = rebuilt(context.model, lambda name, tensor: found[name][0] if name in found else tensor).eval()
         for name, (_, scale) in found.items():
             set_scale(model, name, scale)
+        inputs = _lay_input_grids(context, model, grids)
         users = {
             module: layer.name
             for layer in context.structure.layers
@@ -129,7 +137,7 @@ class Bits:
         }
         return Compressed(
             model=model,
-            recipe={"bits": grids},
+            recipe={"bits": grids, "inputs": inputs} if inputs else {"bits": grids},
             cut=frozenset(users),
             solve=GridSolve(context.model, model, users, grids, ROUNDINGS[context.ranking_criterion]),
             hold=OnGrid(grids),
@@ -142,43 +150,25 @@ class Bits:
             weight, scale = _on_grid(context, name, bits)
             for row, own, step in zip(model.get_parameter(name).data, weight, scale.tolist(), strict=True):
                 row.copy_(torch.from_numpy(np.rint(own.cpu().double().numpy() / step) * step))
+        _lay_input_grids(context, model, _grids(context.structure, kept))
         return model
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
         """The architecture itself, with a place for each tensor's scales; the weights on the grid are saved."""
-        grids = validated(_Recipe, recipe, "this is no recipe of bits").bits
+        told = validated(_Recipe, recipe, "this is no recipe of bits")
         known = {
             f"{name}.weight".lstrip("."): module
             for name, module in model.named_modules()
             if isinstance(module, (*CONVOLUTIONS, nn.Linear))
         }
-        for name in grids:
+        for name in (*told.bits, *(f"{module}.weight".lstrip(".") for module in told.inputs)):
             if name not in known:
                 raise ValueError(f"the recipe gives {shown(name)} its bits: no such weights")
+        for name in told.bits:
             set_scale(model, name, torch.zeros_like(model.get_parameter(name).detach().flatten(1)[:, 0]))
+        for name, bits in told.inputs.items():
+            set_input_grid(model, name, bits)
         return model
-
-
-class Size:
-    """Bytes of the weights as they are stored: codes packed, a float a scale, and everything else as floats of 4 bytes.
-
-    Running statistics are not counted: folded into the layers, a batch norm leaves one number a channel.
-
-    Args:
-        layers: the tensors.
-        params: of the whole network.
-    """
-
-    def __init__(self, layers: list[BitLayer], params: int):
-        self.weights = np.array([layer.weights for layer in layers], dtype=np.int64)
-        self.rows = np.array([layer.rows for layer in layers], dtype=np.int64)
-        self.fixed = 4 * (params - int(self.weights.sum()))
-
-    def __call__(self, kept: NDArray[Any]) -> Any:
-        """(…, layers) bits → (…) bytes; a tensor that its scales would make larger is stored as it is."""
-        packed = np.ceil(self.weights * kept / 8) + 4 * self.rows
-        whole = 4 * self.weights
-        return self.fixed + np.where(kept > FINEST, whole, np.minimum(packed, whole)).sum(axis=-1)
 
 
 @dataclass(frozen=True)
@@ -228,6 +218,7 @@ def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:
         weights=layer.units,
         rows=found.shapes[layer.name][0],
         positions=int(macs.factors[index]),
+        inputs=config.activation_bits or FULL,
     )
 
 
@@ -261,6 +252,30 @@ def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Tensor]:
         known[key] = codes, found.scale.flatten().to(weight.dtype)
     codes, scale = known[key]
     return codes.to(weight.dtype) * by_row(scale, weight), scale
+
+
+def _lay_input_grids(context: Context, model: nn.Module, grids: Grids) -> dict[str, int]:
+    """Put the inputs of what is rounded on grids of their own, in place, where the config asks for it: module → bits.
+
+    Their ranges are those of the dense network's inputs, on the calibration images.
+    """
+    asked = {
+        module: layer.inputs
+        for layer in context.structure.layers
+        if isinstance(layer, BitLayer) and layer.inputs < FULL
+        for module in layer.consumers
+    }
+    if not asked or not grids:
+        return {}
+    if "bits-ranges" not in context.memo:
+        bits = next(iter(asked.values()))
+        context.memo["bits-ranges"] = input_ranges(context.model, asked, context.calibration, bits)
+    ranges: dict[str, Tensor] = context.memo["bits-ranges"]
+    rounded_ones = {module for layer in context.structure.layers if layer.name in grids for module in layer.consumers}
+    found = {module: bits for module, bits in asked.items() if module in rounded_ones and module in ranges}
+    for module, bits in found.items():
+        set_input_grid(model, module, bits, ranges[module])
+    return found
 
 
 def _module_of(context: Context, layer: Layer) -> str:

@@ -95,6 +95,8 @@ class Weights:
         """
         if config.tie:
             raise PlanError("layers.tie: weight tensors are not tied; leave it out with method: weights")
+        if config.activation_bits:
+            raise PlanError("layers.activation_bits is for method: bits; leave it out with method: weights")
         check_weights(model)
         model = copied(model).eval()
         example = example_images(model, input_shape)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from .straight import scaled_gradient, straight_round
 
+FULL = 32  # bits of a weight as it is
+FINEST = 16  # what a plan by hand may ask for; a grid of more is no coarser than single precision, and none is laid
 RATIOS = torch.linspace(1.0, 0.1, 31, dtype=torch.float64)  # of the scale at which nothing is clipped
 REFINED = 3  # rounds of: the best scale for these codes, the best codes for this scale
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,24 +150,33 @@ class Int8(Quantiser):
         return grid.real(grid.codes(x))
 
 
-class QuantisedConv2d(nn.Conv2d):
-    """A convolution that computes with what its quantiser makes of the numbers; it is trained in full precision."""
+class Quantised:
+    """A layer that computes with what its quantiser makes of the numbers; it is trained in full precision."""
 
     quantiser: Quantiser
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) → (N, outputs, H, W)."""
-        return self.quantiser.output(self, x)
+        """As the layer."""
+        return self.quantiser.output(cast(Layer, self), x)
 
 
-class QuantisedLinear(nn.Linear):
-    """A linear layer that computes with what its quantiser makes of the numbers; it is trained in full precision."""
+class QuantisedConv1d(Quantised, nn.Conv1d):
+    """A convolution over (N, C, L)."""
 
-    quantiser: Quantiser
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, inputs) → (…, outputs)."""
-        return self.quantiser.output(self, x)
+class QuantisedConv2d(Quantised, nn.Conv2d):
+    """A convolution over (N, C, H, W)."""
+
+
+class QuantisedLinear(Quantised, nn.Linear):
+    """A linear layer over (…, inputs)."""
+
+
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: QuantisedConv1d,
+    nn.Conv2d: QuantisedConv2d,
+    nn.Linear: QuantisedLinear,
+}
 
 
 def quantised(
@@ -209,16 +218,25 @@ def quantised(
             quantiser = make(layers[name], **settings)
         except TypeError as error:
             raise ValueError(f"scheme {scheme}: {error}") from None
-        model.set_submodule(name, _with(layers[name], quantiser))
+        model.set_submodule(name, with_quantiser(layers[name], quantiser))
     return model.train(trained)
 
 
-def _with(layer: Layer, quantiser: Quantiser) -> nn.Module:
-    """The layer as one that quantises, round the same tensors."""
-    made = QuantisedConv2d.__new__(QuantisedConv2d if isinstance(layer, nn.Conv2d) else QuantisedLinear)
+def with_quantiser(layer: nn.Module, quantiser: Quantiser) -> nn.Module:
+    """The layer as one that quantises, round the same tensors.
+
+    Raises:
+        ValueError: it is of a kind that cannot.
+    """
+    kind = next((ours for theirs, ours in _KINDS.items() if type(layer) in (theirs, ours)), None)
+    if kind is None:
+        known = ", ".join(theirs.__name__ for theirs in _KINDS)
+        raise ValueError(f"the inputs of a {type(layer).__name__} cannot be quantised, only of {known}: leave it whole")
+    made: Any = kind.__new__(kind)
     made.__dict__.update({**layer.__dict__, "_modules": {}, "_parameters": dict(layer._parameters)})
-    made.quantiser = quantiser.to(layer.weight.device)
-    return made.train(layer.training)
+    made.quantiser = quantiser.to(next(layer.parameters()).device)
+    found: nn.Module = made.train(layer.training)
+    return found
 
 
 def _computed(layer: Layer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

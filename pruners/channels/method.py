@@ -15,7 +15,7 @@ from ...storage.reading import validated
 from ...training.inputs import InputShape
 from ..context import Context
 from ..method import METHODS, Compressed
-from ..structure import Floats, Kept, Layer
+from ..structure import Floats, Kept, Layer, PlanError
 from .coupling import find_layers
 from .criteria import check_criterion, elimination, filters, rank, scale_statistics, select
 from .shrink import check_positions, mask, narrow, shrink
@@ -46,6 +46,8 @@ class Channels:
 
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> ChannelStructure:
         """Coupling groups; see `find_layers`."""
+        if config.activation_bits:
+            raise PlanError("layers.activation_bits is for method: bits; leave it out with method: channels")
         return find_layers(
             model, input_shape, cut=config.cut, ignore=config.ignore, tie=config.tie, round_to=config.round_to
         )

@@ -12,10 +12,13 @@ from torch import nn
 
 import zoo
 from secateur.configs.schema import FitConfig, LayersConfig, Repair
+from secateur.networks.fused import Fused
 from secateur.networks.quantise.grid import Grid, by_row, code_range
+from secateur.networks.quantise.observed import _best_range
 from secateur.pruners.bits import BITS, Bits
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
+from secateur.pruners.method import METHODS
 from secateur.pruners.repair.gram import output_error
 from secateur.pruners.structure import Kept, PlanError
 from secateur.training.fit import fit
@@ -92,6 +95,66 @@ def test_bytes_are_those_of_packed_codes_scales_and_floats(name: str) -> None:
             stored -= max(0, 4 * weight.numel() - packed)
     assert seen.structure.cost("size", kept) == stored
     assert seen.structure.fraction("flops", kept) == seen.structure.fraction("params", kept) == 1.0
+
+
+@pytest.mark.parametrize(("inputs", "factor"), [(None, 32), (8, 8)])
+def test_bit_operations_are_macs_times_the_bits_of_both_factors(inputs: int | None, factor: int) -> None:
+    seen = context("residual", activation_bits=inputs)
+    kept, whole = mixed(seen), zoo.flops_counted(seen.model, zoo.RGB)
+    structure = seen.structure
+    assert structure.cost("bops", structure.units) == 32 * 32 * whole
+    plain = METHODS["weights"].find(seen.model, zoo.RGB, LayersConfig())
+    macs = [int(f) * layer.units for f, layer in zip(plain.costs["flops"].factors, plain.layers, strict=True)]
+    saved = sum(n * (32 * 32 - b * factor) for n, b in zip(macs, kept.tolist(), strict=True) if b < 32)
+    assert structure.cost("bops", kept) == 32 * 32 * whole - saved
+
+
+@pytest.mark.parametrize("name", ["residual", "tied", "conv1d", "tokens"])
+def test_inputs_are_on_grids_of_their_own_and_come_back(name: str) -> None:
+    seen = context(name, activation_bits=4)
+    kept = mixed(seen)
+    compressed = METHOD.apply(seen, kept)
+    inputs = compressed.recipe["inputs"]
+    rounded = {m for layer, b in zip(seen.structure.layers, kept, strict=True) if b < 32 for m in layer.consumers}
+    assert set(inputs) == rounded
+    assert set(inputs.values()) == {4}
+    model = Compressor(seen)(kept, Repair(guard=False))
+    again = METHOD.rebuild(copy.deepcopy(seen.model), compressed.recipe)
+    again.load_state_dict(model.state_dict())
+    images = zoo.images(name, 4)
+    found: list[torch.Tensor] = []
+    for module in sorted(inputs):
+        quantiser = model.get_submodule(module).quantiser
+        x = torch.randn(1000) * float(quantiser.range.abs().max())
+        found.append(quantiser.inputs(x).unique())
+    assert all(1 < len(values) <= 16 and 0.0 in values for values in found)
+    with torch.no_grad():
+        expected = model(images)
+        assert torch.equal(again.eval()(images), expected)
+        assert torch.equal(Fused(seen.model, images[:1])(model)(images), expected) or (
+            float((Fused(seen.model, images[:1])(model)(images) - expected).abs().max()) < 0.1 * float(expected.std())
+        )
+        assert not torch.equal(METHOD.apply(context(name), kept).model(images), METHOD.apply(seen, kept).model(images))
+    require_on_grid(model, compressed.recipe["bits"])
+
+
+def test_eight_bits_of_inputs_lose_little_and_clip_what_is_rare() -> None:
+    seen = context("vgg", activation_bits=8)
+    kept = np.full(len(seen.structure.layers), 8)
+    model, images = METHOD.apply(seen, kept).model, zoo.images("vgg", 16)
+    with torch.no_grad():
+        expected = seen.model(images)
+        assert float((model(images) - expected).std()) < 0.05 * float(expected.std())
+    values = torch.cat([torch.randn(5000), torch.tensor([20.0])])
+    limits = _best_range(values.abs(), 3)
+    assert limits[0] < 0.01
+    assert 3.0 < limits[1] < 10.0
+
+
+@pytest.mark.parametrize("method", ["channels", "weights"])
+def test_bits_of_inputs_are_for_this_method(method: str) -> None:
+    with pytest.raises(PlanError, match=rf"layers\.activation_bits is for method: bits; leave it out with .* {method}"):
+        METHODS[method].find(zoo.make("vgg"), zoo.RGB, LayersConfig(activation_bits=8))
 
 
 def test_choices_are_multiples_of_round_to() -> None:
