@@ -21,7 +21,7 @@ from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights, unwrapped
 from ..networks.copying import copied
 from ..reports.progress import Reporter
-from ..storage.files import check_sha256, read_tensors, recorded_sha256
+from ..storage.files import check_sha256, read_tensors, recorded_sha256, write_tensors
 from ..training.fit import Batches as Loader
 from ..training.fit import modules_at_rest
 from ..training.inputs import InputShape, mapped, shape_of, told
@@ -208,6 +208,15 @@ def _caller_batches(
         None if images.test is None else ready("test", images.test),
         None if train is None else lambda batch_size, seed=None: train,
     )
+
+
+def save_trained(loaded: Loaded, folder: Path) -> None:
+    """The weights of a network that was trained here, and those that were kept on the way, where they are not there."""
+    if loaded.trained_here and not (folder / DENSE_NAME).exists():
+        if loaded.early:
+            write_tensors(folder / EARLY_NAME, loaded.early, record=True)
+        tensors = {name: t.clone() for name, t in loaded.model.state_dict().items()}
+        write_tensors(folder / DENSE_NAME, tensors, record=True)
 
 
 def _saved(model: nn.Module, folder: Path | None) -> dict[str, Tensor] | None:

@@ -18,13 +18,12 @@ from ..networks.world import undisturbed
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, RatioPlan, Structure, dense_store
 from ..reports.progress import Reporter
 from ..storage.cache import Store
-from ..storage.files import write_tensors
 from ..training.fit import Fitted
 from ..training.inputs import InputShape, shape_of
 from ..training.objective import Objective, make_objective, settings_of
 from . import workers
 from .describe import dense_latency, describe, warned
-from .loading import DENSE_NAME, EARLY_NAME, Images, Loaded, LoaderOf, load
+from .loading import Images, Loaded, LoaderOf, load, save_trained
 from .outline import check_budget, find_budget, find_structure, image_shape, untrained
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 from .setup import set_up
@@ -275,11 +274,7 @@ class Session:
         return self._once(key, lambda: warned(CandidateEvaluator(self.compressor, self.search, repair)))
 
     def evaluators(self) -> AbstractContextManager[CandidateEvaluator | ParallelEvaluator]:
-        """The evaluator, or for the length of a `with` block workers that do as it does; they share what is known.
-
-        Raises:
-            ValueError, ImportError, ConnectionError: see `Processes` and `Actors`.
-        """
+        """The evaluator, or for the length of a `with` block workers that do as it does; raises as `workers.start`."""
         return workers.start(self.evaluator, self.config, self._ray_address)
 
     @property
@@ -345,11 +340,7 @@ class Session:
 
     def save(self, folder: Path) -> None:
         """Write the resolved config, and the dense weights if they were trained here."""
-        if self.loaded.trained_here and not (folder / DENSE_NAME).exists():
-            if self.loaded.early:
-                write_tensors(folder / EARLY_NAME, self.loaded.early, record=True)
-            tensors = {name: t.clone() for name, t in self.model.state_dict().items()}
-            write_tensors(folder / DENSE_NAME, tensors, record=True)
+        save_trained(self.loaded, folder)
         save_config(absolute(self.config), folder)
 
     def describe(self) -> str:

@@ -19,6 +19,7 @@ from secateur.configs import Config, ConfigError, load_config
 HARMLESS = {  # a million of them
     "data.calibration": "refused where there are not so many",
     "data.search": "refused where there are not so many",
+    "data.train": "refused where there are not so many",
     "data.test": "refused where there are not so many",
     "layers.round_to": "a layer's own size is always a choice",
     "repair.search.images": "there are only so many",

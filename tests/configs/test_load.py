@@ -121,7 +121,7 @@ def test_budgets_that_are_set_take_the_place_of_the_files(overrides: list[str], 
         ("network.pretrain.epoch=3", r"unknown key network.pretrain.epoch – did you mean epochs\?"),
         (
             "layers.zzz=3",
-            r"unknown key layers.zzz \(known here: cut, ignore, tie, round_to, max_sparsity, bounds, pattern\)",
+            r"unknown key layers.zzz \(known here: cut, ignore, tie, round_to, max_sparsity, bounds, pattern, ",
         ),
         ("budget.latencies=0.5", r"unknown key budget.latencies – did you mean latency\?"),
         ("budget.latency=1.5", r'budget.latency: 1.5 must be greater than 0 and at most 1, or have a unit: .* "5ms"'),
