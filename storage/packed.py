@@ -235,7 +235,7 @@ def _shortest(name: str, tensor: Tensor) -> _Writing:
 
 
 def _is_coded(dtype: torch.dtype, shape: Sequence[int]) -> bool:
-    """Whether a tensor is worth a code of its own; what is small, or no weight, goes beside as it is, and is deflated."""
+    """Whether a tensor is worth a code of its own; what is small goes beside as it is, deflated."""
     return dtype == torch.float32 and len(shape) > 1 and math.prod(shape) > 0
 
 
