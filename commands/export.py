@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..configs import ConfigError, did_you_mean
@@ -19,20 +21,21 @@ from ..data.folders import open_images
 from ..networks.inference import Batches, count_images
 from ..networks.world import undisturbed
 from ..pruners.plan import PLAN_NAME, RatioPlan
-from ..pruners.saved import NETWORK_NAME, WEIGHTS_NAME, load
+from ..pruners.saved import NETWORK_NAME, PACKED_NAME, WEIGHTS_NAME, load, pack_network
 from ..reports.card import card
 from ..reports.tables import Figures
 from ..runtimes import RUNTIMES, Program, Runtime
 from ..runtimes.parity import Network, Parity, compare
 from ..storage.files import package_versions, sha256, write_json
 from ..storage.folders import check_free, free_folder, whole_folder
+from ..storage.packed import Coded
 from ..training.inputs import call
 from .resolve import Given
 from .session import Session
 
 EXPORT_NAME = "export.json"
 CARD_NAME = "README.md"
-WEIGHTS = "safetensors"  # the format that is no runtime's
+WEIGHTS, PACKED = "safetensors", "packed"  # formats that are no runtime's
 WEIGHTS_LOADING = """\
 import secateur
 
@@ -95,7 +98,8 @@ def export(
         run: a folder that `apply` wrote.
         session: a session, or a config, its name or its file; none takes the config in the folder. A network of your
             own, or images of your own, come with it.
-        format: `onnx`, `openvino`, `pt2`, `safetensors`, or a runtime as `package.module:callable`.
+        format: `onnx`, `openvino`, `pt2`, `safetensors`, `packed` (as few bytes as the weights
+            need), or a runtime as `package.module:callable`.
         int8: also a file of 8-bit integers, its ranges from the calibration images.
         normalise: whether the file takes pixels in [0, 1] and normalises them itself, by the config's mean and std.
         tolerance: the most that the largest difference of an output may be, over the standard deviation of all; of
@@ -115,10 +119,10 @@ def export(
     model = load(folder, own, trust_code=session.trust_code)
     session = session.beside(folder, spends=False, stand_in=model)
     ground = _ground(session, None if images is None else Path(images))
-    place = free_folder(out, folder / f"exported-{WEIGHTS if runtime is None else runtime.format}")
+    place = free_folder(out, folder / f"exported-{format if runtime is None else runtime.format}")
     with whole_folder(place.absolute()) as temporary:
         job = _Job(session, model, ground, folder, temporary, tolerance)
-        report = job.weights(own) if runtime is None else job.files(runtime, normalise, int8)
+        report = job.weights(own, format) if runtime is None else job.files(runtime, normalise, int8)
         write_json(temporary / EXPORT_NAME, report)
         (temporary / CARD_NAME).write_text(
             card(report, WEIGHTS_LOADING if runtime is None else runtime.loading), encoding="utf-8"
@@ -135,12 +139,12 @@ def _runtime(format: str, *, int8: bool, normalise: bool, trust_code: bool) -> R
     """
     admit({"format": format}, trust_code=trust_code)
     formats = {RUNTIMES[name].format: name for name in RUNTIMES}
-    if format != WEIGHTS and ":" not in format and format not in formats:
-        known = [*formats, WEIGHTS]
+    if format not in (WEIGHTS, PACKED) and ":" not in format and format not in formats:
+        known = [*formats, WEIGHTS, PACKED]
         raise ValueError(f"no format {format!r}, only {', '.join(sorted(known))}{did_you_mean(format, known)}")
-    runtime = None if format == WEIGHTS else RUNTIMES[formats.get(format, format)]
+    runtime = None if format in (WEIGHTS, PACKED) else RUNTIMES[formats.get(format, format)]
     if runtime is None and normalise:
-        raise ValueError(f"normalise: {WEIGHTS} hold no operations: export onnx, openvino or pt2")
+        raise ValueError(f"normalise: {format} files hold no operations: export onnx, openvino or pt2")
     if int8 and (runtime is None or not runtime.int8):
         able = [RUNTIMES[name].format for name in RUNTIMES if RUNTIMES[name].int8]
         raise ValueError(f"int8: {format} files are not quantised here: export {' or '.join(able)}")
@@ -202,13 +206,25 @@ class _Job:
                 advance("")
         return told | {"files": found}
 
-    def weights(self, own: nn.Module | None) -> dict[str, Any]:
-        """Copy weights and recipe and check them; the report. A dense network of the caller's own is given."""
-        for name in (NETWORK_NAME, WEIGHTS_NAME):
-            shutil.copyfile(self.run / name, self.place / name)
+    def weights(self, own: nn.Module | None, format: str) -> dict[str, Any]:
+        """Copy or pack weights and recipe and check them; the report. A dense network of the caller's own is given.
+
+        Raises:
+            RuntimeError: not every bit came back.
+        """
+        told = self._told(format, {})
+        if format == PACKED:
+            files = [self.place / PACKED_NAME]
+            told["packing"] = _packing(pack_network(self.run, self.place), self.run / WEIGHTS_NAME, files[0])
+        else:
+            files = [self.place / WEIGHTS_NAME, self.place / NETWORK_NAME]
+            for file in files:
+                shutil.copyfile(self.run / file.name, file)
         again = load(self.place, own, trust_code=self.session.trust_code)
-        row = self._row([self.place / WEIGHTS_NAME, self.place / NETWORK_NAME], partial(call, again), "largest")
-        return self._told(WEIGHTS, {}) | {"files": {"float32": row}}
+        given, state = self.model.state_dict(), again.state_dict()
+        if odd := [name for name in given if not torch.equal(given[name], state[name])]:
+            raise RuntimeError(f"{files[0].name}: {odd[0]} is not what was saved; nothing is kept")
+        return told | {"files": {"float32": self._row(files, partial(call, again), "largest")}}
 
     def _told(self, format: str, versions: Mapping[str, str]) -> dict[str, Any]:
         plan = RatioPlan.load(self.run) if (self.run / PLAN_NAME).is_file() else None
@@ -261,6 +277,18 @@ class _Job:
             "measure_in_torch": found.torch,
             "measure_in_runtime": found.runtime,
         }
+
+
+def _packing(coded: Sequence[Coded], weights: Path, packed: Path) -> dict[str, Any]:
+    """How small a packed file is, beside what else there is: floats, LZMA of them, and the entropy of what is told."""
+    numbers = sum(part.numbers for part in coded)
+    return {
+        "float32_bytes": 4 * numbers,
+        "lzma_bytes": len(lzma.compress(weights.read_bytes(), preset=9)),
+        "entropy_bytes": sum(part.entropy for part in coded) / 8,
+        "bytes": packed.stat().st_size,
+        "tensors": [asdict(part) for part in coded],
+    }
 
 
 def _about(told: Mapping[str, Any], precision: str) -> dict[str, str]:

@@ -154,7 +154,10 @@ def correlate_command(
 def export_command(
     run: Annotated[Path, typer.Argument(help="A folder that secateur apply wrote.")],
     format: Annotated[
-        str, typer.Option("--format", help="onnx, openvino, pt2, safetensors, or a runtime as package.module:callable.")
+        str,
+        typer.Option(
+            "--format", help="onnx, openvino, pt2, safetensors, packed, or a runtime as package.module:callable."
+        ),
     ] = "onnx",
     int8: Annotated[
         bool, typer.Option("--int8", help="Also a file of 8-bit integers, its ranges from the calibration images.")

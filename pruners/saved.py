@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,12 +21,14 @@ from ..networks.checks import check_weights, unwrapped
 from ..networks.copying import copied
 from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
+from ..storage.packed import Coded, Packed, pack
 from ..storage.reading import read_json, validated
 from ..training.inputs import InputShape, as_json, check_json
 from .method import METHODS
 
 NETWORK_NAME = "network.json"
 WEIGHTS_NAME = "weights.safetensors"
+PACKED_NAME = "network.packed"  # recipe and weights in one file, as small as they are
 STEPS = "steps"  # of a recipe that is several, one after the other
 REPAIRED_NAME = "repaired"  # the network before it is fine-tuned, in the folder of the one that is
 SCHEMA_VERSION = 2
@@ -54,7 +58,10 @@ def save_network(
     Raises:
         ValueError: a weight is NaN or infinite.
     """
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors = {  # minus zero, which a mask makes of a negative weight, is zero: none of it need be told
+        name: tensor + 0.0 if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in model.state_dict().items()
+    }
     check_finite(folder / WEIGHTS_NAME, tensors)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS_NAME, tensors)
@@ -72,6 +79,21 @@ def save_network(
     write_json(folder / NETWORK_NAME, tree)
 
 
+def pack_network(folder: Path, out: Path) -> list[Coded]:
+    """Write the network that `save_network` wrote into a folder as one packed file, `PACKED_NAME`, into another.
+
+    Nothing is lost: `load` of it gives the same weights, bit for bit.
+
+    Returns:
+        How each tensor was written.
+
+    Raises:
+        ValueError, FileNotFoundError: nothing there, or damaged.
+    """
+    found = _opened(folder)
+    return pack(out / PACKED_NAME, found.state(math.inf), found.told.model_dump(mode="json", exclude={"sha256"}))
+
+
 def chained(recipes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """One recipe of several by which the dense network is cut, one after the other."""
     return recipes[0] if len(recipes) == 1 else {STEPS: [dict(recipe) for recipe in recipes]}
@@ -82,7 +104,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     """The compressed network that `apply` saved, in eval mode, on the CPU.
 
     Args:
-        folder: that `apply` wrote.
+        folder: that `apply` wrote, or that holds a packed network.
         model: the dense architecture, where it was the caller's own module (its weights do not matter).
         trust_code: whether code that the folder names (`package.module:callable`) may run.
 
@@ -96,19 +118,13 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
             f"no {NETWORK_NAME} in {folder}: its fine-tuning is not finished; go on with secateur apply --resume "
             f"{folder}, or load {folder / REPAIRED_NAME}"
         )
-    for name in (NETWORK_NAME, WEIGHTS_NAME):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
-    weights = folder / WEIGHTS_NAME
-    with _undamaged(folder):
-        told = _read(folder / NETWORK_NAME)
+    found = _opened(folder)
+    told = found.told
     admit({"method": told.method}, trust_code=trust_code)
     with _undamaged(folder):
-        method, network = METHODS[told.method], told.named(folder / NETWORK_NAME)
-        check_sha256(weights, told.sha256)
-        state, _ = read_tensors(weights, ours=False)
+        method, network = METHODS[told.method], told.named(found.path)
         if network is not None and not trust_code:  # before a network of any size is made
-            _check_classes(network.num_classes, state)
+            _check_classes(network.num_classes, found)
     if model is None:
         if network is None:
             raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
@@ -119,7 +135,8 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         small = open_attention(copied(model).cpu())
         for recipe in told.recipes:
             small = method.rebuild(small, recipe)
-        check_tensors(weights, state, small)
+        state = found.state(sum(tensor.numel() for tensor in small.state_dict().values()))
+        check_tensors(found.path, state, small)
         _check_indices(small, state)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:  # a plug-in may raise any
         reason = " ".join(str(error).split())
@@ -136,6 +153,39 @@ def _undamaged(folder: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{folder} is damaged ({error}): restore the file, or apply the plan anew") from error
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """What a folder holds; of a packed network nothing is decoded yet.
+
+    Attributes:
+        told: how the network is made.
+        path: of the weights.
+        shapes: of the tensors, by name.
+        state: reads them, where they hold no more numbers than that.
+    """
+
+    told: _Saved
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    state: Callable[[float], dict[str, Tensor]]
+
+
+def _opened(folder: Path) -> _Opened:
+    packed = folder / PACKED_NAME
+    if packed.is_file() and not (folder / NETWORK_NAME).exists():
+        with _undamaged(folder):
+            file = Packed.open(packed)
+            return _Opened(validated(_Saved, file.about, str(packed)), packed, file.shapes, file.tensors)
+    for name in (NETWORK_NAME, WEIGHTS_NAME):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"no {name} in {folder}: give a folder that `secateur apply` wrote")
+    with _undamaged(folder):
+        told, weights = _read(folder / NETWORK_NAME), folder / WEIGHTS_NAME
+        check_sha256(weights, told.sha256)
+        state, _ = read_tensors(weights, ours=False)
+    return _Opened(told, weights, {name: tuple(tensor.shape) for name, tensor in state.items()}, lambda _most: state)
 
 
 class _Saved(BaseModel):
@@ -190,9 +240,9 @@ def _read(path: Path) -> _Saved:
     return validated(_Saved, tree, str(path))
 
 
-def _check_classes(classes: int, state: Mapping[str, Tensor]) -> None:
-    if classes not in {len(tensor) for tensor in state.values() if tensor.dim()}:
-        raise ValueError(f"network.num_classes = {classes}: no tensor of {WEIGHTS_NAME} has so many rows")
+def _check_classes(classes: int, found: _Opened) -> None:
+    if classes not in {shape[0] for shape in found.shapes.values() if shape}:
+        raise ValueError(f"network.num_classes = {classes}: no tensor of {found.path.name} has so many rows")
 
 
 def _check_indices(small: nn.Module, state: Mapping[str, Tensor]) -> None:

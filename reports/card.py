@@ -15,7 +15,15 @@ def card(report: Report, loading: str) -> str:
         report: what `export.json` holds.
         loading: lines of Python that run a file; `{file}`, `{inputs}` and `{arrays}` are filled in.
     """
-    parts = [_what(report), _files(report), _inputs(report), _code(report, loading), _plan(report), _made_with(report)]
+    parts = [
+        _what(report),
+        _files(report),
+        _packing(report),
+        _inputs(report),
+        _code(report, loading),
+        _plan(report),
+        _made_with(report),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -53,6 +61,28 @@ def _files(report: Report) -> str:
         "differences of outputs are given over their standard deviation."
     )
     return f"## What it computes\n\n{_table(head, rows)}\n\n{note}"
+
+
+def _packing(report: Report) -> str:
+    if "packing" not in report:
+        return ""
+    told = report["packing"]
+    ways = {
+        "as floats of 4 bytes": told["float32_bytes"],
+        "compressed by LZMA": told["lzma_bytes"],
+        "**this file**": told["bytes"],
+        "entropy of its symbols, without codes": told["entropy_bytes"],
+    }
+    rows = [[name, f"{size:,.0f}", f"{told['float32_bytes'] / size:.1f}"] for name, size in ways.items()]
+    parts = [
+        [f"`{_plain(part['name'])}`", part["coding"], f"{part['numbers']:,}", f"{part['bits'] / part['numbers']:.2f}"]
+        for part in told["tensors"]
+        if part["bits"]
+    ]
+    return (
+        f"## How small it is\n\n{_table(['', 'bytes', 'times smaller'], rows)}\n\n"
+        f"{_table(['tensor', 'coding', 'numbers', 'bits a number'], parts)}"
+    )
 
 
 def _inputs(report: Report) -> str:

@@ -32,7 +32,7 @@ MAGIC = b"secateur packed 1\n"
 SIZES = struct.Struct("<QQ")  # bytes of head and side, deflated
 MOST_HEAD = 1 << 28  # bytes of JSON
 MOST_VALUES = 4096  # of a codebook
-MOST_CODE = 127  # of a grid: 8 bits
+MOST_CODE = 128  # of a grid, in size: 8 bits
 SKIP = 255  # of a gap: so many places go by, and none of them holds a value
 MULTIPLES, ULPS = range(1, 17), (0, 1, -1, 2, -2)  # what a row's smallest value may be of its scale
 
@@ -153,15 +153,20 @@ class Packed:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors, by name: to be checked before `tensors`, which makes what they say."""
+        """Of the tensors, by name."""
         return {head.name: tuple(head.shape) for head in self._heads}
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self, most: float = math.inf) -> dict[str, Tensor]:
         """All of them, bit for bit what `pack` was given, on the CPU.
 
+        Args:
+            most: how many numbers they may hold: a few bytes can say that there are billions.
+
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or they hold more.
         """
+        if (numbers := sum(map(math.prod, self.shapes.values()))) > most:
+            raise ValueError(f"{self.path} holds {numbers:,} numbers, where {most:,} are expected")
         side, streams = _Reader(self._side), _Reader(self._streams)
         try:
             found = {head.name: _read(head, side, streams) for head in self._heads}
@@ -181,7 +186,7 @@ class _Writing:
 
     @property
     def size(self) -> int:
-        return len(self.side) + len(self.stream)
+        return len(zlib.compress(self.side, 9)) + len(self.stream)
 
     @property
     def coded(self) -> Coded:
@@ -255,6 +260,8 @@ def _codings(tensor: Tensor) -> Iterable[tuple[Literal["codebook", "grid"], byte
 def _grid(rows: Values) -> tuple[Values, Symbols] | None:
     """(rows,) scales and (rows, n) integers whose product, in single precision, is what is given; none if there are
     none, with integers up to `MOST_CODE`."""
+    if np.signbit(rows[rows == 0.0]).any():
+        return None  # no integer is minus zero
     size = np.abs(rows)
     least = np.where(size > 0, size, np.inf).min(axis=1, initial=np.inf).astype(np.float32)
     scales, codes = np.zeros_like(least), np.zeros(rows.shape, dtype=np.int64)
@@ -268,10 +275,11 @@ def _grid(rows: Values) -> tuple[Values, Symbols] | None:
             bits = (least[open_rows] / np.float32(multiple)).view(np.int32) + np.int32(ulps)
             scale = np.maximum(bits, 1).view(np.float32)
             tried = rows[open_rows]
-            integers = np.rint(tried / scale[:, None].astype(np.float64))
+            ratios = np.rint(tried / scale[:, None].astype(np.float64))
+            integers = np.clip(ratios, -MOST_CODE - 1, MOST_CODE + 1).astype(np.int64)
             product = scale[:, None] * integers.astype(np.float32)
             fits = (product.view(np.int32) == tried.view(np.int32)).all(1) & (np.abs(integers).max(1) <= MOST_CODE)
-            scales[open_rows[fits]], codes[open_rows[fits]] = scale[fits], integers[fits].astype(np.int64)
+            scales[open_rows[fits]], codes[open_rows[fits]] = scale[fits], integers[fits]
             open_rows = open_rows[~fits]
     return None if len(open_rows) else (scales, codes)
 

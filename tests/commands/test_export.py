@@ -239,3 +239,33 @@ def test_without_a_package_its_extra_is_named_before_the_network_is_loaded(tmp_p
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ValueError, match=r"onnxruntime is not installed: pip install 'secateur\[onnx\]'"):
         secateur.export(tmp_path / "nowhere", "digits", format="onnx")
+
+
+@pytest.mark.parametrize("method", ["channels", "weights"])
+def test_a_packed_network_is_one_small_file_and_loses_no_bit(method, session, applied, tmp_path):
+    if method != "channels":
+        session = small.make(tmp_path, method)
+        applied = secateur.apply(small.plan_of(session), session, finetune=0, out=tmp_path / "small")
+    done = secateur.export(applied.folder, session, format="packed", out=tmp_path / "out")
+    assert {path.name for path in done.folder.iterdir()} == {"network.packed", "export.json", "README.md"}
+    before, after = applied.model.state_dict(), secateur.load(done.folder, session.model).state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    told = done.report["packing"]
+    assert told["bytes"] == done.report["files"]["float32"]["bytes"] == (done.folder / "network.packed").stat().st_size
+    codings = {part["name"]: part["coding"] for part in told["tensors"]}
+    sparse = {name for name, t in before.items() if t.numel() > 400 and float((t == 0).float().mean()) > 0.3}
+    assert {name for name, coding in codings.items() if coding.startswith("sparse")} >= sparse
+    assert (method == "weights") == bool(sparse)
+    assert sum(part["bits"] for part in told["tensors"]) / 8 < told["bytes"] < told["float32_bytes"] + 4000
+    assert "bits a number" in (done.folder / "README.md").read_text()
+
+
+def test_a_packed_file_of_another_network_or_a_damaged_one_is_refused(session, applied, tmp_path):
+    done = secateur.export(applied.folder, session, format="packed", out=tmp_path / "out")
+    packed = done.folder / "network.packed"
+    with pytest.raises(ValueError, match="was made from another architecture"):
+        secateur.load(done.folder, torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten()))
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"is damaged \(.*network\.packed"):
+        secateur.load(done.folder, session.model)
