@@ -35,7 +35,8 @@ def figures_part(run: Run) -> Markup:
     summary, measure = run.summary, run.summary.measure
     columns = _columns(measure)
     if run.kind == "compare":
-        named = [(row.allocator, row) for row in summary.rows]
+        dense = [("dense", summary.dense)] if summary.dense else []
+        named = dense + [(row.allocator, row) for row in summary.rows]
     else:
         told = {"dense": summary.dense, "masked, not repaired": summary.masked, "base plan": summary.base,
                 "repaired": summary.repaired, "best plan": summary.best, _pruned_name(run): summary.pruned}  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -206,13 +208,13 @@ def read_run(folder: Path) -> Run:
         about=validated(About, about, str(folder / ABOUT_NAME)),
         data={
             "command": kind,
-            "config": config,
-            "about": about,
-            "result": tree,
+            "config": _plain(config, str(folder / CONFIG_NAME)),
+            "about": _plain(about, str(folder / ABOUT_NAME)),
+            "result": _plain(tree, str(folder / _result(kind))),
             "plan": None if own is None else own.model_dump(mode="json"),
             "plans": [plan.model_dump(mode="json") for plan in plans],
-            "candidates" if kind == "compare" else "episodes": episodes,
-            "training": {name: lines for name, (_, lines) in training.items()},
+            "candidates" if kind == "compare" else "episodes": _plain(episodes, str(folder / log)),
+            "training": {name: _plain(lines, where) for name, (where, lines) in training.items()},
         },
     )
 
@@ -235,7 +237,28 @@ def _result(kind: str) -> str:
 
 
 def _there(path: Path, read: Callable[[Path], T]) -> T | None:
-    return read(path) if path.exists() else None
+    return read(path) if path.exists() or path.is_symlink() else None  # a link to nowhere is no absence
+
+
+def _plain(tree: Any, where: str) -> Any:
+    """A tree as JSON can hold it: what it cannot (YAML's dates, numbers that are not finite) as text.
+
+    Raises:
+        ValueError: it is nested too deeply to be written again.
+    """
+    try:
+        return json.loads(json.dumps(_values(tree)))
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply") from None
+
+
+def _values(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _values(value) for key, value in node.items()}
+    if isinstance(node, list | tuple | set):
+        return [_values(value) for value in node]
+    known = node is None or isinstance(node, bool | int | str) or (isinstance(node, float) and isfinite(node))
+    return node if known else str(node)
 
 
 def _inside(name: object, folder: Path) -> str:

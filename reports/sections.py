@@ -74,7 +74,8 @@ def budget(run: Run) -> str:
         kind, fraction = run.plan.budget.kind, run.plan.budget.fraction
         return f"{100 * fraction:g} % of its {KINDS.get(kind, kind)}"
     kinds = run.setting("budget")
-    told = [f"{value} of its {KINDS.get(kind, kind)}" for kind, value in (kinds or {}).items() if value is not None]
+    asked = kinds.items() if isinstance(kinds, dict) else ()
+    told = [f"{value} of its {KINDS.get(kind, kind)}" for kind, value in asked if value is not None]
     return told[0] if told else "its budget"
 
 
