@@ -29,10 +29,11 @@ def dense_figures(session: Session) -> dict[str, float | None]:
 
 def hand_set(session: Session, plan: RatioPlan | None = None) -> dict[str, list[int]]:
     """What ratios set by hand keep of every layer on the session's budget; none where a plan is on another one."""
-    if plan is not None and plan.budget.fractions != session.budget.fractions:
-        return {}
     try:
-        problem = SearchProblem(session.budget, session.context)
+        budget = session.budget
+        if plan is not None and plan.budget.fractions != budget.fractions:
+            return {}
+        problem = SearchProblem(budget, session.context)
         return {name: get_allocator(name).allocate(problem).tolist() for name in HAND_SET}
     except ValueError:  # with the layers' bounds as they are now, the plan's budget cannot be kept: there is none
         return {}

@@ -207,6 +207,7 @@ def report_command(
         Path | None,
         typer.Option("--out", help="The page. [default: report.html in the run's folder, of several runs: here]"),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Write one HTML page of a run, or of several; it opens offline, in any browser.
 
@@ -216,7 +217,10 @@ def report_command(
     """
     from .report import report
 
-    RichReporter().say(f"  {report(*folders, out=out)}")
+    path = report(*folders, out=out)
+    reporter_of(as_json=as_json).say(f"  {path}")
+    if as_json:
+        typer.echo(json.dumps({"page": str(path)}))
 
 
 STUDIES: dict[str, Callable[..., None]] = {

@@ -10,13 +10,12 @@ from typing import Any
 
 from ..pruners.plan import LayerPlan
 from .markup import Markup, element, joined
-from .run import Epoch, Figures
+from .run import KINDS, Epoch, Figures
 from .svg import TOP, WIDTH, Look, Panel, Scale, drawing, look, mark, number, spread, swatch, text, ticks
 
 NAMES = 150.0  # for the layers' names, in a chart that has them
 MOST_BESIDE = 5  # hand-set plans in one chart
 LINEAR = 16  # times as many units as the fewest, up to which widths are drawn in proportion
-KINDS = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
 
 
 def figure(title: str, drawn: Markup, *, legend: Sequence[tuple[Look, str, bool]] = (), note: object = None) -> Markup:
