@@ -57,6 +57,8 @@ from secateur.configs.schema import DataConfig
 from secateur.data import load_splits
 from secateur.networks import digits_resnet, load_weights
 from secateur.pruners.costs.latency_cache import LatencyCache
+from secateur.reports.html import page
+from secateur.reports.run import read_run
 from secateur.storage.cache import Store, digest
 from secateur.storage.files import read_tensors, write_tensors
 from secateur.storage.folders import claimed
@@ -200,6 +202,9 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
     def of_a_sweep(folder: Path) -> Any:
         return finished(folder / COMPARE_NAME)
 
+    def shown(folder: Path) -> Any:
+        return page([read_run(folder)])
+
     made = small.parent / "made"
     make_others(made, run)
     latency = next((made / "latency" / "latency").iterdir()).name
@@ -235,6 +240,9 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
                 log = PlanLog(folder / ROWS_NAME, _Row)
                 return _measure_all(session, drawn, log, _past(session, log, drawn))
 
+        kinds = {"summary.json": "json", "about.json": "json", "config.yaml": "yaml"}
+        found += [Artefact(f"{name}, reported", run, name, shown, kind, r".*") for name, kind in kinds.items()]
+        found.append(Artefact("compare.json, reported", logs / "compare", "compare.json", shown, "json", r".*"))
         found.append(Artefact(ROWS_NAME, logs / "correlate", ROWS_NAME, rows, "jsonl", r".*"))
     return found
 

@@ -25,7 +25,7 @@ from ..storage.folders import FINETUNED_NAME, SWEEP_BEGUN_NAME, check_free, clai
 from .about import record
 from .apply import session_for
 from .compared import add_gains, compare_table, verdict
-from .described import hand_set, image_counts
+from .described import dense_figures, hand_set, image_counts
 from .fingerprints import of_comparison
 from .initial import check
 from .rerank import rerank
@@ -198,6 +198,7 @@ def _compare(
             "repair": session.config.repair.final.model_dump(mode="json"),
             "finetune_epochs": finetune,
             "candidates": candidates,
+            "dense": dense_figures(session),
             "images": image_counts(session),
             "hand_set": hand_set(session),
             "verdict": verdict(rows),

@@ -220,10 +220,10 @@ def report_command(
     """
     from .report import report
 
-    page = report(*folders, out=out)
-    reporter_of(as_json=as_json).say(f"  {page}")
+    path = report(*folders, out=out)
+    reporter_of(as_json=as_json).say(f"  {path}")
     if as_json:
-        typer.echo(json.dumps({"report": str(page)}))
+        typer.echo(json.dumps({"page": str(path)}))
 
 
 STUDIES: dict[str, Callable[..., None]] = {

@@ -10,13 +10,12 @@ from typing import Any
 
 from ..pruners.plan import LayerPlan
 from .markup import Markup, element, joined
-from .run import Epoch, Figures
+from .run import KINDS, Epoch, Figures
 from .svg import TOP, WIDTH, Look, Panel, Scale, drawing, look, mark, number, spread, swatch, text, ticks
 
 NAMES = 150.0  # for the layers' names, in a chart that has them
 MOST_BESIDE = 5  # hand-set plans in one chart
 LINEAR = 16  # times as many units as the fewest, up to which widths are drawn in proportion
-KINDS = {"flops": "FLOPs", "params": "parameters", "latency": "latency"}
 
 
 def figure(title: str, drawn: Markup, *, legend: Sequence[tuple[Look, str, bool]] = (), note: object = None) -> Markup:
@@ -68,18 +67,23 @@ def layers_chart(layers: Sequence[LayerPlan], unit: str) -> Markup:
 
 def beside_chart(layers: Sequence[LayerPlan], name: str, others: Sequence[Beside]) -> Markup:
     """What the plan keeps of every layer, in per cent, and what others keep at the same cost."""
+    if not others:
+        return joined(())
     row = _row(len(layers))
     height = TOP + len(layers) * row + 40.0
-    scale = Scale(0.0, 100.0, NAMES + 8.0, WIDTH - 16.0)
+    shown = [Beside(name, [layer.kept for layer in layers]), *others[:MOST_BESIDE]]
+    steps = ticks(0.0, max(100.0 * k / layer.units for one in shown for k, layer in zip(one.kept, layers, strict=True)))
+    scale = Scale(steps[0], steps[-1], NAMES + 8.0, WIDTH - 16.0)
     grid: list[Markup] = []
-    for tick in (0, 25, 50, 75, 100):
+    for tick in steps:
         x = scale(tick)
         grid.append(element("line", x1=x, x2=x, y1=TOP, y2=height - 40.0, class_="grid"))
-        grid.append(text(x, height - 22.0, f"{tick}", "middle"))
-    grid.append(text(scale(50), height - 4.0, "kept, in per cent of the layer", "middle", "name"))
+        grid.append(text(x, height - 22.0, number(tick), "middle"))
+    grid.append(
+        text(scale((steps[0] + steps[-1]) / 2), height - 4.0, "kept, in per cent of the layer", "middle", "name")
+    )
     middles = [TOP + (i + 0.5) * row for i in range(len(layers))]
     names = [_layer_name(layer.name, y + 4) for layer, y in zip(layers, middles, strict=True)]
-    shown = [Beside(name, [layer.kept for layer in layers]), *others[:MOST_BESIDE]]
     series: list[Markup] = []
     for i in reversed(range(len(shown))):  # the plan on top of the others
         style = Look(0, size=5.0) if i == 0 else Look(look(i).colour, look(i).shape, hollow=True, dash=look(i).dash)
@@ -97,7 +101,7 @@ def beside_chart(layers: Sequence[LayerPlan], name: str, others: Sequence[Beside
         (Look(0) if i == 0 else Look(look(i).colour, look(i).shape, hollow=True), plan.name, False)
         for i, plan in enumerate(shown)
     ]
-    return figure("Beside other plans at the same budget", drawn, legend=legend) if others else joined(())
+    return figure("Beside other plans at the same budget", drawn, legend=legend)
 
 
 def _row(layers: int) -> float:

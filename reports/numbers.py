@@ -25,6 +25,8 @@ def _columns(measure: str) -> list[Column]:
         ("parameters %", _share("params")),
         ("parameters", _count("params_count")),
         ("latency % (table)", _share("latency")),
+        ("size %", _share("size")),
+        ("bit operations %", _share("bops")),
         ("ms", _two("latency_ms")),
         ("bytes", _count("bytes")),
     ]
@@ -35,7 +37,8 @@ def figures_part(run: Run) -> Markup:
     summary, measure = run.summary, run.summary.measure
     columns = _columns(measure)
     if run.kind == "compare":
-        named = [(row.allocator, row) for row in summary.rows]
+        dense = [("dense", summary.dense)] if summary.dense else []
+        named = dense + [(row.allocator, row) for row in summary.rows]
     else:
         told = {"dense": summary.dense, "masked, not repaired": summary.masked, "base plan": summary.base,
                 "repaired": summary.repaired, "best plan": summary.best, _pruned_name(run): summary.pruned}  # fmt: skip
@@ -53,7 +56,24 @@ def figures_part(run: Run) -> Markup:
         ]
         rows = [(row.allocator, row) for row in summary.trained_summary]
         parts.append(_figures_table(f"After {summary.finetune_epochs} epochs of the same training", rows, trained))
-    return joined(parts)
+    return joined((*parts, exports_part(run)))
+
+
+def exports_part(run: Run) -> Markup:
+    """The files that the network was exported to, and what they compute in their runtimes."""
+    rows = [
+        [f"{place}/{one.file}", precision, f"{one.bytes:,}", _exact(one.parity.largest), _exact(one.parity.mean),
+         _exact(one.measure_in_torch, "{:.2f}"), _exact(one.measure_in_runtime, "{:.2f}")]
+        for place, export in run.exports.items() for precision, one in export.files.items()
+    ]  # fmt: skip
+    measure = next((export.measure for export in run.exports.values() if export.measure), run.summary.measure)
+    columns = ("file", "numbers", "bytes", "largest difference", "mean difference", f"{measure}, PyTorch")
+    caption = "Exported files; differences are over the spread of the network's own outputs"
+    return table(caption, [*columns, f"{measure}, runtime"], rows) if rows else Markup()
+
+
+def _exact(value: float | None, form: str = "{:.1e}") -> str:
+    return "–" if value is None else form.format(value).replace("-", "−")
 
 
 def _pruned_name(run: Run) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .charts import KINDS, Cost, pareto_chart
+from .charts import Cost, pareto_chart
 from .markup import Markup, element
-from .run import Figures, Run
+from .run import KINDS, Figures, Run
 
 APART = 0.5  # per cent of the dense network's cost; networks that are less apart share it
 

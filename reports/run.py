@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,6 +23,8 @@ M = TypeVar("M", bound=BaseModel)
 
 SUMMARY_NAME, COMPARE_NAME, TRAINING_NAME = "summary.json", "compare.json", "training.jsonl"
 _PLAN = re.compile(r"plans/[^/\\]+\.json")
+KINDS = {"flops": "FLOPs", "params": "parameters", "latency": "latency", "size": "bytes", "bops": "bit operations"}
+EXPORT_NAME = "export.json"
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -49,6 +53,8 @@ class Figures(_Part):
     flops: float | None = None
     params: float | None = None
     latency: float | None = None
+    size: float | None = None
+    bops: float | None = None
     latency_ms: float | None = None
     bytes: Count | None = None
     flops_count: Count | None = None
@@ -101,6 +107,26 @@ class Epoch(_Part):
     learning_rate: float | None = None
 
 
+class _Parity(_Part):
+    largest: float
+    mean: float
+
+
+class _ExportedFile(_Part):
+    file: str
+    bytes: Count
+    parity: _Parity
+    measure_in_torch: float | None = None
+    measure_in_runtime: float | None = None
+
+
+class Export(_Part):
+    """`export.json`: the files of a network, by the kind of their numbers."""
+
+    measure: str | None = None
+    files: dict[str, _ExportedFile]
+
+
 class Begin(_Part):
     """Where a command was begun, or gone on with."""
 
@@ -129,6 +155,7 @@ class Run:
         plans: of a comparison's rows.
         episodes: lines of the search; of a comparison its candidates.
         training: name → epochs of a fine-tuning.
+        exports: folder → what it was exported to.
         about: command, versions, machine.
         data: everything, as its files hold it, for machines.
     """
@@ -143,6 +170,7 @@ class Run:
     plans: list[RatioPlan]
     episodes: list[dict[str, Any]]
     training: dict[str, list[Epoch]]
+    exports: dict[str, Export]
     about: About
     data: dict[str, Any] = field(repr=False)
 
@@ -192,6 +220,7 @@ def read_run(folder: Path) -> Run:
     log, read = (CANDIDATES_NAME, read_candidates) if kind == "compare" else (LOG_NAME, read_episodes)
     episodes = _there(folder / log, read) or []
     training = _training(folder)
+    exports = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{EXPORT_NAME}"))}
     return Run(
         folder=folder,
         kind=kind,
@@ -203,16 +232,18 @@ def read_run(folder: Path) -> Run:
         plans=plans,
         episodes=episodes,
         training={name: [validated(Epoch, line, where) for line in lines] for name, (where, lines) in training.items()},
+        exports={name: validated(Export, e, str(folder / name / EXPORT_NAME)) for name, e in exports.items()},
         about=validated(About, about, str(folder / ABOUT_NAME)),
         data={
             "command": kind,
-            "config": config,
-            "about": about,
-            "result": tree,
+            "config": _plain(config, str(folder / CONFIG_NAME)),
+            "about": _plain(about, str(folder / ABOUT_NAME)),
+            "result": _plain(tree, str(folder / _result(kind))),
             "plan": None if own is None else own.model_dump(mode="json"),
             "plans": [plan.model_dump(mode="json") for plan in plans],
-            "candidates" if kind == "compare" else "episodes": episodes,
-            "training": {name: lines for name, (_, lines) in training.items()},
+            "candidates" if kind == "compare" else "episodes": _plain(episodes, str(folder / log)),
+            "training": {name: _plain(lines, where) for name, (where, lines) in training.items()},
+            "exports": {name: _plain(export, str(folder / name / EXPORT_NAME)) for name, export in exports.items()},
         },
     )
 
@@ -235,7 +266,28 @@ def _result(kind: str) -> str:
 
 
 def _there(path: Path, read: Callable[[Path], T]) -> T | None:
-    return read(path) if path.exists() else None
+    return read(path) if path.exists() or path.is_symlink() else None  # a link to nowhere is no absence
+
+
+def _plain(tree: Any, where: str) -> Any:
+    """A tree as JSON can hold it: what it cannot (YAML's dates, numbers that are not finite) as text.
+
+    Raises:
+        ValueError: it is nested too deeply to be written again.
+    """
+    try:
+        return json.loads(json.dumps(_values(tree)))
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply") from None
+
+
+def _values(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _values(value) for key, value in node.items()}
+    if isinstance(node, list | tuple | set):
+        return [_values(value) for value in node]
+    known = node is None or isinstance(node, bool | int | str) or (isinstance(node, float) and isfinite(node))
+    return node if known else str(node)
 
 
 def _inside(name: object, folder: Path) -> str:

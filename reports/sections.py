@@ -8,7 +8,6 @@ from typing import Any
 
 from ..pruners.plan import RatioPlan
 from .charts import (
-    KINDS,
     Beside,
     beside_chart,
     candidates_chart,
@@ -21,7 +20,7 @@ from .charts import (
 from .markup import Markup, element, escaped, joined
 from .numbers import figures_part, table
 from .pareto import cost_charts, measured
-from .run import Run
+from .run import KINDS, Run
 from .verdicts import verdict
 
 MOST_TRAINED = 6  # trainings of a comparison whose curves are drawn
@@ -71,10 +70,11 @@ def question(run: Run) -> str:
 def budget(run: Run) -> str:
     """What may be kept, in words."""
     if run.plan is not None:
-        kind, fraction = run.plan.budget.kind, run.plan.budget.fraction
-        return f"{100 * fraction:g} % of its {KINDS.get(kind, kind)}"
+        fractions = run.plan.budget.fractions
+        return " and ".join(f"{100 * value:.4g} % of its {KINDS.get(kind, kind)}" for kind, value in fractions.items())
     kinds = run.setting("budget")
-    told = [f"{value} of its {KINDS.get(kind, kind)}" for kind, value in (kinds or {}).items() if value is not None]
+    asked = kinds.items() if isinstance(kinds, dict) else ()
+    told = [f"{value} of its {KINDS.get(kind, kind)}" for kind, value in asked if value is not None]
     return told[0] if told else "its budget"
 
 

@@ -12,6 +12,7 @@ from .markup import Markup, element, joined
 WIDTH, HEIGHT = 440.0, 250.0  # of a chart, in its own units; text is 12 high
 LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 40.0
 LOOKS = 6  # colours that the style sheet has, s0 … s5
+LARGEST = 1e15  # that an axis shows
 SHAPES = ("circle", "square", "diamond", "up", "down", "cross")
 
 Point = tuple[float, float]
@@ -60,7 +61,7 @@ class Scale:
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers from at most `low` to at least `high`, about as many as asked."""
-    raw = (high - low) / most
+    raw = max((high - low) / most, 1e-12 * max(abs(low), abs(high), 1.0))
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -76,7 +77,7 @@ def number(value: float) -> str:
 def spread(values: Iterable[float], *, least: float = 1e-9, most: float = math.inf) -> tuple[float, float]:
     """The range that an axis is to show: of the values, some of it above and below, and nothing above `most`."""
     found = list(values)
-    low, high = min(found), max(found)
+    low, high = max(min(found), -LARGEST), min(max(found), LARGEST)
     margin = max(0.04 * (high - low), least, 1e-9 * max(abs(low), abs(high)))
     return low - margin, max(high, min(high + margin, most))
 

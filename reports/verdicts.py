@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
 
-from .run import Figures, Run
+from .run import KINDS, Figures, Run
 
 CHANCE = 2.0  # standard errors
 
@@ -141,8 +141,7 @@ def scored(value: float, measure: str) -> str:
 
 def costs(figures: Figures) -> str:
     """Of the dense network, in words."""
-    kinds = {"flops": "FLOPs", "params": "parameters", "latency": "latency by the table"}
-    values = [(name, getattr(figures, kind)) for kind, name in kinds.items()]
+    values = [(name, getattr(figures, kind)) for kind, name in KINDS.items()]
     return _listed(f"{100 * value:.1f} % of the {name}" for name, value in values if value is not None) or "its size"
 
 

@@ -31,7 +31,8 @@ def test_the_network_is_physically_smaller_and_costs_what_the_summary_says(appli
     assert summary["pruned"]["params"] == pytest.approx(params[0] / params[1])
     assert summary["pruned"]["flops"] <= 0.14
     for name in ("dense", "masked", "pruned", "repaired"):
-        assert summary[name].keys() == {"test_accuracy", "flops", "params", "latency_ms"}
+        change = set() if name == "dense" else {"test_change", "test_change_standard_error"}
+        assert summary[name].keys() == {"test_accuracy", "flops", "params", "latency_ms", "bytes", *change}
         assert summary[name]["latency_ms"] > 0
     assert summary["masked_difference"] <= 1e-4
 

@@ -263,6 +263,26 @@ def test_a_damaged_file_is_named(run, tmp_path, name, text, message):
     assert "\n" not in str(refused.value)
 
 
+def test_what_was_exported_is_shown(applied, tmp_path):
+    folder = copied(applied, tmp_path / "small")
+    row = {
+        "file": "model.onnx",
+        "bytes": 12_345,
+        "parity": {"largest": 2e-6, "mean": 1e-7},
+        "measure_in_runtime": 88.25,
+    }
+    (folder / "exported-onnx").mkdir()
+    export = folder / "exported-onnx" / "export.json"
+    export.write_text(json.dumps({"files": {"float32": row}}))
+    read = opened(secateur.report(folder))
+    cells = [data for _, data in read.words]
+    assert {"exported-onnx/model.onnx", "12,345", "2.0e−06", "88.25"} <= set(cells)
+    assert read.data()["small"]["exports"]["exported-onnx"]["files"]["float32"] == row
+    export.write_text('{"files": {"float32": {"file": 3}}}')
+    with pytest.raises(ValueError, match=r"export\.json: files\.float32\.file = 3"):
+        secateur.report(folder)
+
+
 def test_runs_below_a_folder_are_found_and_get_reports(run, applied, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = copied(run.folder, tmp_path / "runs" / "digits")
@@ -312,9 +332,10 @@ def test_the_command_is_in_the_page(run, tmp_path, monkeypatch, capsys):
     assert begun["versions"].keys() >= {"secateur", "torch"}
     assert json.loads((run.folder / "about.json").read_text())["runs"][0]["command"] is None  # called in Python
 
-    monkeypatch.setattr(sys, "argv", ["secateur", "report", str(folder), "--out", str(tmp_path / "one.html")])
+    monkeypatch.setattr(sys, "argv", ["secateur", "report", str(folder), "--out", str(tmp_path / "one.html"), "--json"])
     with pytest.raises(SystemExit):
         cli.main()
+    assert json.loads(capsys.readouterr().out) == {"page": str(tmp_path / "one.html")}
     assert (tmp_path / "one.html").read_bytes() == (folder / "report.html").read_bytes()
 
 

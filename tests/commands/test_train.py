@@ -66,7 +66,8 @@ def test_measured_again_are_the_best_of_the_search_and_all_different(run):
     records = episodes(run.folder)
     reranked = run.summary["reranked"]
     first = next(plan for plan in reranked if plan["episode"] == 0)  # tells what the search gained
-    assert run.summary["base"] == {key: first[key] for key in ("quality", "search_accuracy")}
+    costs = {kind: records[0][kind] for kind in ("flops", "params")}
+    assert run.summary["base"] == {**{key: first[key] for key in ("quality", "search_accuracy")}, **costs}
     assert run.summary["best"]["quality"] == max(plan["quality"] for plan in reranked) >= first["quality"]
     chosen = sorted((records[plan["episode"]] for plan in reranked), key=lambda record: -record["quality"])[:3]
     assert len({tuple(record["kept"]) for record in chosen}) == 3

@@ -179,6 +179,7 @@ def test_a_run_goes_on_and_ends_as_it_would_have(run, tmp_path):
     assert [record["kept"] for record in EpisodeLog(log).read(6)] == [
         json.loads(line)["kept"] for line in (run.folder / "episodes.jsonl").read_text().splitlines()[:4]
     ]
+    assert "episode 3: quality" in secateur.report(folder).read_text(encoding="utf-8")
     resumed = secateur.train(resume=folder)
     assert resumed.summary["replayed"] == 4
     assert resumed.plan == run.plan

@@ -11,7 +11,7 @@ from secateur.reports.verdicts import scored, standing, verdict
 def run(kind: str, *, finished: bool = True, **summary) -> Run:
     return Run(
         folder=Path("r"), kind=kind, finished=finished, config={}, config_text="", summary=Summary(**summary),
-        plan=None, plans=[], episodes=[], training={}, about=About(), data={},
+        plan=None, plans=[], episodes=[], training={}, exports={}, about=About(), data={},
     )  # fmt: skip
 
 
