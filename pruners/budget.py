@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ..configs import CostKind
-from ..configs.amounts import amount, told
+from ..configs.amounts import DIGITS, amount, told
 from .structure import Floats, Kept, PlanError, Structure
 
 
@@ -248,12 +248,12 @@ def share(structure: Structure, kind: CostKind, said: float | str) -> float:
     if not isinstance(said, str):
         return said
     whole = structure.cost(counted(structure, kind), structure.units)
-    if amount(kind, said) > whole:
+    if amount(kind, said) > whole * (1.0 + 10.0 ** (1 - DIGITS)):  # what `told` says of all of it is not too much
         raise PlanError(
             f"budget.{kind} = {said}: the dense network's is {told(kind, whole)}, and nothing would be pruned; ask for "
             "less"
         )
-    return amount(kind, said) / whole
+    return min(amount(kind, said) / whole, 1.0)
 
 
 def counted(structure: Structure, kind: CostKind) -> CostKind:

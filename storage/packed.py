@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue, NonNegativeInt
 from torch import Tensor
 
+from .codings import SKIP, Values, gap_symbols, grid_of, positions_of
 from .files import replacing
 from .huffman import CHUNK, Symbols, code_lengths, decode, encode, encoded_bits, entropy
 from .reading import regular, validated
@@ -32,11 +32,6 @@ MAGIC = b"secateur packed 1\n"
 SIZES = struct.Struct("<QQ")  # bytes of head and side, deflated
 MOST_HEAD = 1 << 28  # bytes of JSON
 MOST_VALUES = 4096  # of a codebook
-MOST_CODE = 128  # of a grid, in size: 8 bits
-SKIP = 255  # of a gap: so many places go by, and none of them holds a value
-MULTIPLES, ULPS = range(1, 17), (0, 1, -1, 2, -2)  # what a row's smallest value may be of its scale
-
-Values = NDArray[np.float32]
 
 
 class _Tensor(BaseModel):
@@ -221,7 +216,7 @@ def _shortest(name: str, tensor: Tensor) -> _Writing:
     found = [_Writing(head, b"", whole, 8.0 * len(whole))]
     flat = tensor.reshape(-1).numpy()
     present = np.flatnonzero(flat.view(np.int32))
-    gaps = _gap_symbols(present)
+    gaps = gap_symbols(present)
     where = _Code.of(gaps, SKIP + 1) if len(present) < len(flat) else None
     raw = flat[present].tobytes()
     if where is not None:
@@ -250,53 +245,11 @@ def _codings(tensor: Tensor) -> Iterable[tuple[Literal["codebook", "grid"], byte
     book, symbols = np.unique(flat, return_inverse=True)
     if len(book) <= MOST_VALUES:
         yield "codebook", book.astype("<i4").tobytes(), symbols.astype(np.int64), len(book), 0
-    grid = _grid(tensor.reshape(len(tensor), -1).numpy())
+    grid = grid_of(tensor.reshape(len(tensor), -1).numpy())
     if grid is not None:
         scales, codes = grid
         low = int(codes.min(initial=0))
         yield "grid", scales.astype("<f4").tobytes(), codes.reshape(-1) - low, int(codes.max(initial=0)) - low + 1, low
-
-
-def _grid(rows: Values) -> tuple[Values, Symbols] | None:
-    """(rows,) scales and (rows, n) integers whose product, in single precision, is what is given; none if there are
-    none, with integers up to `MOST_CODE`."""
-    if np.signbit(rows[rows == 0.0]).any():
-        return None  # no integer is minus zero
-    size = np.abs(rows)
-    least = np.where(size > 0, size, np.inf).min(axis=1, initial=np.inf).astype(np.float32)
-    scales, codes = np.zeros_like(least), np.zeros(rows.shape, dtype=np.int64)
-    open_rows = np.flatnonzero(np.isfinite(least))
-    if not np.isfinite(rows).all() or (size.max(axis=1, initial=0) > MOST_CODE * MULTIPLES[-1] * least).any():
-        return None
-    for multiple in MULTIPLES:
-        for ulps in ULPS:
-            if not len(open_rows):
-                return scales, codes
-            bits = (least[open_rows] / np.float32(multiple)).view(np.int32) + np.int32(ulps)
-            scale = np.maximum(bits, 1).view(np.float32)
-            tried = rows[open_rows]
-            ratios = np.rint(tried / scale[:, None].astype(np.float64))
-            integers = np.clip(ratios, -MOST_CODE - 1, MOST_CODE + 1).astype(np.int64)
-            product = scale[:, None] * integers.astype(np.float32)
-            fits = (product.view(np.int32) == tried.view(np.int32)).all(1) & (np.abs(integers).max(1) <= MOST_CODE)
-            scales[open_rows[fits]], codes[open_rows[fits]] = scale[fits], integers[fits]
-            open_rows = open_rows[~fits]
-    return None if len(open_rows) else (scales, codes)
-
-
-def _gap_symbols(present: Symbols) -> Symbols:
-    """What tells (values,) positions: to each the way from the one before, less one, and a `SKIP` for every 255."""
-    ways = np.diff(present, prepend=-1) - 1
-    skips = ways // SKIP
-    symbols = np.full(len(present) + int(skips.sum()), SKIP, dtype=np.int64)
-    symbols[np.arange(len(present)) + np.cumsum(skips)] = ways % SKIP
-    return symbols
-
-
-def _positions(symbols: Symbols) -> Symbols:
-    """The positions that `_gap_symbols` told."""
-    at = np.cumsum(np.where(symbols == SKIP, SKIP, symbols + 1)) - 1
-    return np.asarray(at[symbols != SKIP])
 
 
 class _Reader:
@@ -326,7 +279,7 @@ def _read(head: _Tensor, side: _Reader, streams: _Reader) -> Tensor:
     if not _is_coded(dtype, head.shape):
         data = bytearray(side.take(numbers * dtype.itemsize))
         return torch.frombuffer(data, dtype=dtype).reshape(head.shape) if data else torch.empty(head.shape, dtype=dtype)
-    places = None if head.gaps is None else _positions(_symbols(SKIP + 1, head.gaps, side, streams))
+    places = None if head.gaps is None else positions_of(_symbols(SKIP + 1, head.gaps, side, streams))
     if places is not None and (len(places) != head.values or places.max(initial=-1) >= numbers):
         raise ValueError(f"{head.name}: its gaps lead elsewhere")
     flat: Values = np.zeros(numbers, dtype=np.float32)

@@ -206,11 +206,11 @@ def test_a_folder_that_holds_something_is_left_alone(session, applied, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onx"}, r"no format 'onx', only onnx, openvino, pt2, safetensors – did you mean onnx\?"),
+        ({"format": "onx"}, r"no format 'onx', only onnx, openvino, packed, pt2, safetensors – did you mean onnx\?"),
         ({"format": "eager"}, "no format 'eager'"),
         ({"format": "pt2", "int8": True}, "pt2 files are not quantised here: export onnx or openvino"),
         ({"format": "safetensors", "int8": True}, "safetensors files are not quantised here"),
-        ({"format": "safetensors", "normalise": True}, "safetensors hold no operations"),
+        ({"format": "safetensors", "normalise": True}, "safetensors files hold no operations"),
         ({"format": "pt2", "normalise": True}, "normalise: the config has no data section"),
         ({"format": "pt2", "images": "."}, "images: the config has no data section"),
         ({"format": "os:getcwd"}, "names code to import and run"),

@@ -56,7 +56,7 @@ def test_applied_where_flops_count_no_table_is_made(trained, tmp_path, monkeypat
     def never(*_):
         raise AssertionError("no table is needed")
 
-    monkeypatch.setattr("secateur.commands.session.take_table", never)
+    monkeypatch.setattr("secateur.commands.outline.take_table", never)
     done = secateur.apply(trained.folder, secateur.Session(overrides=["budget.flops=1"]), out=tmp_path / "small")
     assert "latency" not in done.summary
     assert RatioPlan.load(done.folder) == trained.plan

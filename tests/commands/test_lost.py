@@ -99,7 +99,7 @@ def test_a_killed_comparison_ends_as_the_uninterrupted_one(run, tmp_path):
     folder = tmp_path / "compare"
     arguments = {"plans": [run.folder], "against": ["uniform", "random", "hill_climb"], "candidates": 3}
     whole = secateur.compare(**arguments, out=tmp_path / "whole")
-    assert was_killed(start("compare", 8, **arguments, out=folder))
+    assert was_killed(start("compare", 10, **arguments, out=folder))
     assert len((folder / "candidates.jsonl").read_bytes().splitlines()) == 2  # the second is torn
     for at in (5, 9):  # the last candidate, a plan
         assert was_killed(start("compare", at, **arguments, resume=folder))

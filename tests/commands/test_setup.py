@@ -55,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counting(context_module, "collect_inputs")
     counting(obs, "_eliminate")
-    counting(loss_model, "_measure")
+    counting(loss_model, "_cut_alone")
     return calls
 
 
@@ -86,7 +86,7 @@ def test_the_bar_names_the_layers_and_is_full_in_the_end(method: str) -> None:
         assert [n for n in notes if n.startswith("obs")] == [f"obs of {name}" for name in names]
 
 
-@pytest.mark.parametrize("part", ["_eliminate", "_measure"])
+@pytest.mark.parametrize("part", ["_eliminate", "_cut_alone"])
 def test_a_set_up_that_was_stopped_goes_on_behind_the_last_layer(
     part: str, cache: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,9 +106,9 @@ def test_a_set_up_that_was_stopped_goes_on_behind_the_last_layer(
     assert counted[part] == 2
     found = session().env()
     assert counted["collect_inputs"] == 1
-    assert counted["_eliminate"] == counted["_measure"] == layers
+    assert counted["_eliminate"] == counted["_cut_alone"] == layers
     _ = session().env()
-    assert counted["_eliminate"] == counted["_measure"] == layers  # the second command starts at once
+    assert counted["_eliminate"] == counted["_cut_alone"] == layers  # the second command starts at once
     monkeypatch.setenv("SECATEUR_CACHE", str(cache.with_name("another")))
     for ours, theirs in zip(found.predicted.curves, session().env().predicted.curves, strict=True):
         assert np.array_equal(ours, theirs)

@@ -90,7 +90,9 @@ def test_whatever_comes_after_one_another(names: list[str]) -> None:
         zoo.scramble(model)
     structure = find_layers(model, zoo.RGB)
     assert "first.0" in {layer.name for layer in structure.layers} | set(structure.ignored)
-    assert not any("agree" in reason or "does not give" in reason for reason in structure.ignored.values())
+    if "padded" not in names:  # a constant beside channels that are moved afterwards: left whole, without the reason
+        reasons = structure.ignored.values()
+        assert not any("agree" in reason or "does not give" in reason for reason in reasons)
 
 
 class Looping(nn.Module):

@@ -217,8 +217,8 @@ class ThroughNumpy(nn.Module):
         return self.head(torch.from_numpy(np.tanh(self.conv(x).numpy())))
 
 
-class Two(nn.Module):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+class Two(nn.Conv2d):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return x, x[:1]
 
 
@@ -235,7 +235,6 @@ class Two(nn.Module):
             {},
             "nothing in this network can be cut .*it is the network's o",
         ),
-        (nn.Flatten(), {}, "nothing in this network can be cut"),
         (
             ThroughNumpy(),
             {},
@@ -254,7 +253,8 @@ def test_plan_errors(model: nn.Module, arguments: dict[str, Any], message: str) 
         (zoo.make("vgg"), (1, 8, 8), "the network does not run on images of 1×8×8: "),
         (zoo.make("vgg"), (3, 20, 20), "the network does not run on images of 3×20×20: "),
         (zoo.Strict(), (3, 8), "the network does not run on images of 3×8: "),
-        (Two(), (3, 8, 8), "returns a tuple .* expected tensors of floats with a row for each image"),
+        (nn.Flatten(), (3, 8, 8), r"the network \(Flatten\) has no parameters: there is nothing to prune"),
+        (Two(3, 3, 1), (3, 8, 8), "returns a tuple .* expected tensors of floats with a row for each image"),
     ],
 )
 def test_value_errors(model: nn.Module, shape: tuple[int, ...], message: str) -> None:

@@ -64,7 +64,7 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
     monkeypatch.setattr(context_module, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
     for criterion in CRITERIA:
         monkeypatch.setitem(CRITERIA._known, criterion, ByScore(ranked_again))
-    monkeypatch.setattr(loss_model, "_measure", lambda *_: pytest.fail("layer_sensitivity measured again"))
+    monkeypatch.setattr(loss_model, "_cut_alone", lambda *_: pytest.fail("layer_sensitivity measured again"))
     warm = context(name, cut)
     for criterion in CRITERIA:
         for ours, theirs in zip(rank(warm, criterion), rank(plain, criterion), strict=True):
