@@ -56,7 +56,9 @@ def test_every_schedule_ends_on_the_grid(session, tmp_path, schedule):
 
 
 def test_zeros_cannot_spread_where_all_weights_change(session, tmp_path):
-    with pytest.raises(ValueError, match="schedule = 'gradual' spreads zeros, and method bits changes weights in"):
+    with pytest.raises(
+        ValueError, match=r"schedule = 'gradual' spreads zeros, and method bits changes weights in another"
+    ):
         secateur.apply(small.plan_of(session, 0.1), session, finetune=2, schedule="gradual", out=tmp_path / "out")
 
 
