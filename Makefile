@@ -4,11 +4,11 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 DEMO = runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install demo test lint types check clean
+.PHONY: help install demo test test-all lint types check clean
 .DEFAULT_GOAL := help
 
 help: ## show the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/installed ## create the environment and install secateur into it
 
@@ -23,6 +23,9 @@ demo: install ## train, apply and compare on embedded images (minutes)
 	$(BIN)/secateur compare $(DEMO) --out $(DEMO)/compare
 
 test: install ## run the tests, on so many processes as WORKERS says
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow"
+
+test-all: install ## run the slow tests, too
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: install ## check format and style

@@ -30,7 +30,7 @@ from .costs.stored import BitOperations, Size
 from .method import METHODS, Compressed
 from .repair.gram import variance
 from .repair.rounding import ROUNDINGS, Rounded, Rounding, rounded
-from .repair.solve import RIDGE, damping, ridge_step
+from .repair.solve import RIDGE, damping, masked_ridge_step, ridge_step
 from .repair.statistics import Sampler
 from .scope import step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
@@ -122,7 +122,10 @@ class Bits:
         return {**Weights().features(context, layer), "resolution": float(layer.positions)}
 
     def apply(self, context: Context, kept: Kept) -> Compressed:
-        """Every tensor on the grid of its bits, rounded by the criterion on the dense network's moments."""
+        """Every tensor on the grid of its bits, rounded by the criterion on the dense network's moments.
+
+        A weight that is zero, since another method pruned it before, stays zero.
+        """
         grids = _grids(context.structure, kept)
         found = {name: _on_grid(context, name, bits) for name, bits in grids.items()}
         model = rebuilt(context.model, lambda name, tensor: found[name][0] if name in found else tensor).eval()
@@ -140,7 +143,7 @@ class Bits:
             recipe={"bits": grids, "inputs": inputs} if inputs else {"bits": grids},
             cut=frozenset(users),
             solve=GridSolve(context.model, model, users, grids, ROUNDINGS[context.ranking_criterion]),
-            hold=OnGrid(grids),
+            hold=OnGrid(grids, {name: mask for name in grids if (mask := _zeros(context.model, name)).any()}),
         )
 
     def masked(self, context: Context, kept: Kept) -> nn.Module:
@@ -199,10 +202,17 @@ class GridSolve:
         now = sampler.weight(parameter.detach())
         whole = sampler.weight(self.dense.get_parameter(tensor).detach())
         missing = cross + gram @ (now - whole).transpose(1, 2)
-        wanted = whole + ridge_step(gram, missing, ridge).transpose(1, 2)
+        kept = whole != 0.0  # what is zero was pruned before, and stays so
+        free = bool(kept.all())
+        step = ridge_step(gram, missing, ridge) if free else masked_ridge_step(gram, missing, ridge, kept)
+        wanted = whole + step.transpose(1, 2)
         found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype)
         set_scale(self.model, tensor, found.scale.flatten().to(parameter.dtype))
         return (found.weight - now).transpose(1, 2)
+
+
+def _zeros(model: nn.Module, name: str) -> Tensor:
+    return model.get_parameter(name).detach() == 0.0
 
 
 def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:

@@ -45,9 +45,12 @@ def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     return made
 
 
-def make(folder: Path, method: str, *overrides: str, **sections: Any) -> secateur.Session:
+def make(
+    folder: Path, method: str, *overrides: str, model: nn.Module | None = None, **sections: Any
+) -> secateur.Session:
+    """Of the network given, or of one that is trained here."""
     torch.manual_seed(3)
-    model = Small()
+    given, model = model, Small()
     file = folder / "initial.safetensors"
     if not file.exists():
         write_tensors(file, {name: tensor.clone() for name, tensor in model.state_dict().items()})
@@ -59,7 +62,9 @@ def make(folder: Path, method: str, *overrides: str, **sections: Any) -> secateu
         "finetune", {}
     )
     images = secateur.Images(batches(3, 1), batches(3, 2), batches(3, 3), train=batches(3, 4))
-    return secateur.Session(secateur.Config.model_validate(tree), model=model, images=images, overrides=overrides)
+    return secateur.Session(
+        secateur.Config.model_validate(tree), model=given or model, images=images, overrides=overrides
+    )
 
 
 def plan_of(session: secateur.Session, fraction: float = 0.5) -> secateur.RatioPlan:

@@ -71,10 +71,12 @@ class Grid(nn.Module):
     Attributes:
         scale: (q,) trained; its size counts.
         bits: of the grid.
+        pruned: which weights are zero whatever is trained; none where all are free.
     """
 
-    def __init__(self, scale: Tensor, bits: int, *, trained: bool = True):
+    def __init__(self, scale: Tensor, bits: int, pruned: Tensor | None = None, *, trained: bool = True):
         super().__init__()
+        self.pruned = pruned
         self.scale = nn.Parameter(scale.detach().clone(), requires_grad=trained)
         self.bits = bits
 
@@ -88,4 +90,5 @@ class Grid(nn.Module):
         least, greatest = code_range(self.bits)
         factor = (weight[0].numel() * max(1, greatest)) ** -0.5
         scale = by_row(scaled_gradient(self.positive, factor), weight)
-        return straight_round((weight / scale).clamp(least, greatest)) * scale
+        laid: Tensor = straight_round((weight / scale).clamp(least, greatest)) * scale
+        return laid if self.pruned is None else laid.masked_fill(self.pruned, 0.0)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,11 @@ class OnGrid:
 
     Attributes:
         grids: parameter name → bits.
+        pruned: parameter name → which of its weights (bool, of its shape) are zero and stay so, where some are.
     """
 
     grids: Grids
+    pruned: Mapping[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> None:
@@ -40,6 +42,8 @@ class OnGrid:
                 scale.copy_(found.flatten().to(scale.dtype).clamp_min(torch.finfo(scale.dtype).tiny))
             rows = by_row(scale, weight)
             weight.copy_(to_codes(weight, rows, bits) * rows)
+            if name in self.pruned:
+                weight.masked_fill_(self.pruned[name], 0.0)
 
     @contextmanager
     def trained(self, model: nn.Module) -> Iterator[None]:
@@ -50,7 +54,7 @@ class OnGrid:
         for name, bits in self.grids.items():
             owner, own, key = place_of(model, name)
             weight = owner.get_parameter(own)
-            grid = Grid(owner.get_buffer(key), bits, trained=weight.requires_grad)
+            grid = Grid(owner.get_buffer(key), bits, self.pruned.get(name), trained=weight.requires_grad)
             for module in [module for module in model.modules() if getattr(module, own, None) is weight]:
                 parametrize.register_parametrization(module, own, grid)
                 made.append((module, own, key, grid))

@@ -51,7 +51,7 @@ def gptq(weight: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
 
     GPTQ: Frantar et al. 2022 (arXiv 2210.17323), algorithm 1, of optimal brain surgery: with H⁻¹ = Uᵀ U, column j's
     error over U_jj, times row j of U, is taken from the columns behind. Those that move the outputs most come first
-    (act-order). A row that nearest rounding serves better keeps that.
+    (act-order). A row that nearest rounding serves better keeps that. A weight that is zero, pruned, stays zero.
 
     Args:
         weight: (groups, q, p), double.
@@ -71,6 +71,7 @@ def gptq(weight: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
         return plain
     columns = order.unsqueeze(1).expand_as(weight)
     left = weight.gather(2, columns)
+    kept = left != 0.0
     found = torch.empty_like(left)
     for start in range(0, left.shape[2], BLOCK):
         end = min(start + BLOCK, left.shape[2])
@@ -78,7 +79,7 @@ def gptq(weight: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
         inner = upper[:, start:end, start:end]
         for i in range(end - start):
             column = block[:, :, i : i + 1]
-            codes = to_codes(column, scale, bits)
+            codes = to_codes(column, scale, bits) * kept[:, :, start + i : start + i + 1]
             found[:, :, start + i : start + i + 1] = codes
             errors[:, :, i : i + 1] = (column - codes * scale) / inner[:, i, i, None, None]
             block[:, :, i + 1 :] -= errors[:, :, i : i + 1] * inner[:, i, None, i + 1 :]

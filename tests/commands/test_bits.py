@@ -105,3 +105,20 @@ def test_a_network_of_ones_own_loop_trains_weights_of_full_precision(session, tm
     done = secateur.apply(plan, session, finetune=1, train_fn=loop, out=tmp_path / "out")
     assert seen == [len(plan.layers)]
     require_on_grid(done.folder, plan)
+
+
+def test_weights_that_were_pruned_before_stay_pruned(session, tmp_path):
+    """Deep Compression's order: few weights, then few bits of those; trained, packed and loaded."""
+    pruning = small.make(tmp_path, "weights")
+    pruned = secateur.apply(small.plan_of(pruning), pruning, finetune=0, out=tmp_path / "pruned").model
+    zeros = {name: weight == 0 for name, weight in pruned.named_parameters() if weight.dim() > 1}
+    assert sum(int(mask.sum()) for mask in zeros.values()) > 100
+    coding = small.make(tmp_path, "bits", model=pruned, budget={"size": 0.3})
+    done = secateur.apply(small.plan_of(coding, 0.2), coding, finetune=1, out=tmp_path / "coded")
+    for name, mask in zeros.items():
+        assert not bool(done.model.get_parameter(name)[mask].any()), name
+        assert bool(done.model.get_parameter(name)[~mask].any()), name
+    report = secateur.export(done.folder, coding, format="packed", out=tmp_path / "packed").report
+    again = secateur.load(tmp_path / "packed", pruned)
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in done.model.state_dict().items())
+    assert report["packing"]["bytes"] < 0.35 * report["packing"]["float32_bytes"]

@@ -72,6 +72,7 @@ def copy(run: secateur.Training, folder: Path, episodes: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run, quick, tmp_path, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))  # written in these processes, and so killed there too
     folder = tmp_path / "run"
@@ -88,6 +89,7 @@ def test_killed_at_one_write_after_another_it_ends_as_the_uninterrupted_run(run,
     assert_same_run(folder, run.folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apply, fine-tuning"])  # the others have tests of their own
 def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(name, tmp_path):
     found = kills.check(kills.CASES[name], tmp_path, 1, random.Random(name))

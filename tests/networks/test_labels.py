@@ -76,7 +76,7 @@ def test_what_is_between_two_layers(name: str) -> None:
         )
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.sampled_from([n for n, (_, units, taken) in CUT.items() if units and taken == 8]), max_size=4))
 def test_whatever_comes_after_one_another(names: list[str]) -> None:
     def between(x: Tensor) -> Tensor:

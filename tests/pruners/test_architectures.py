@@ -240,7 +240,17 @@ def watch(model: nn.Module, x: Tensor, names: list[str]) -> dict[str, Tensor]:
     return seen
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+# of a kind that another one has, too: a small one of it is tested every time
+KINDRED = {
+    *("torchvision:vgg16_bn", "torchvision:resnext50_32x4d", "torchvision:densenet121", "torchvision:mnasnet1_0"),
+    *("torchvision:regnet_x_400mf", "timm:efficientnet_lite0", "cifar_resnet56", "cifar_resnet56, all"),
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in KINDRED else name for name in ARCHITECTURES],
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param)
 
