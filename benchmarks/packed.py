@@ -1,0 +1,87 @@
+"""Deep Compression's chain: few weights, few bits of those, one packed file; bytes and accuracy after each stage.
+
+python benchmarks/packed.py --data DIR --out DIR    (minutes; a stage that is there already is not run again)
+
+`--data DIR` holds `cifar10/` and `weights/`. The first stage keeps a fraction (`--kept`) of the weights, chosen over
+the network by `knapsack` and repaired by least squares; the second lays what is left on grids of `--bits` bits, zeros
+stay zero (`method: bits`, GPTQ-like, fitted). With `--epochs` each stage is fine-tuned for so long. `packed` is
+the size of the file that `secateur export --format packed` writes, all of it: batch norms, biases, recipe and head.
+Behind it stands how many times smaller it is than the dense network's numbers at 4 bytes each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import cifar_config, header, table
+from torch import nn
+
+import secateur
+from secateur import Session
+from secateur.agents import SearchProblem, get_allocator
+from secateur.reports.progress import RichReporter
+
+WHOLE = 1.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the stages")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--kept", type=float, nargs="+", default=[WHOLE, 0.5, 0.35], help="fractions of the weights")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, a stage")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(header())
+    head = ["weights kept", "top-1", "bits", "top-1", "packed, bytes", "times smaller"]
+    print(table(head, [row for kept in args.kept for row in rows(args, kept)]))
+
+
+def rows(args: argparse.Namespace, kept: float) -> list[list[str]]:
+    """One for every number of bits."""
+    config = cifar_config(args.depth, args.data, "threads=1", *args.overrides)
+    dense = Session(config, reporter=RichReporter())
+    model: nn.Module = dense.model
+    numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    shown = "–"
+    if kept < WHOLE:
+        session = dense.beside(overrides=["method=weights", f"budget.params={kept!r}"])
+        shown, model = stage(session, "knapsack", args.out / f"kept-{kept:g}", args.epochs, None)
+    found = []
+    for bits in args.bits:
+        coding = Session(config, model=model, overrides=["method=bits", "budget.size=1"], reporter=RichReporter())
+        folder = args.out / f"kept-{kept:g}-bits-{bits}"
+        after, _ = stage(coding, bits, folder, args.epochs, model)
+        if not (folder / "packed").exists():
+            secateur.export(folder, coding, format="packed", out=folder / "packed")
+        size = json.loads((folder / "packed" / "export.json").read_text())["packing"]["bytes"]
+        found.append([f"{100 * kept:g} %", shown, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"])
+    return found
+
+
+def stage(
+    session: Session, how: str | int, folder: Path, epochs: int, model: nn.Module | None
+) -> tuple[str, nn.Module]:
+    """Top-1 and the network of a stage: a rule's plan, or so many bits everywhere; applied already, or now."""
+    if not (folder / "summary.json").exists():
+        structure = session.structure
+        if isinstance(how, str):
+            rule = get_allocator(how, session.config.method)
+            kept = rule.allocate(SearchProblem(session.budget, session.context))
+        else:
+            kept = np.full(len(structure.layers), how, dtype=np.int64)
+        plan = session.plan_of(kept, allocator=str(how), seed=0, candidates=0)
+        secateur.apply(plan, session, finetune=epochs, out=folder)
+    summary = json.loads((folder / "summary.json").read_text())
+    return f"{summary['pruned']['test_accuracy']:.2f}", secateur.load(folder, model)
+
+
+if __name__ == "__main__":
+    main()
