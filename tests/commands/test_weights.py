@@ -85,7 +85,8 @@ def test_the_folder_says_what_is_in_the_weights(sparse, trained):
     params = sum(p.numel() for p in digits_resnet().parameters())
     assert summary["pruned"]["params"] == pytest.approx(1 - sum(counts.values()) / params)
     for name in ("dense", "masked", "repaired", "pruned"):
-        assert summary[name].keys() == {"test_accuracy", "flops", "params", "bytes", "latency_ms"}
+        change = set() if name == "dense" else {"test_change", "test_change_standard_error"}
+        assert summary[name].keys() == {"test_accuracy", "flops", "params", "bytes", "latency_ms"} | change
         assert summary[name]["latency_ms"] > 0
     assert (summary["method"], summary["schedule"], summary["finetune_epochs"]) == ("weights", "one_shot", 1)
     assert summary["masked_difference"] <= 1e-4
