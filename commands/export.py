@@ -114,6 +114,8 @@ def export(
     folder, session = Path(run), Session.of(session)
     runtime = _runtime(format, int8=int8, normalise=normalise, trust_code=session.trust_code)
     check_free(out)
+    if not (folder / NETWORK_NAME).is_file():  # before a config is asked for, which would help nobody
+        raise FileNotFoundError(f"no {NETWORK_NAME} in {folder}: give a folder that `secateur apply` wrote")
     session = session.beside(folder, overrides=["device=cpu"], spends=False)
     own = session.model if session.config.network is None else None  # the caller's, else it is built by its name
     model = load(folder, own, trust_code=session.trust_code)

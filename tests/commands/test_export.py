@@ -269,3 +269,13 @@ def test_a_packed_file_of_another_network_or_a_damaged_one_is_refused(session, a
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(ValueError, match=r"is damaged \(.*network\.packed"):
         secateur.load(done.folder, session.model)
+
+
+@pytest.mark.parametrize("format", ["onnx", "packed", "safetensors"])
+def test_a_folder_without_a_network_is_named(format, session, tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"no network.json in {folder}: give a folder that"
+        ):
+            secateur.export(folder, session, format=format, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
