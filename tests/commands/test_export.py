@@ -274,8 +274,6 @@ def test_a_packed_file_of_another_network_or_a_damaged_one_is_refused(session, a
 @pytest.mark.parametrize("format", ["onnx", "packed", "safetensors"])
 def test_a_folder_without_a_network_is_named(format, session, tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(
-            FileNotFoundError, match=rf"no network.json in {folder}: give a folder that"
-        ):
+        with pytest.raises(FileNotFoundError, match=rf"no network.json in {folder}: give a folder that"):
             secateur.export(folder, session, format=format, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
