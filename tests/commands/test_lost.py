@@ -97,6 +97,7 @@ def test_killed_at_any_time_it_ends_as_the_uninterrupted_run(name, tmp_path):
     assert found.runs >= 1
 
 
+@pytest.mark.slow  # an interrupted one is tested every time
 def test_a_killed_comparison_ends_as_the_uninterrupted_one(run, tmp_path):
     folder = tmp_path / "compare"
     arguments = {"plans": [run.folder], "against": ["uniform", "random", "hill_climb"], "candidates": 3}

@@ -166,7 +166,7 @@ def test_a_plan_says_method_and_criterion(tmp_path):
     assert mine.criterion == "obs"
 
 
-@pytest.mark.parametrize("method", ["channels", "weights"])
+@pytest.mark.parametrize("method", ["channels", pytest.param("weights", marks=pytest.mark.slow)])
 def test_the_sessions_own_network_stays_as_it_was(method, tmp_path):
     mine = session(method=method)
     model = mine.model

@@ -73,7 +73,7 @@ def test_a_file_for_a_root(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("depth", "right"), [(20, 932), (56, 943)])
+@pytest.mark.parametrize(("depth", "right"), [(20, 932), pytest.param(56, 943, marks=pytest.mark.slow)])
 def test_published_networks_score_as_published(depth: int, right: int, real_data: Path) -> None:
     # 91.64 and 92.72 % of 1,017 lossless test images
     root = real_data / "cifar10-lossless"

@@ -99,7 +99,10 @@ class Logged(zoo.Target):
         return found
 
 
-@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+@pytest.mark.parametrize(
+    "algorithm",
+    ["ddpg", *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(ALGORITHMS) if name != "ddpg")],
+)
 def test_what_an_agent_of_ones_own_finds_is_no_worse_than_the_base_plan(algorithm: str) -> None:
     structure = zoo.structure("digits")
     budget = Budget(structure, "flops", 0.5)

@@ -26,7 +26,10 @@ WAYS = tuple(
 )
 
 
-@pytest.mark.parametrize(("depth", "ways", "kept", "criterion"), [(20, WAYS, 81.0, "obs"), (56, WAYS[::3], 88.5, "l1")])
+@pytest.mark.parametrize(
+    ("depth", "ways", "kept", "criterion"),
+    [(20, WAYS, 81.0, "obs"), pytest.param(56, WAYS[::3], 88.5, "l1", marks=pytest.mark.slow)],
+)
 def test_every_repair_brings_the_logits_nearer_and_the_last_keeps_the_accuracy(depth, ways, kept, criterion, real_data):
     """Of half the channels: dense 91.6 and 92.7 % on the test images, unrepaired 34 and 39 %."""
     session = session_of(depth, real_data, "data.search=500", f"criterion={criterion}")

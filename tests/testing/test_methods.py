@@ -25,7 +25,10 @@ def test_every_method_keeps_the_rules(name: str):
     check_method(name)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("channels", "weights") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS],
+)
 def test_rounded_choices_keep_them_too(name: str):
     check_method(name, config=LayersConfig(round_to=4))
 
