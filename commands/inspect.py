@@ -147,7 +147,7 @@ def inspect(
     if input_shape is None and config.data is None and config.network is not None:
         input_shape = _usual_shape(config.network.name)
     model, shape = session.outline(input_shape)
-    structure = find_structure(config, model, shape, timed=latency)
+    structure = find_structure(config, model, shape, timed=latency, bar=session.reporter.bar)
     found = _inspection(config, structure, count_operations(model, example_images(model, shape)))
     for table in found.tables():
         session.reporter.show(table)

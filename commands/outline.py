@@ -16,6 +16,7 @@ from ..networks.checks import unwrapped
 from ..networks.copying import copied
 from ..pruners import METHODS, Budget, Structure
 from ..pruners.costs.latency_profile import take_table
+from ..pruners.costs.profiler import Bar, no_bar
 from ..training.inputs import InputShape, shape_of
 from .loading import device_of
 
@@ -53,14 +54,16 @@ def image_shape(data: DataConfig | None) -> InputShape:
     return shape_of(images.batches(1, torch.device("cpu"))[0][0])
 
 
-def find_structure(config: Config, model: nn.Module, input_shape: InputShape, *, timed: bool) -> Structure:
+def find_structure(
+    config: Config, model: nn.Module, input_shape: InputShape, *, timed: bool, bar: Bar = no_bar
+) -> Structure:
     """What the config's method finds in a network, dense and in eval mode; with a latency table, where it is timed.
 
     Raises:
         ValueError: see `Method.find` and `take_table`.
     """
     found = METHODS[config.method].find(model, input_shape, config.layers)
-    table = {"latency": take_table(model, found, config.latency)} if timed else {}
+    table = {"latency": take_table(model, found, config.latency, bar=bar)} if timed else {}
     return replace(found, method=config.method, costs={**found.costs, **table})  # as it is found by, here and later
 
 
@@ -78,11 +81,11 @@ def most_sparsity(config: Config) -> float:
     return config.layers.max_sparsity or METHODS[config.method].max_sparsity
 
 
-def check_budget(config: Config, untrained: nn.Module, input_shape: InputShape) -> None:
+def check_budget(config: Config, bar: Bar, untrained: nn.Module, input_shape: InputShape) -> None:
     """Whether the budget can be met, before the network is trained.
 
     Raises:
         PlanError: it cannot.
     """
     network = open_attention(copied(untrained))
-    find_budget(config, find_structure(config, network, input_shape, timed="latency" in config.budget.asked))
+    find_budget(config, find_structure(config, network, input_shape, timed="latency" in config.budget.asked, bar=bar))

@@ -139,7 +139,8 @@ class Session:
             made = make_objective(config.objective, self._objective, trust_code=self.trust_code)
             if self._objective is not None:
                 config = config.model_copy(update={"objective": settings_of(made)})
-            admit({"method": config.method, "criterion": config.criterion}, trust_code=self.trust_code)
+            code = {"method": config.method, "criterion": config.criterion, "latency.runtime": config.latency.runtime}
+            admit(code, trust_code=self.trust_code)
             method = METHODS[config.method]
             method.check_criterion(config.criterion or method.criterion)
             self._config = config
@@ -177,7 +178,11 @@ class Session:
         key = ("loaded", home, *map(repr, parts))
         given: dict[str, Any] = {"model": self._model, "images": self._images, "objective": self.objective}
         given |= {"reporter": self.reporter, "trust_code": self.trust_code, "folder": self._folder}
-        given |= {"before_training": partial(check_budget, config)} if self._spends and self._plan is None else {}
+        given |= (
+            {"before_training": partial(check_budget, config, self.reporter.bar)}
+            if self._spends and self._plan is None
+            else {}
+        )
         return self._once(key, lambda: load(config, **given))
 
     @property
@@ -228,10 +233,9 @@ class Session:
     @property
     def structure(self) -> Structure:
         """The network's layers and their costs; a latency table, which takes seconds, where the budget needs one."""
-        config = self.config
-        timed = "latency" in config.budget.asked
+        config, timed = self.config, "latency" in self.config.budget.asked
         key = ("structure", config.method, repr(config.layers), repr(config.latency) if timed else "")
-        make = partial(find_structure, config, self.model, self.input_shape, timed=timed)
+        make = partial(find_structure, config, self.model, self.input_shape, timed=timed, bar=self.reporter.bar)
         return self._once((*key, id(self.loaded)), make)
 
     def outline(self, input_shape: InputShape | None = None) -> tuple[nn.Module, InputShape]:

@@ -8,5 +8,5 @@ from .onnxruntime import OnnxRuntime as OnnxRuntime
 from .openvino import OpenVino as OpenVino
 from .program import Program as Program
 from .registry import RUNTIMES as RUNTIMES
-from .runtime import Run as Run
 from .runtime import Runtime as Runtime
+from .timing import Run as Run

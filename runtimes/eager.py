@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .program import Program
 from .registry import RUNTIMES
-from .runtime import KEY, About, Run, Runtime, converted, quietly
+from .runtime import KEY, About, Runtime, converted, quietly
+from .timing import Run
 
 ABOUT = f"{KEY}.json"
 

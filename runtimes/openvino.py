@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .program import Program
 from .registry import RUNTIMES
-from .runtime import KEY, About, Run, Runtime, converted, needed
+from .runtime import KEY, About, Runtime, converted, needed
+from .timing import Run
 
 
 class OpenVino(Runtime):

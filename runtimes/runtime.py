@@ -8,7 +8,7 @@ import io
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from .program import Program
-
-Run = Callable[[Sequence[Tensor]], list[Tensor]]
-"""A file that was opened: input tensors (N, …) in the file's order → output tensors in its order."""
+from .timing import Run, milliseconds
 
 About = Mapping[str, str]
 """What is written into a file beside the network, by name."""
@@ -74,6 +72,20 @@ class Runtime(ABC):
             ValueError: there is no way, or it fails.
         """
         raise ValueError(f"int8: {self.format} files are not quantised here; export onnx or openvino")
+
+    def milliseconds(
+        self, paths: Mapping[str, Path], images: Mapping[str, Sequence[Tensor]], *, threads: int, passes: int
+    ) -> dict[str, float]:
+        """Median milliseconds of a pass of each file, here and in turns; where they run on a board, ask the board.
+
+        Args:
+            paths: of files that `export` or `quantise` wrote, by name.
+            images: input tensors for each.
+            threads: that it may have.
+            passes: counted ones.
+        """
+        runs = {name: self.open(path, threads) for name, path in paths.items()}
+        return milliseconds(runs, images, threads=threads, passes=passes)
 
     def files(self, path: Path) -> list[Path]:
         """All that belongs to a file: itself, and what lies beside it."""

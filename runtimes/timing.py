@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
 from ..networks.world import undisturbed
-from .runtime import Run
+
+Run = Callable[[Sequence[Tensor]], list[Tensor]]
+"""A file that was opened: input tensors (N, …) in the file's order → output tensors in its order."""
 
 
 def milliseconds(

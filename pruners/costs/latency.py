@@ -16,6 +16,7 @@ from ...networks.copying import copied
 from ...networks.inference import channels_last
 from ...networks.world import undisturbed
 from ...training.inputs import Inputs, InputShape, call, leaves, mapped, random_inputs
+from .latency_files import file_times, in_torch
 
 Clock = Callable[[], float]
 
@@ -30,10 +31,17 @@ def measure_latency(
         models: by name, in eval mode, all on one device; copies in the same memory format take turns, so that a repair
             that left the weights in another one gains nothing by it.
         input_shape: (C, H, W) of one image.
-        config: images a pass, threads, memory format; its `repeats` are those of the table.
+        config: images a pass, threads, memory format, the runtime; its `repeats` are those of the table.
         runs: counted passes of each, after three that warm up.
+
+    Raises:
+        ValueError: the runtime is not there, or does not take a network.
     """
     config = config or LatencyConfig()
+    if not in_torch(config):
+        here = {name: copied(model).cpu() for name, model in models.items()}
+        images = random_inputs(input_shape, config.batch, torch.Generator().manual_seed(0))
+        return file_times(here, dict.fromkeys(here, images), config, runs)
     ready = {name: formatted(copied(model), config) for name, model in models.items()}
     images = random_images(next(iter(ready.values())), input_shape, config)
     times: dict[str, list[float]] = {name: [] for name in models}

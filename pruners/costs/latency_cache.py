@@ -19,13 +19,15 @@ from ...configs import LatencyConfig
 from ...storage.cache import cache_folder
 from ...storage.files import write_json
 from ...storage.reading import read_json, validated
+from .latency_files import in_torch, runtime_of
 
 
 class LatencyCache:
     """One readable JSON file for everything that was measured alike, in the folder `latency` of `cache_folder()`.
 
     Attributes:
-        about: what "alike" means: machine, torch, threads, batch, passes, memory format. The file's name, too.
+        about: what "alike" means: machine, torch, threads, batch, passes, memory format; in another runtime than torch
+            that, its precision and versions. The file's name, too.
         path: of the file.
         times: microseconds by a segment's key. A damaged file is none, with a RuntimeWarning.
     """
@@ -40,6 +42,10 @@ class LatencyCache:
             "memory_format": "channels_last" if config.channels_last else "contiguous",
         }
         name = "{machine} torch {torch} {threads} threads batch {batch} {repeats} repeats {memory_format}"
+        if not in_torch(config):
+            versions = runtime_of(config).versions()
+            self.about["runtime"] = " ".join([config.runtime, config.precision, *map(" ".join, versions.items())])
+            name += " {runtime}"
         slug = re.sub(r"[^a-z0-9.]+", "-", name.format(**self.about).lower())
         self.path = cache_folder() / "latency" / f"{slug}.json"
         self.times = self._read()

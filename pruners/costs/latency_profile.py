@@ -1,6 +1,7 @@
 """Take a network's latency table on this machine.
 
-The network is cut to a few dozen combinations of units kept and runs as it always does, timed segment by segment.
+The network is cut to a few dozen combinations of units kept and runs as it always does, timed segment by segment; in
+another runtime than torch its parts are timed as files (`FileProfiler`).
 Segments that do the same are one, and share their samples; the median counts, for medians of parts add up to that of
 the whole where minima do not. Kernels work on blocks of 8 or 16 channels, so that curves are stairs: they are known at
 pairs of sizes, a multiple and the next one, and straight in between.
@@ -8,23 +9,16 @@ pairs of sizes, a multiple and the next one, and straight in between.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from functools import partial
-
 import numpy as np
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, nn
+from torch import nn
 
 from ...configs import LatencyConfig
-from ...training.inputs import leaves, taken
 from ..structure import PlanError, Structure
-from .latency import formatted, random_images, stopwatch
-from .latency_cache import LatencyCache
+from .file_profiler import FileProfiler
+from .latency_files import in_torch
 from .latency_table import Curve, Floats, Form, Ints, LatencyTable
-from .segments import Segment, describe, time_segments
-
-Timer = Callable[[nn.Module, Tensor], Sequence[float]]
+from .profiler import Bar, Profiler, Timer, no_bar
 
 STEPS = 8  # of a layer's width, that a curve is known at
 BLOCK = 8  # channels that kernels work on together
@@ -36,22 +30,26 @@ def take_table(
     config: LatencyConfig | None = None,
     *,
     timer: Timer | None = None,
+    bar: Bar = no_bar,
 ) -> LatencyTable:
     """Measure what the cache does not hold, and make the table.
 
     Args:
         model: dense, in eval mode; not changed.
         structure: its layers.
-        config: images a pass, threads, passes, memory format.
+        config: images a pass, threads, passes, memory format; the runtime.
         timer: seconds of every segment of one pass of a network over a batch; none really measures.
+        bar: shows how many files are made and timed, in a runtime other than torch.
 
     Raises:
         PlanError: the network calls other modules when it is cut.
+        ValueError: the runtime is not there, or does not take a part of the network.
     """
     if structure.first_units is None:
         raise PlanError(f"budget.latency: no latency table for method: {structure.method}; budget flops or params")
     dense = structure.units
-    profiler = _Profiler(model, structure, config or LatencyConfig())
+    config = config or LatencyConfig()
+    profiler = Profiler(model, structure, config) if in_torch(config) else FileProfiler(model, structure, config, bar)
     sizes, units = _shapes(profiler)
     colours = _colours(units)
     steps = _steps(dense)
@@ -71,66 +69,12 @@ def take_table(
         else:
             form = Form.of(sizes[i], units[i])
             shared[form] = shared.get(form, 0.0) + together[:, i]
-    fixed = sum(float(times[-1]) for form, times in shared.items() if not form.varies)
+    fixed = profiler.base + sum(float(times[-1]) for form, times in shared.items() if not form.varies)
     curves = [Curve.below(form, dense - steps, times) for form, times in shared.items() if form.varies]
     return LatencyTable(dense, fixed, curves, surfaces)
 
 
-class _Profiler:
-    """Cuts the network, describes it and times it."""
-
-    def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig):
-        self.model = model
-        self.structure = structure
-        self.config = config
-        self.images = random_images(model, structure.input_shape, config)
-        self.device = next(iter(leaves(self.images).values())).device
-        self.cache = LatencyCache(self.device, config)
-        self.known: dict[tuple[int, ...], list[Segment]] = {}
-
-    def network(self, kept: Ints) -> nn.Module:
-        """With the first so many units of every layer (layers,)."""
-        assert self.structure.first_units is not None
-        return formatted(self.structure.first_units(self.model, self.structure, kept), self.config)
-
-    def segments(self, kept: Ints) -> list[Segment]:
-        """Of the network that keeps so many units (layers,); the dense one's come first."""
-        key = tuple(kept.tolist())
-        if key not in self.known:
-            self.known[key] = describe(self.network(kept), taken(self.images, slice(1)))
-            dense = next(iter(self.known.values()))
-            if [s.module for s in self.known[key]] != [s.module for s in dense]:
-                raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
-        return self.known[key]
-
-    def measure(self, designs: Ints, timer: Timer | None) -> None:
-        """Time what the cache does not hold, in rounds over all networks: a noisy spell then hits all alike.
-
-        Args:
-            designs: (networks, layers) kept.
-            timer: as `take_table` takes it.
-        """
-        held = set(self.cache.times)
-        networks = [w for w in np.unique(designs, axis=0) if not held.issuperset(s.key for s in self.segments(w))]
-        samples: dict[str, list[float]] = {}
-        with stopwatch(self.device, self.config) as clock:
-            timer = timer or partial(time_segments, clock=clock)
-            for _ in range(self.config.repeats if networks else 0):
-                for kept in networks:
-                    seconds = timer(self.network(kept), self.images)
-                    for segment, value in zip(self.segments(kept), seconds, strict=True):
-                        samples.setdefault(segment.key, []).append(1e6 * value)
-        if samples:
-            new = {key: statistics.median_low(values) for key, values in samples.items() if key not in held}
-            self.cache.add({key: round(value, 3) for key, value in new.items()})
-
-    def times(self, kept: Ints) -> Floats:
-        """(networks, segments) nanoseconds."""
-        times = self.cache.times
-        return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
-
-
-def _shapes(profiler: _Profiler) -> tuple[Ints, Ints]:
+def _shapes(profiler: Profiler) -> tuple[Ints, Ints]:
     """(segments, 2) dense sizes, and (segments, 2, layers) how much of them goes with a unit of every layer."""
     dense = profiler.structure.units
     sizes = np.array([segment.sizes for segment in profiler.segments(dense)])

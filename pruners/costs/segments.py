@@ -29,11 +29,13 @@ class Segment:
         key: its operations with the shapes of one image: what two segments share that take equally long.
         sizes: what cutting layers can change: the (outputs, inputs) of a kernel or matrix; (elements, 1) in and
             out of any other module.
+        inputs: shapes of the tensors that it takes, of one image.
     """
 
     module: str
     key: str
     sizes: tuple[int, int]
+    inputs: tuple[tuple[int, ...], ...]
 
 
 def describe(model: nn.Module, image: Inputs) -> list[Segment]:
@@ -53,7 +55,9 @@ def describe(model: nn.Module, image: Inputs) -> list[Segment]:
     def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         taken = [x for x in inputs if isinstance(x, Tensor)]
         key = f"{module!r}({', '.join(map(_shape, taken))})"
-        segments.append(Segment(names[module], " ".join([*between.calls, key]), _sizes(module, [*taken, output])))
+        shapes = tuple(tuple(x.shape[1:]) for x in taken)
+        sizes = _sizes(module, [*taken, output])
+        segments.append(Segment(names[module], " ".join([*between.calls, key]), sizes, shapes))
         between.calls.clear()
         between.inside = False
 

@@ -17,7 +17,7 @@ def clock(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECATEUR_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(
-            "secateur.pruners.costs.latency_profile.time_segments",
+            "secateur.pruners.costs.profiler.time_segments",
             lambda m, x, clock: zoo.timer(zoo.multiplications)(m, x),
         )
         yield

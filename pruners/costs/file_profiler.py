@@ -1,0 +1,139 @@
+"""The parts of a network timed as files in a runtime, and brought to the time of whole networks there.
+
+A part is a convolution or linear layer, with the batch norm behind it folded in, as runtimes do. They also fuse over the
+borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back, so
+the parts' sum is not the whole: T = a + b · Σ parts + c · Σ elements that they take, fitted on whole networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from scipy.optimize import lsq_linear
+from torch import nn
+
+from ...configs import LatencyConfig
+from ...networks.copying import copied
+from ...networks.norms import LAYERS, fold, following_norms
+from ...training.inputs import Inputs, taken
+from ..structure import Structure
+from .latency_files import file_times
+from .latency_table import Floats, Ints
+from .profiler import Bar, Profiler, Timer
+from .segments import Segment
+
+SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of every layer's units, in the whole networks
+TOGETHER = 24  # files that are made, timed in turns and kept in the cache
+PASSES = 3  # of a file for every one of `latency.repeats`: it is one sample, where segments in torch share theirs
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file to be timed.
+
+    Attributes:
+        network: in eval mode.
+        images: that it takes.
+    """
+
+    network: nn.Module
+    images: Inputs
+
+
+class FileProfiler(Profiler):
+    """Times what a runtime makes of the network; on the CPU.
+
+    Attributes:
+        slope: b, of a part's own time.
+        element: c, nanoseconds for every element that a part takes of one image; below 0 where a part by itself pays
+            for an order of its inputs that the whole network has already.
+    """
+
+    slope, element = 1.0, 0.0
+
+    def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig, bar: Bar):
+        # files have no memory format
+        super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}))
+        self.bar = bar
+        self.norms = following_norms(self.model, taken(self.images, slice(1)))
+
+    def measure(self, designs: Ints, timer: Timer | None) -> None:
+        """Time the parts of networks (networks, layers) kept, and a few whole networks, where the cache lacks them."""
+        dense = self.structure.units
+        whole = np.unique(np.array([dense * share for share in SHARES]).round().clip(1, dense).astype(np.int64), axis=0)
+        files: dict[str, Part] = {self._name(kept): Part(self.network(kept), self.images) for kept in whole}
+        for kept in np.unique(np.concatenate([designs, whole]), axis=0):
+            files |= {key: part for key, part in self._parts(kept) if key not in files}
+        missing = iter([key for key in files if key not in self.cache.times])
+        total = sum(key not in self.cache.times for key in files)
+        if total:
+            with self.bar(f"time in {self.config.runtime}", total) as advance:
+                while keys := list(islice(missing, TOGETHER)):
+                    self._time({key: files[key] for key in keys})
+                    for _ in keys:
+                        advance("")
+        self._fit(whole)
+
+    def _time(self, files: dict[str, Part]) -> None:
+        found = file_times(
+            {key: part.network for key, part in files.items()},
+            {key: part.images for key, part in files.items()},
+            self.config,
+            PASSES * self.config.repeats,
+        )
+        self.cache.add({key: round(1e3 * value, 3) for key, value in found.items()})
+
+    def times(self, kept: Ints) -> Floats:
+        """(networks, segments) nanoseconds; together with `base` they are a pass."""
+        return np.rint([[self.slope * t + self.element * n for t, n in self._told(k)] for k in kept])
+
+    def _fit(self, whole: Ints) -> None:
+        """Bring the sums to the times of whole networks (networks, layers) kept, by relative least squares."""
+        times = np.array([1e3 * self.cache.times[self._name(kept)] for kept in whole])
+        sums = np.array([np.sum(self._told(kept), axis=0) for kept in whole])
+        matrix = np.column_stack([np.ones(len(whole)), sums]) / times[:, None]
+        scale = np.abs(matrix).max(axis=0).clip(np.finfo(float).tiny)
+        least = [0.0, 0.0, -np.inf]
+        found = lsq_linear(matrix / scale, np.ones(len(whole)), bounds=(least, np.inf)).x / scale
+        self.base, self.slope, self.element = map(float, found)
+
+    def _told(self, kept: Ints) -> list[tuple[float, int]]:
+        """(segments,) nanoseconds of the part by itself, and elements that it takes; 0 of what is no part."""
+        network = self.network(kept)
+        told = []
+        for segment in self.segments(kept):
+            if not self._is_part(network, segment):
+                told.append((0.0, 0))
+                continue
+            elements = self.config.batch * int(np.prod(segment.inputs[0]))
+            told.append((1e3 * self.cache.times[self._key(network, segment)], elements))
+        return told
+
+    def _parts(self, kept: Ints) -> Iterator[tuple[str, Part]]:
+        network = self.network(kept)
+        for segment in self.segments(kept):
+            if self._is_part(network, segment):
+                generator = torch.Generator().manual_seed(0)
+                images = torch.randn(self.config.batch, *segment.inputs[0], generator=generator)
+                yield self._key(network, segment), Part(self._folded(network, segment), images)
+
+    def _is_part(self, network: nn.Module, segment: Segment) -> bool:
+        return isinstance(network.get_submodule(segment.module), LAYERS) and len(segment.inputs) == 1
+
+    def _folded(self, network: nn.Module, segment: Segment) -> nn.Module:
+        module = network.get_submodule(segment.module)
+        norm = self.norms.get(segment.module)
+        return module if norm is None else fold(module, network.get_submodule(norm))
+
+    def _key(self, network: nn.Module, segment: Segment) -> str:
+        return f"{self._folded(network, segment)!r}({'x'.join(map(str, segment.inputs[0]))})"
+
+    def _name(self, kept: Ints) -> str:
+        """Of the whole network that keeps so many: by all that it calls."""
+        calls = "\n".join(segment.key for segment in self.segments(kept))
+        return f"whole {hashlib.sha256(calls.encode()).hexdigest()}"

@@ -1,0 +1,91 @@
+"""A network cut, described and timed segment by segment; what was timed once is looked up."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ...configs import LatencyConfig
+from ...training.inputs import leaves, taken
+from ..structure import PlanError, Structure
+from .latency import formatted, random_images, stopwatch
+from .latency_cache import LatencyCache
+from .latency_table import Floats, Ints
+from .segments import Segment, describe, time_segments
+
+Timer = Callable[[nn.Module, Tensor], Sequence[float]]
+Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
+"""Title and total → a progress bar, whose function advances it by one and says something behind it."""
+
+
+@contextlib.contextmanager
+def no_bar(_title: str, _total: int) -> Any:
+    """Nothing is shown."""
+    yield lambda _note: None
+
+
+class Profiler:
+    """Cuts the network, describes it and times it.
+
+    Attributes:
+        base: nanoseconds of a pass that are no segment's.
+    """
+
+    base = 0.0
+
+    def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig):
+        self.model = model
+        self.structure = structure
+        self.config = config
+        self.images = random_images(model, structure.input_shape, config)
+        self.device = next(iter(leaves(self.images).values())).device
+        self.cache = LatencyCache(self.device, config)
+        self.known: dict[tuple[int, ...], list[Segment]] = {}
+
+    def network(self, kept: Ints) -> nn.Module:
+        """With the first so many units of every layer (layers,)."""
+        assert self.structure.first_units is not None
+        return formatted(self.structure.first_units(self.model, self.structure, kept), self.config)
+
+    def segments(self, kept: Ints) -> list[Segment]:
+        """Of the network that keeps so many units (layers,); the dense one's come first."""
+        key = tuple(kept.tolist())
+        if key not in self.known:
+            self.known[key] = describe(self.network(kept), taken(self.images, slice(1)))
+            dense = next(iter(self.known.values()))
+            if [s.module for s in self.known[key]] != [s.module for s in dense]:
+                raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
+        return self.known[key]
+
+    def measure(self, designs: Ints, timer: Timer | None) -> None:
+        """Time what the cache does not hold, in rounds over all networks: a noisy spell then hits all alike.
+
+        Args:
+            designs: (networks, layers) kept.
+            timer: as `take_table` takes it.
+        """
+        held = set(self.cache.times)
+        networks = [w for w in np.unique(designs, axis=0) if not held.issuperset(s.key for s in self.segments(w))]
+        samples: dict[str, list[float]] = {}
+        with stopwatch(self.device, self.config) as clock:
+            timer = timer or partial(time_segments, clock=clock)
+            for _ in range(self.config.repeats if networks else 0):
+                for kept in networks:
+                    seconds = timer(self.network(kept), self.images)
+                    for segment, value in zip(self.segments(kept), seconds, strict=True):
+                        samples.setdefault(segment.key, []).append(1e6 * value)
+        if samples:
+            new = {key: statistics.median_low(values) for key, values in samples.items() if key not in held}
+            self.cache.add({key: round(value, 3) for key, value in new.items()})
+
+    def times(self, kept: Ints) -> Floats:
+        """(networks, segments) nanoseconds."""
+        times = self.cache.times
+        return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
