@@ -1,6 +1,7 @@
 """A budget of measured latency: whether the table behind it is right, and what it buys over a budget of FLOPs.
 
 python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10/ and weights/)
+python benchmarks/latency_budget.py --data DIR --set latency.runtime=onnxruntime --set latency.precision=int8
 
 The table of one network is taken on this machine, in this run or an earlier one (it is cached). *Right*: the latency
 it predicts for random plans against the whole networks' measured latency, both as a fraction of the dense network's.
@@ -34,12 +35,13 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.85, 0.75, 0.65])
     parser.add_argument("--random", type=int, default=12, help="random plans that the table is tried on")
     parser.add_argument("--runs", type=int, default=25, help="timed passes of every network, which take turns")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
     errors, rows = [], []
     for depth in args.depths:
-        session = cifar_session(depth, args.data, f"budget.latency={args.budgets[0]}", "threads=1")
+        session = cifar_session(depth, args.data, f"budget.latency={args.budgets[0]}", "threads=1", *args.overrides)
         errors.append([f"ResNet-{depth}", *table_error(session, args.random, args.runs)])
         rows += [[f"ResNet-{depth}", *row] for row in bought(session, args.budgets, args.runs)]
     print(

@@ -17,6 +17,7 @@ from ..networks.inference import statistics
 from ..networks.world import undisturbed, use_threads
 from ..pruners import METHODS, Kept, PlanError, RatioPlan
 from ..pruners.costs.latency import measure_latency
+from ..pruners.costs.latency_files import runtime_name
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME
 from ..reports.figures import plan_figure
@@ -153,6 +154,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
         "schedule": begun.schedule,
         "finetune_epochs": epochs,
         "latency_batch": session.config.latency.batch,
+        "latency_runtime": runtime_name(session.config.latency),
         "images": image_counts(session),
         "hand_set": hand_set(session, plan),
         "masked_difference": difference,
@@ -170,7 +172,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
     for path in folder.glob(CHECKPOINTS):
         path.unlink()
     write_report(folder)
-    note = f"ms: one pass of {summary['latency_batch']} images"
+    note = f"ms: one pass of {summary['latency_batch']} images, {summary['latency_runtime']}"
     if cut.hold is not None and costs["pruned"]["flops"] < 1.0:
         note += "; FLOPs without the zeros: dense kernels multiply them"
     reporter.show(figures_table("The plan, applied", rows, _titles(begun), note, session.objective.measure))

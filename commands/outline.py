@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..configs import Config, ConfigError
+from ..configs.registry import admit
 from ..configs.schema import DataConfig
 from ..data import load_splits
 from ..networks import build_network
@@ -15,6 +16,7 @@ from ..networks.attention import open_attention
 from ..networks.checks import unwrapped
 from ..networks.copying import copied
 from ..pruners import METHODS, Budget, Structure
+from ..pruners.costs.latency_files import in_torch, runtime_of
 from ..pruners.costs.latency_profile import take_table
 from ..pruners.costs.profiler import Bar, no_bar
 from ..training.inputs import InputShape, shape_of
@@ -52,6 +54,19 @@ def image_shape(data: DataConfig | None) -> InputShape:
         return (len(data.mean), size, size)
     images = load_splits(data, num_classes=None).calibration
     return shape_of(images.batches(1, torch.device("cpu"))[0][0])
+
+
+def check_names(config: Config, *, trust_code: bool) -> None:
+    """Whether there are the method, the criterion and the runtime that a config names; code is imported where trusted.
+
+    Raises:
+        ValueError: there is none of that name, a package is missing, or code is not trusted.
+    """
+    code = {"method": config.method, "criterion": config.criterion, "latency.runtime": config.latency.runtime}
+    admit(code, trust_code=trust_code)
+    METHODS[config.method].check_criterion(config.criterion or METHODS[config.method].criterion)
+    if not in_torch(config.latency):
+        runtime_of(config.latency)
 
 
 def find_structure(

@@ -11,7 +11,6 @@ from typing import Any, TypeVar, Unpack, cast
 from torch import nn
 
 from ..configs import Config, layered
-from ..configs.registry import admit
 from ..envs import CandidateEvaluator, LayerSparsityEnv, ParallelEvaluator, RewardWeights
 from ..networks.inference import Batches
 from ..networks.world import undisturbed
@@ -24,7 +23,7 @@ from ..training.objective import Objective, make_objective, settings_of
 from . import workers
 from .describe import dense_latency, describe, warned
 from .loading import Images, Loaded, LoaderOf, load, save_trained
-from .outline import check_budget, find_budget, find_structure, image_shape, untrained
+from .outline import check_budget, check_names, find_budget, find_structure, image_shape, untrained
 from .resolve import Given, absolute, home_of, resolve_config, save_config
 from .setup import set_up
 from .tuning import TuneOptions, check_trainable, finetune
@@ -139,10 +138,7 @@ class Session:
             made = make_objective(config.objective, self._objective, trust_code=self.trust_code)
             if self._objective is not None:
                 config = config.model_copy(update={"objective": settings_of(made)})
-            code = {"method": config.method, "criterion": config.criterion, "latency.runtime": config.latency.runtime}
-            admit(code, trust_code=self.trust_code)
-            method = METHODS[config.method]
-            method.check_criterion(config.criterion or method.criterion)
+            check_names(config, trust_code=self.trust_code)
             self._config = config
         return self._config
 

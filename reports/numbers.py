@@ -43,7 +43,9 @@ def figures_part(run: Run) -> Markup:
         told = {"dense": summary.dense, "masked, not repaired": summary.masked, "base plan": summary.base,
                 "repaired": summary.repaired, "best plan": summary.best, _pruned_name(run): summary.pruned}  # fmt: skip
         named = [(name, row) for name, row in told.items() if row is not None]
-    batch = f"; ms: one pass of {summary.latency_batch} images, PyTorch" if summary.latency_batch else ""
+    batch = (
+        f"; ms: one pass of {summary.latency_batch} images, {summary.latency_runtime}" if summary.latency_batch else ""
+    )
     parts = [_figures_table(f"Percentages are of the dense network{batch}", named, columns)]
     if summary.trained_summary:
         trained: list[Column] = [

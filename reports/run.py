@@ -89,6 +89,7 @@ class Summary(_Part):
     finetune_epochs: Count | None = None
     schedule: str | None = None
     latency_batch: Count | None = None
+    latency_runtime: str = "PyTorch"
     masked_difference: float | None = None
     images: dict[str, Count] = {}
     hand_set: dict[str, list[Count]] = {}

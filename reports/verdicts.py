@@ -127,7 +127,7 @@ def _application(run: Run) -> list[str]:
         batch = f" of {summary.latency_batch} images" if summary.latency_batch else ""
         sentences.append(
             f"One pass{batch} takes {pruned.latency_ms:.2f} ms instead of {dense.latency_ms:.2f} ms, {ratio:.2f} of "
-            "the time, in PyTorch, on the machine that it was measured on."
+            f"the time, in {summary.latency_runtime}, on the machine that it was measured on."
         )
     if pruned.test_change_standard_error is not None:
         sentences.append("± is one standard error of the difference on the same images.")

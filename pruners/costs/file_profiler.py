@@ -1,6 +1,6 @@
 """The parts of a network timed as files in a runtime, and brought to the time of whole networks there.
 
-A part is a convolution or linear layer, with the batch norm behind it folded in, as runtimes do. They also fuse over the
+A part is a convolution or linear layer, with the batch norm behind it folded in, as runtimes do. They fuse over the
 borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back, so
 the parts' sum is not the whole: T = a + b · Σ parts + c · Σ elements that they take, fitted on whole networks.
 """
@@ -22,7 +22,7 @@ from ...networks.copying import copied
 from ...networks.norms import LAYERS, fold, following_norms
 from ...training.inputs import Inputs, taken
 from ..structure import Structure
-from .latency_files import file_times
+from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
 from .profiler import Bar, Profiler, Timer
 from .segments import Segment
@@ -72,7 +72,7 @@ class FileProfiler(Profiler):
         missing = iter([key for key in files if key not in self.cache.times])
         total = sum(key not in self.cache.times for key in files)
         if total:
-            with self.bar(f"time in {self.config.runtime}", total) as advance:
+            with self.bar(f"time, {runtime_name(self.config)}", total) as advance:
                 while keys := list(islice(missing, TOGETHER)):
                     self._time({key: files[key] for key in keys})
                     for _ in keys:

@@ -16,7 +16,12 @@ from ...training.inputs import Inputs
 
 def in_torch(config: LatencyConfig) -> bool:
     """Whether networks are timed as they are, operation by operation."""
-    return config.runtime == "eager"
+    return config.runtime == "eager" and config.precision == "fp32"
+
+
+def runtime_name(config: LatencyConfig) -> str:
+    """Where latency is measured, for a person."""
+    return "PyTorch" if in_torch(config) else f"{config.runtime} {config.precision}"
 
 
 def runtime_of(config: LatencyConfig) -> Runtime:

@@ -50,6 +50,7 @@ def test_applied_here_the_table_stands_beside_the_whole_network(trained, tmp_pat
     assert found["dense_measured_ms"] == done.summary["dense"]["latency_ms"]
     assert found["dense_predicted_ms"] == pytest.approx(trained.summary["dense"]["flops_count"] / 1e6)
     assert done.summary["latency_batch"] == 4
+    assert done.summary["latency_runtime"] == "PyTorch"
 
 
 def test_applied_where_flops_count_no_table_is_made(trained, tmp_path, monkeypatch):

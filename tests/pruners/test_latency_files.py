@@ -1,0 +1,160 @@
+"""Latency in the runtime that ships: the table from files whose times are known, and files of real runtimes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import secateur
+import zoo
+from secateur.configs import LatencyConfig
+from secateur.pruners.costs.latency import measure_latency
+from secateur.pruners.costs.latency_cache import LatencyCache
+from secateur.pruners.costs.latency_profile import take_table
+from secateur.runtimes import RUNTIMES
+from secateur.runtimes.eager import Eager
+
+ONNX = LatencyConfig(batch=4, threads=1, repeats=1, runtime="onnxruntime")
+BASE, SLOPE, ELEMENT = 3e-3, 0.8, -2e-7  # milliseconds of a pass, of a part's own, and for an element it takes
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Law:
+    """Stands for a runtime: a part takes a nanosecond a multiplication, a whole network what the law makes of them.
+
+    Attributes:
+        files: how many were timed, a call each.
+    """
+
+    def __init__(self) -> None:
+        self.files: list[int] = []
+
+    def __call__(self, networks, images, config, passes):
+        assert passes == 3 * config.repeats
+        self.files.append(len(networks))
+        found = {}
+        for name, network in networks.items():
+            assert not network.training
+            parts, elements = self.parts(network, images[name])
+            whole = name.startswith("whole")
+            found[name] = BASE + SLOPE * parts + ELEMENT * elements if whole else parts
+        return found
+
+    @staticmethod
+    def parts(network, images):
+        taken = []
+        kernels = [m for m in network.modules() if isinstance(m, (torch.nn.Linear, torch.nn.modules.conv._ConvNd))]
+        hooks = [m.register_forward_pre_hook(lambda _m, x: taken.append(x[0].numel())) for m in kernels]
+        seconds = sum(zoo.timer(zoo.multiplications)(network, images))
+        for hook in hooks:
+            hook.remove()
+        return 1e3 * len(images) * seconds, len(images) * sum(taken)
+
+
+@pytest.fixture
+def law(empty_cache, monkeypatch):
+    found = Law()
+    monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "case", [("residual", "inner"), ("downsample", "all"), ("depthwise", "inner"), ("vgg", "inner")]
+)
+def test_the_table_says_what_whole_networks_take(case, law):
+    """Parts by themselves say another time than the network that they are parts of."""
+    layers = zoo.structure(*case)
+    table = take_table(zoo.make(case[0]), layers, ONNX)
+    layers = replace(layers, costs={**layers.costs, "latency": table})
+    for kept in (layers.units, *(np.array(zoo.kept_of(zoo.draw(layers, seed))) for seed in range(10))):
+        assert layers.first_units is not None
+        small = layers.first_units(zoo.make(case[0]), layers, kept)
+        parts, elements = Law.parts(small, zoo.images(case[0], 4))
+        expected = 1e6 * (BASE + SLOPE * parts + ELEMENT * elements)
+        assert layers.cost("latency", kept) == pytest.approx(expected, rel=0.02)
+
+
+def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypatch):
+    layers = zoo.structure("residual")
+    first = take_table(zoo.make("residual"), layers, ONNX)
+    files = list(law.files)
+    assert max(files) <= 24
+    again = take_table(zoo.make("residual", seed=1), layers, ONNX)
+    assert law.files == files
+    assert first(layers.units // 2) == again(layers.units // 2)
+    (cached,) = [LatencyCache(torch.device("cpu"), ONNX)]
+    assert "onnxruntime fp32" in str(cached.about["runtime"])
+    assert LatencyCache(torch.device("cpu"), ONNX.model_copy(update={"precision": "int8"})).path != cached.path
+
+    eight = ONNX.model_copy(update={"precision": "int8"})
+
+    def stopped(*given):  # behind the first two dozen files
+        if len(law.files) > len(files):
+            raise KeyboardInterrupt
+        return law(*given)
+
+    monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        take_table(zoo.make("residual"), layers, eight)
+    monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", law)
+    take_table(zoo.make("residual"), layers, eight)
+    assert sum(law.files) == 2 * sum(files)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runtime": "onnxrutime"}, "no runtime 'onnxrutime', only .* did you mean onnxruntime"),
+        ({"runtime": "eager", "precision": "int8"}, "latency.precision = int8: eager does not quantise here"),
+    ],
+)
+def test_a_runtime_that_is_not_there_is_named_before_anything_is_trained(change, message):
+    overrides = ["budget.latency=0.5", *(f"latency.{key}={value}" for key, value in change.items())]
+    with pytest.raises(ValueError, match=message):
+        _ = secateur.Session("digits", overrides=overrides).config
+    with pytest.raises(ValueError, match=message):
+        measure_latency({"a": zoo.make("strict")}, zoo.RGB, LatencyConfig(**change))
+
+
+def test_a_board_of_ones_own_says_how_long_a_file_takes(empty_cache):
+    """And a plan is made for it: narrow layers are no faster there."""
+
+    class Board(Eager):
+        format, suffix = "board", ".pt2"
+
+        def export(self, program, path, about):
+            path.write_text(str(sum(weight.numel() for weight in program.exported.state_dict.values())))
+
+        def milliseconds(self, paths, images, *, threads, passes):
+            return {name: float(path.read_text()) for name, path in paths.items()}
+
+    RUNTIMES.register("board")(Board())
+    try:
+        config = LatencyConfig(batch=2, repeats=1, runtime="board")
+        small, whole = zoo.compress("strict", "inner", zoo.draw(zoo.structure("strict"), 0)).model, zoo.make("strict")
+        found = measure_latency({"small": small, "whole": whole}, zoo.images("strict", 1).shape[1:], config)
+        assert found == {
+            name: float(sum(p.numel() for p in model.parameters())) + sum(b.numel() for b in model.buffers())
+            for name, model in (("small", small), ("whole", whole))
+        }
+        table = take_table(whole, zoo.structure("strict"), config)
+        units = zoo.structure("strict").units
+        assert 0 < table(units // 2) < table(units)
+    finally:
+        RUNTIMES._known.pop("board")
+
+
+def test_a_real_runtime(empty_cache):
+    """Nothing is said of how long it takes."""
+    pytest.importorskip("onnxruntime")
+    config = ONNX.model_copy(update={"precision": "int8"})
+    found = measure_latency({"whole": zoo.make("strict")}, zoo.images("strict", 1).shape[1:], config, runs=2)
+    assert 0 < found["whole"] < 1e3
