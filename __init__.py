@@ -15,6 +15,7 @@ import gymnasium
 
 if TYPE_CHECKING:
     from .commands.apply import Applied, apply
+    from .commands.chain import Chain, chain
     from .commands.compare import Comparison, compare
     from .commands.correlate import Correlation, correlate
     from .commands.export import Exported, export
@@ -42,6 +43,7 @@ if ENV_ID not in gymnasium.registry:  # by name alone: what it is made of is imp
 
 _HOMES = {
     "Applied": ".commands.apply",
+    "Chain": ".commands.chain",
     "Comparison": ".commands.compare",
     "Config": ".configs",
     "Correlation": ".commands.correlate",
@@ -57,6 +59,7 @@ _HOMES = {
     "Sweep": ".commands.sweep",
     "Training": ".commands.train",
     "apply": ".commands.apply",
+    "chain": ".commands.chain",
     "compare": ".commands.compare",
     "correlate": ".commands.correlate",
     "export": ".commands.export",
@@ -74,6 +77,7 @@ _HOMES = {
 __all__ = [
     "ENV_ID",
     "Applied",
+    "Chain",
     "Comparison",
     "Config",
     "Correlation",
@@ -89,6 +93,7 @@ __all__ = [
     "Sweep",
     "Training",
     "apply",
+    "chain",
     "compare",
     "correlate",
     "export",

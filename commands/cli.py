@@ -90,7 +90,10 @@ def train_command(
 
 @app.command("apply")
 def apply_command(
-    plan: Annotated[Path | None, typer.Argument(help="A plan.json, or the run folder that holds it.")] = None,
+    plans: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A plan.json, or the run folder that holds it; several: one after the other."),
+    ] = None,
     finetune: Annotated[
         int | None, typer.Option("--finetune", min=0, help="Epochs in all. [default: the config's finetune.epochs]")
     ] = None,
@@ -118,15 +121,23 @@ def apply_command(
 
     It learns from the dense network and keeps the epoch that is best on the search images. secateur.load("small") gives
     the network back in Python. What was interrupted goes on: secateur apply --resume small
+
+    Several plans are applied one after the other, each to what the one before it left (a plan for that is made with
+    --set network.weights=FOLDER); behind the last one is fine-tuned.
     """
     from ..configs.registry import imported
     from .apply import apply
+    from .chain import CHAIN_NAME, chain, is_chain
     from .session import Session
 
     reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     own = None if train_fn is None else imported("--train-fn", train_fn, trust_code=trust_code)
-    done = apply(plan, session, finetune=finetune, schedule=schedule, train_fn=own, out=out, resume=resume)
+    how: dict[str, Any] = {"finetune": finetune, "schedule": schedule, "train_fn": own, "out": out, "resume": resume}
+    if len(plans or ()) > 1 or (resume is not None and is_chain(resume)):
+        wrote(reporter, chain(plans or (), session, **how).folder, CHAIN_NAME, as_json=as_json)
+        return
+    done = apply(plans[0] if plans else None, session, **how)
     wrote(reporter, done.folder, "summary.json", "weights.safetensors", "network.json", "report.html", as_json=as_json)
 
 

@@ -72,6 +72,11 @@ def check(session: Session, schedule: str, epochs: int) -> None:
         raise ValueError(f"schedule = {schedule!r} trains while it cuts, or after: give finetune epochs")
     if schedule == "gradual":
         check_zeros(session.context)
+    elif schedule in ("rewind", "scratch_e", "scratch_b") and session.loaded.before:
+        raise ValueError(
+            f"schedule = {schedule!r} begins with other weights of the dense architecture, and network.weights is a "
+            "network that was compressed already: take another schedule"
+        )
     elif schedule == "rewind":
         initial(session)
     elif schedule in ("scratch_e", "scratch_b"):

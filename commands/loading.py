@@ -20,6 +20,7 @@ from ..networks.attention import open_attention
 from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights, unwrapped
 from ..networks.copying import copied
+from ..pruners.saved import Step, load_further
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, read_tensors, recorded_sha256, write_tensors
 from ..training.fit import Batches as Loader
@@ -27,7 +28,7 @@ from ..training.fit import modules_at_rest
 from ..training.inputs import InputShape, mapped, shape_of, told
 from ..training.objective import Objective
 from ..training.tasks import DEFAULT
-from .resolve import weight_folders
+from .resolve import applied_folder, weight_folders
 from .tuning import pretrain
 from .workers import check_threads
 
@@ -77,6 +78,7 @@ class Loaded:
         at_rest: modules that its maker had in eval mode while the rest was not, or whose norms are frozen.
         early: its weights after the epoch that pretraining kept, by name; empty where it kept none.
         classes: their names, in the order of the labels; empty where nobody says.
+        before: the steps by which the network was made of its architecture, where it is compressed already.
     """
 
     model: nn.Module
@@ -89,6 +91,7 @@ class Loaded:
     at_rest: frozenset[str] = frozenset()
     early: Mapping[str, Tensor] = field(default_factory=dict)
     classes: Sequence[str] = ()
+    before: Sequence[Step] = ()
 
 
 def load(
@@ -125,7 +128,7 @@ def load(
         source, classes = "the caller's images", list[str]()
     else:
         calibration, search, test, train, source, classes = _config_batches(config, device)
-    trained, early = False, dict[str, Tensor]()
+    trained, early, before = False, dict[str, Tensor](), list[Step]()
     if model is not None:
         model = unwrapped(model)
         check_weights(model)
@@ -133,7 +136,10 @@ def load(
     else:
         if config.network is None:
             raise ConfigError("the config has no network section: add one, or pass model=")
-        model = build_network(config.network, weight_folders(config), seed=config.seed, trust_code=trust_code)
+        if (applied := applied_folder(config)) is not None:
+            model, before = load_further(applied, config.network, trust_code=trust_code)
+        else:
+            model = build_network(config.network, weight_folders(config), seed=config.seed, trust_code=trust_code)
         check_weights(model)
         trained = config.network.weights is None
         if trained and (saved := _saved(model, folder)) is not None:
@@ -144,7 +150,8 @@ def load(
                 before_training(model, shape_of(search[0][0]))
             early = _pretrained(model, config, config.network, train, objective, reporter or Reporter())
     at_rest = frozenset(modules_at_rest(model))
-    loaded = Loaded(_clean(model, device), calibration, search, test, train, source, trained, at_rest, early, classes)
+    given = (calibration, search, test, train, source, trained, at_rest, early, classes, before)
+    loaded = Loaded(_clean(model, device), *given)
     _check_images(loaded, objective)
     return loaded
 

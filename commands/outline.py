@@ -19,8 +19,10 @@ from ..pruners import METHODS, Budget, Structure
 from ..pruners.costs.latency_files import in_torch, runtime_of
 from ..pruners.costs.latency_profile import take_table
 from ..pruners.costs.profiler import Bar, no_bar
+from ..pruners.saved import load_further
 from ..training.inputs import InputShape, shape_of
 from .loading import device_of
+from .resolve import applied_folder
 
 SIDES = {"digits": 8, "cifar10": 32, "cifar100": 32}  # pixels, of data sets whose images are all alike
 
@@ -35,8 +37,11 @@ def untrained(config: Config, model: nn.Module | None, *, trust_code: bool) -> n
         raise ConfigError("the config has no network section: add one, or pass model=")
     if model is None:
         assert config.network is not None
-        named = config.network.model_copy(update={"weights": None})
-        model = build_network(named, seed=config.seed, trust_code=trust_code)
+        named, applied = config.network.model_copy(update={"weights": None}), applied_folder(config)
+        if applied is not None:
+            model, _ = load_further(applied, named, trust_code=trust_code)
+        else:
+            model = build_network(named, seed=config.seed, trust_code=trust_code)
     return open_attention(copied(unwrapped(model)).to(device_of(config.device))).eval()
 
 

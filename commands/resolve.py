@@ -8,6 +8,7 @@ from pathlib import Path
 from ..configs import Config, ConfigError, dump_config, load_config
 from ..networks import find_weights
 from ..pruners.plan import RatioPlan
+from ..pruners.saved import is_saved
 from ..storage.files import replacing
 from ..storage.folders import CONFIG_NAME
 
@@ -88,11 +89,19 @@ def absolute(config: Config) -> Config:
         earlier = find_weights(finetune.initial, weight_folders(config)).resolve()
         finetune = finetune.model_copy(update={"initial": earlier})
     if network is not None and network.weights is not None:
-        weights = find_weights(network.weights, weight_folders(config)).resolve()
+        weights = (applied_folder(config) or find_weights(network.weights, weight_folders(config))).resolve()
         network = network.model_copy(update={"weights": weights})
     if data is not None and data.root is not None:
         data = data.model_copy(update={"root": data.root.resolve()})
     return config.model_copy(update={"network": network, "data": data, "finetune": finetune})
+
+
+def applied_folder(config: Config) -> Path | None:
+    """The folder of a network that is compressed further, where `network.weights` is one; none where it is a file."""
+    if config.network is None or config.network.weights is None:
+        return None
+    folders = [base / config.network.weights for base in (Path(), *weight_folders(config))]
+    return next((folder for folder in folders if is_saved(folder)), None)
 
 
 def weight_folders(config: Config) -> list[Path]:

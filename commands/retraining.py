@@ -109,6 +109,7 @@ class Task:
             network=config.network,
             input_shape=self._session.input_shape,
             objective=config.objective,
+            before=self._session.loaded.before,
         )
 
     def dense(self) -> Cut:

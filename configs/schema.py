@@ -46,7 +46,9 @@ class NetworkConfig(Section):
     )
     num_classes: Annotated[Integer, Field(ge=2, le=1_000_000)]
     kwargs: dict[str, JsonValue] = Field(default_factory=dict, description="plain data, handed to the constructor")
-    weights: File | None = Field(default=None, description="safetensors, or a checkpoint torch.load can read safely")
+    weights: File | None = Field(
+        default=None, description="safetensors, a checkpoint, or a folder of apply: compressed further"
+    )
     pretrain: FitConfig | None = Field(default=None, description="train there and then, where there are no weights")
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from ..networks.copying import copied
 from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
 from ..storage.packed import Coded, Packed, pack
-from ..storage.reading import read_json, validated
+from ..storage.reading import read_json, shown, validated
 from ..training.inputs import InputShape, as_json, check_json
 from .method import METHODS
 
@@ -34,6 +34,34 @@ REPAIRED_NAME = "repaired"  # the network before it is fine-tuned, in the folder
 SCHEMA_VERSION = 2
 
 
+class Step(BaseModel):
+    """One application of a plan, by which a network on disk was made of another.
+
+    Attributes:
+        method: that made it.
+        recipe: of `Compressed`, or several of them, `chained`.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    method: str
+    recipe: dict[str, JsonValue]
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """One after the other.
+
+        Raises:
+            ValueError: they are not what `save_network` writes.
+        """
+        if self.recipe.keys() != {STEPS}:
+            return [self.recipe]
+        steps = self.recipe[STEPS]
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError(f"the recipe's {STEPS} are no list of recipes")
+        return [step for step in steps if isinstance(step, dict)]
+
+
 def save_network(
     model: nn.Module,
     folder: Path,
@@ -43,6 +71,7 @@ def save_network(
     network: NetworkConfig | None,
     input_shape: InputShape,
     objective: ObjectiveConfig,
+    before: Sequence[Step] = (),
 ) -> None:
     """Write the weights, and what is needed to rebuild the smaller network round them; a frozen parameter stays frozen.
 
@@ -54,6 +83,7 @@ def save_network(
         network: names the dense architecture; none where it was the caller's own module.
         input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
         objective: what the network is for.
+        before: the steps by which the network that was compressed now had been made of its architecture.
 
     Raises:
         ValueError: a weight is NaN or infinite.
@@ -73,6 +103,7 @@ def save_network(
         "objective": objective.model_dump(mode="json"),
         "method": method,
         "recipe": dict(recipe),
+        **({"before": [step.model_dump(mode="json") for step in before]} if before else {}),
         "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
         "sha256": sha256(folder / WEIGHTS_NAME),
     }
@@ -120,9 +151,11 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
         )
     found = _opened(folder)
     told = found.told
-    admit({"method": told.method}, trust_code=trust_code)
+    for step in told.steps:
+        admit({"method": step.method}, trust_code=trust_code)
     with _undamaged(folder):
-        method, network = METHODS[told.method], told.named(found.path)
+        recipes = [(METHODS[step.method], recipe) for step in told.steps for recipe in step.recipes]
+        network = told.named(found.path)
         if network is not None and not trust_code:  # before a network of any size is made
             _check_classes(network.num_classes, found)
     if model is None:
@@ -133,7 +166,7 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     check_weights(model)
     try:
         small = open_attention(copied(model).cpu())
-        for recipe in told.recipes:
+        for method, recipe in recipes:
             small = method.rebuild(small, recipe)
         state = found.state(sum(tensor.numel() for tensor in small.state_dict().values()))
         check_tensors(found.path, state, small)
@@ -145,6 +178,34 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
     for name, parameter in small.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name not in told.frozen)
     return small.eval()
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether there is a network of `apply`, or a packed one."""
+    return (folder / NETWORK_NAME).is_file() or (folder / PACKED_NAME).is_file()
+
+
+def load_further(folder: Path, network: NetworkConfig, *, trust_code: bool = False) -> tuple[nn.Module, list[Step]]:
+    """The network that is compressed further, and the steps that made it of its architecture.
+
+    Args:
+        folder: that `apply` wrote.
+        network: the architecture that a config names.
+        trust_code: as in `load`.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load`; or it is of another architecture, or of the caller's own.
+    """
+    told = _opened(folder).told
+    theirs = told.network and {**told.network, "kwargs": told.kwargs}
+    ours = {"name": network.name, "num_classes": network.num_classes, "kwargs": network.kwargs}
+    if theirs is None:
+        raise ValueError(
+            f"{folder} holds a network of your own: pass it, Session(model=secateur.load({str(folder)!r}, …))"
+        )
+    if theirs != ours:
+        raise ValueError(f"network.weights = {folder} holds {shown(theirs)}, the config names {shown(ours)}")
+    return load(folder, trust_code=trust_code), told.steps
 
 
 @contextlib.contextmanager
@@ -200,22 +261,14 @@ class _Saved(BaseModel):
     objective: ObjectiveConfig = ObjectiveConfig()  # 0.1 knew no other
     method: str
     recipe: dict[str, JsonValue]
+    before: list[Step] = []
     frozen: list[str] = []
     sha256: str | None = None
 
     @property
-    def recipes(self) -> list[dict[str, Any]]:
-        """One after the other.
-
-        Raises:
-            ValueError: they are not what `save_network` writes.
-        """
-        if self.recipe.keys() != {STEPS}:
-            return [self.recipe]
-        steps = self.recipe[STEPS]
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-            raise ValueError(f"the recipe's {STEPS} are no list of recipes")
-        return [step for step in steps if isinstance(step, dict)]
+    def steps(self) -> list[Step]:
+        """That make the network of its architecture, one after the other."""
+        return [*self.before, Step(method=self.method, recipe=self.recipe)]
 
     def named(self, path: Path) -> NetworkConfig | None:
         """The dense network: checked as a config is, without its weights.
