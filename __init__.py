@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .configs import Config
     from .pruners.plan import RatioPlan
     from .pruners.saved import load
+    from .reports.handle import Handle, open_run
     from .training.objective import Objective
 
 __version__ = metadata.version("secateur")
@@ -47,6 +48,7 @@ _HOMES = {
     "Correlation": ".commands.correlate",
     "Exported": ".commands.export",
     "Filters": ".commands.filters",
+    "Handle": ".reports.handle",
     "Images": ".commands.loading",
     "Inspection": ".commands.inspect",
     "Objective": ".training.objective",
@@ -64,6 +66,7 @@ _HOMES = {
     "inspect": ".commands.inspect",
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
+    "open_run": ".reports.handle",
     "plan": ".commands.plan",
     "report": ".commands.report",
     "sensitivity": ".commands.sensitivity",
@@ -79,6 +82,7 @@ __all__ = [
     "Correlation",
     "Exported",
     "Filters",
+    "Handle",
     "Images",
     "Inspection",
     "Objective",
@@ -96,6 +100,7 @@ __all__ = [
     "inspect",
     "load",
     "make_env",
+    "open_run",
     "plan",
     "report",
     "sensitivity",

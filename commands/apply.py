@@ -20,6 +20,7 @@ from ..pruners.costs.latency import measure_latency
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME
 from ..reports.figures import plan_figure
+from ..reports.handle import Opens
 from ..reports.html import write_report
 from ..reports.tables import COSTS, SHORT, Figures, cost_kinds
 from ..storage.files import write_json
@@ -37,7 +38,7 @@ from .train import SUMMARY_NAME
 
 
 @dataclass(frozen=True)
-class Applied:
+class Applied(Opens):
     """What applying a plan leaves behind.
 
     Attributes:
