@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .commands.train import Training, train
     from .configs import Config
     from .pruners.plan import RatioPlan
-    from .pruners.saved import load
+    from .pruners.saved import load, save
     from .reports.handle import Handle, open_run
     from .training.objective import Objective
 
@@ -69,6 +69,7 @@ _HOMES = {
     "open_run": ".reports.handle",
     "plan": ".commands.plan",
     "report": ".commands.report",
+    "save": ".pruners.saved",
     "sensitivity": ".commands.sensitivity",
     "sweep": ".commands.sweep",
     "train": ".commands.train",
@@ -103,6 +104,7 @@ __all__ = [
     "open_run",
     "plan",
     "report",
+    "save",
     "sensitivity",
     "sweep",
     "train",
