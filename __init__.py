@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from .commands.train import Training, train
     from .configs import Config
     from .pruners.plan import RatioPlan
-    from .pruners.saved import load
+    from .pruners.saved import load, save
+    from .reports.handle import Handle, open_run
     from .training.objective import Objective
 
 __version__ = metadata.version("secateur")
@@ -49,6 +50,7 @@ _HOMES = {
     "Correlation": ".commands.correlate",
     "Exported": ".commands.export",
     "Filters": ".commands.filters",
+    "Handle": ".reports.handle",
     "Images": ".commands.loading",
     "Inspection": ".commands.inspect",
     "Objective": ".training.objective",
@@ -67,8 +69,10 @@ _HOMES = {
     "inspect": ".commands.inspect",
     "load": ".pruners.saved",
     "make_env": ".commands.make_env",
+    "open_run": ".reports.handle",
     "plan": ".commands.plan",
     "report": ".commands.report",
+    "save": ".pruners.saved",
     "sensitivity": ".commands.sensitivity",
     "sweep": ".commands.sweep",
     "train": ".commands.train",
@@ -83,6 +87,7 @@ __all__ = [
     "Correlation",
     "Exported",
     "Filters",
+    "Handle",
     "Images",
     "Inspection",
     "Objective",
@@ -101,8 +106,10 @@ __all__ = [
     "inspect",
     "load",
     "make_env",
+    "open_run",
     "plan",
     "report",
+    "save",
     "sensitivity",
     "sweep",
     "train",

@@ -21,6 +21,7 @@ from ..pruners.costs.latency_files import runtime_name
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME
 from ..reports.figures import plan_figure
+from ..reports.handle import Opens
 from ..reports.html import write_report
 from ..reports.tables import COSTS, SHORT, Figures, cost_kinds
 from ..storage.files import write_json
@@ -38,7 +39,7 @@ from .train import SUMMARY_NAME
 
 
 @dataclass(frozen=True)
-class Applied:
+class Applied(Opens):
     """What applying a plan leaves behind.
 
     Attributes:

@@ -208,7 +208,7 @@ def compare_command(
         raise ValueError("--flops and --params: budgets are of one of the two")
     how |= {"kind": "params"} if flops is None else {"kind": "flops"}
     swept = sweep(plans or (), session, budgets=fractions(f"--{how['kind']}", flops or params or ""), **how)
-    wrote(reporter, swept.folder, "sweep.json", "sweep.png", as_json=as_json)
+    wrote(reporter, swept.folder, "sweep.json", "sweep.png", "report.html", as_json=as_json)
 
 
 @app.command("plan")

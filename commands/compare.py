@@ -19,6 +19,7 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners import Kept, PlanError, RatioPlan
 from ..pruners.plan import PlanBudget, plan_path
 from ..reports.figures import comparison_figure
+from ..reports.handle import Opens
 from ..reports.html import write_report
 from ..storage.files import write_json
 from ..storage.folders import FINETUNED_NAME, SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
@@ -41,7 +42,7 @@ MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Opens):
     """What a comparison leaves behind.
 
     Attributes:

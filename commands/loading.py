@@ -20,7 +20,8 @@ from ..networks.attention import open_attention
 from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights, unwrapped
 from ..networks.copying import copied
-from ..pruners.saved import Step, load_further
+from ..pruners.method import Step
+from ..pruners.saved import load_further
 from ..reports.progress import Reporter
 from ..storage.files import check_sha256, read_tensors, recorded_sha256, write_tensors
 from ..training.fit import Batches as Loader

@@ -9,13 +9,14 @@ from ..agents.policy import Policy, policy_path
 from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.figures import plan_figure
+from ..reports.handle import Opens
 from ..storage.folders import check_free, new_folder
 from .resolve import Given
 from .session import Session
 
 
 @dataclass(frozen=True)
-class Proposal:
+class Proposal(Opens):
     """What a policy proposes.
 
     Attributes:

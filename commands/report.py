@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..reports.html import write_page, write_report
-from ..reports.run import is_finished, is_run, read_run
+from ..reports.run import SWEEP_NAME, is_finished, is_run, read_run
 from ..storage.folders import REPORT_NAME
 
 DEEPEST = 4  # folders below one that was given, in which runs are looked for
@@ -20,7 +20,8 @@ def report(*folders: str | Path, out: str | Path | None = None) -> Path:
 
     Args:
         folders: run folders of `train`, `apply`, `compare` or `plan`, or folders that hold some.
-        out: the page; none takes `report.html` in the run's own folder, and of several runs in the working directory.
+        out: the page; none takes `report.html` in the folder of the run, or of the comparisons at several budgets, and
+            of several others in the working directory.
 
     Returns:
         The page's path.
@@ -38,10 +39,17 @@ def report(*folders: str | Path, out: str | Path | None = None) -> Path:
         if is_finished(folder) and not (folder / REPORT_NAME).exists():
             write_report(folder)
     if out is None:
-        out = found[0] / REPORT_NAME if len(found) == 1 else Path(REPORT_NAME)
+        alone = found[0] if len(found) == 1 else _sweep(folders)
+        out = Path(REPORT_NAME) if alone is None else alone / REPORT_NAME
     elif Path(out).is_dir():
         raise ValueError(f"--out {out}: it is a folder; give a file, as in {Path(out) / REPORT_NAME}")
     return write_page([read_run(folder) for folder in found], Path(out))
+
+
+def _sweep(folders: Sequence[str | Path]) -> Path | None:
+    """The folder of comparisons at several budgets, where one alone was given."""
+    own = Path(folders[0])
+    return own if len(folders) == 1 and (own / SWEEP_NAME).is_file() else None
 
 
 def _runs_in(folder: Path) -> Sequence[Path]:

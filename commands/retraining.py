@@ -17,7 +17,8 @@ from ..networks.factors import unfactorised
 from ..networks.inference import accuracy, first_images, logits
 from ..pruners import METHODS, Compressed, Compressor, Context, Kept, RatioPlan, Structure
 from ..pruners.masks import tighten
-from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME, chained, load, save_network
+from ..pruners.method import chained
+from ..pruners.saved import NETWORK_NAME, REPAIRED_NAME, load, save_network
 from ..storage.cache import Store
 from ..training.checkpoint import Checkpoint, state_of
 from ..training.distillation import distillable

@@ -17,10 +17,21 @@ from ..networks.inference import accuracy
 from ..networks.world import undisturbed, use_threads
 from ..pruners import RatioPlan
 from ..pruners.plan import plan_path
-from ..reports.figures import sweep_figure
+from ..reports.figures import Drawing, sweep_drawing, sweep_figure
+from ..reports.handle import Handle, open_run
+from ..reports.html import write_page
+from ..reports.run import SWEEP_NAME, read_run
 from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import CONFIG_NAME, SWEEP_BEGUN_NAME, check_free, claimed, free_folder, interrupted_run
+from ..storage.folders import (
+    CONFIG_NAME,
+    REPORT_NAME,
+    SWEEP_BEGUN_NAME,
+    check_free,
+    claimed,
+    free_folder,
+    interrupted_run,
+)
 from ..storage.reading import read_json, validated
 from .apply import session_for
 from .compare import COMPARE_NAME, compare
@@ -29,7 +40,6 @@ from .initial import check
 from .resolve import Given
 from .session import Session
 
-SWEEP_NAME = "sweep.json"
 MOST = 100  # budgets
 REACHED = ("finetuned_test_accuracy", "test_accuracy", "search_accuracy")  # the first that a row has
 
@@ -42,12 +52,19 @@ class Sweep:
         rows: those of all comparisons, each with its `budget`, the accuracy that is `reached` in the end, and whether
             it is on the `front`: no other row is both as cheap and as good.
         trained: a row a plan, schedule and seed, where plans were trained; each with its `budget`.
-        folder: where everything was written: a comparison's folder for each budget, `sweep.json` and `sweep.png`.
+        folder: where everything was written: a comparison's folder for each budget, `sweep.json`, `sweep.png` and
+            `report.html`, the page that joins them.
+        runs: budget → its comparison, opened.
     """
 
     rows: list[dict[str, Any]]
     trained: list[dict[str, Any]]
     folder: Path
+    runs: dict[float, Handle]
+
+    def plot(self) -> Drawing:
+        """Accuracy against cost: a line an allocator, a mark a plan, the Pareto front ringed."""
+        return sweep_drawing(read_json(self.folder / SWEEP_NAME))
 
 
 class _Row(BaseModel):
@@ -186,12 +203,16 @@ def _compared(
     session: Session, plans: Sequence[RatioPlan], kind: str, fraction: float, folder: Path, how: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A budget's comparison: finished already, gone on with, or begun."""
-    own = folder / f"{kind}-{fraction:g}"
+    own = _own(folder, kind, fraction)
     if not (own / COMPARE_NAME).is_file():
         session.reporter.say(f"{kind} {fraction:g}:")
         where = "resume" if (own / CONFIG_NAME).is_file() else "out"
         compare(plans, session.beside(overrides=[f"budget.{kind}={fraction}"]), **{**how, where: own})
     return finished(own / COMPARE_NAME)
+
+
+def _own(folder: Path, kind: str, fraction: float) -> Path:
+    return folder / f"{kind}-{fraction:g}"
 
 
 def finished(path: Path) -> dict[str, Any]:
@@ -227,12 +248,14 @@ def _finish(session: Session, kind: str, found: Mapping[float, Mapping[str, Any]
         ],
     }
     sweep_figure(tree, folder / "sweep.png")
+    inner = {fraction: _own(folder, kind, fraction) for fraction in found}
+    write_page([read_run(own) for own in inner.values()], folder / REPORT_NAME)
     write_json(folder / SWEEP_NAME, tree)  # last: with it the sweep is finished
     session.reporter.show(sweep_table(tree))
     for fraction, sentence in tree["verdicts"].items():
         if sentence is not None:
             session.reporter.say(f"{kind} {fraction}: {sentence}")
-    return Sweep(rows, trained, folder)
+    return Sweep(rows, trained, folder, {fraction: open_run(own) for fraction, own in inner.items()})
 
 
 def on_front(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], kind: str) -> bool:

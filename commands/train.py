@@ -18,6 +18,7 @@ from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.events import Events
 from ..reports.figures import plan_figure, quality_figure
+from ..reports.handle import Opens
 from ..reports.html import write_report
 from ..storage.files import write_json
 from ..storage.folders import check_free, claimed, existing_run, free_folder
@@ -33,7 +34,7 @@ Ended = Literal["episodes", "timeout", "target", "interrupted"]
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Opens):
     """What a training leaves behind.
 
     Attributes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ..storage.reading import shown
 from ..training.inputs import Inputs, call, leaves, mapped, shape_of, told
 from .inference import FAILURES
 from .norms import LAYERS
@@ -116,3 +118,22 @@ def _close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or not one.is_floating_point() or not one.numel():
         return torch.equal(one, other)
     return torch.allclose(one, other, rtol=1e-3, atol=1e-3 * float(one.abs().max()), equal_nan=True)
+
+
+def made_by(factory: Callable[[], object]) -> nn.Module:
+    """The network that a class, or a function of no arguments, makes.
+
+    Raises:
+        TypeError: it makes none.
+    """
+    if not callable(factory):
+        raise TypeError(f"model = {shown(factory)}: give a network, its class, or a function that makes one")
+    try:
+        made = factory()
+    except TypeError as error:
+        raise TypeError(
+            f"model = {shown(factory)} makes no network without arguments ({error}): give one made"
+        ) from error
+    if not isinstance(made, nn.Module):
+        raise TypeError(f"model = {shown(factory)} makes {shown(made)}, which is no network (torch.nn.Module)")
+    return made

@@ -5,12 +5,13 @@ Budget, loss model, allocators, environment, learner, log and plan know a method
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor, nn
 
 from ..configs.registry import Registry
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .context import Context
 
 Solve = Callable[[str, Tensor, Tensor, float], Tensor]
+
+STEPS = "steps"  # of a recipe that is several, one after the other
 
 
 @dataclass(frozen=True)
@@ -131,3 +134,36 @@ def _made(name: str, maker: Callable[..., Any], _known: Mapping[str, Method]) ->
 
 
 METHODS: Registry[Method] = Registry("method", _made)
+
+
+class Step(BaseModel):
+    """One application of a plan, by which a network on disk was made of another.
+
+    Attributes:
+        method: that made it.
+        recipe: of `Compressed`, or several of them, `chained`.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    method: str
+    recipe: dict[str, JsonValue]
+
+    @property
+    def recipes(self) -> list[dict[str, Any]]:
+        """One after the other.
+
+        Raises:
+            ValueError: they are not what `save_network` writes.
+        """
+        if self.recipe.keys() != {STEPS}:
+            return [self.recipe]
+        steps = self.recipe[STEPS]
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise ValueError(f"the recipe's {STEPS} are no list of recipes")
+        return [step for step in steps if isinstance(step, dict)]
+
+
+def chained(recipes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """One recipe of several by which the dense network is cut, one after the other."""
+    return recipes[0] if len(recipes) == 1 else {STEPS: [dict(recipe) for recipe in recipes]}

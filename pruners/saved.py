@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,49 +18,21 @@ from ..configs.registry import admit
 from ..configs.schema import NetworkConfig, ObjectiveConfig
 from ..networks import build_network, check_tensors, load_tensors
 from ..networks.attention import open_attention
-from ..networks.checks import check_weights, unwrapped
+from ..networks.checks import check_weights, made_by, unwrapped
 from ..networks.copying import copied
 from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
+from ..storage.folders import check_free
 from ..storage.packed import Coded, Packed, pack
 from ..storage.reading import read_json, shown, validated
 from ..training.inputs import InputShape, as_json, check_json
-from .method import METHODS
+from .method import METHODS, Step
 
 NETWORK_NAME = "network.json"
 WEIGHTS_NAME = "weights.safetensors"
 PACKED_NAME = "network.packed"  # recipe and weights in one file, as small as they are
-STEPS = "steps"  # of a recipe that is several, one after the other
 REPAIRED_NAME = "repaired"  # the network before it is fine-tuned, in the folder of the one that is
 SCHEMA_VERSION = 2
-
-
-class Step(BaseModel):
-    """One application of a plan, by which a network on disk was made of another.
-
-    Attributes:
-        method: that made it.
-        recipe: of `Compressed`, or several of them, `chained`.
-    """
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    method: str
-    recipe: dict[str, JsonValue]
-
-    @property
-    def recipes(self) -> list[dict[str, Any]]:
-        """One after the other.
-
-        Raises:
-            ValueError: they are not what `save_network` writes.
-        """
-        if self.recipe.keys() != {STEPS}:
-            return [self.recipe]
-        steps = self.recipe[STEPS]
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-            raise ValueError(f"the recipe's {STEPS} are no list of recipes")
-        return [step for step in steps if isinstance(step, dict)]
 
 
 def save_network(
@@ -88,13 +61,6 @@ def save_network(
     Raises:
         ValueError: a weight is NaN or infinite.
     """
-    tensors = {  # minus zero, which a mask makes of a negative weight, is zero: none of it need be told
-        name: tensor + 0.0 if tensor.is_floating_point() else tensor.clone()
-        for name, tensor in model.state_dict().items()
-    }
-    check_finite(folder / WEIGHTS_NAME, tensors)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tensors(folder / WEIGHTS_NAME, tensors)
     tree = {
         "schema_version": SCHEMA_VERSION,
         "network": None if network is None else {"name": network.name, "num_classes": network.num_classes},
@@ -104,10 +70,60 @@ def save_network(
         "method": method,
         "recipe": dict(recipe),
         **({"before": [step.model_dump(mode="json") for step in before]} if before else {}),
-        "frozen": [name for name, parameter in model.named_parameters() if not parameter.requires_grad],
-        "sha256": sha256(folder / WEIGHTS_NAME),
     }
-    write_json(folder / NETWORK_NAME, tree)
+    _write(model, folder, tree)
+
+
+def _write(model: nn.Module, folder: Path, tree: Mapping[str, Any]) -> None:
+    tensors = {  # minus zero, which a mask makes of a negative weight, is zero: none of it need be told
+        name: tensor + 0.0 if tensor.is_floating_point() else tensor.clone()
+        for name, tensor in model.state_dict().items()
+    }
+    check_finite(folder / WEIGHTS_NAME, tensors)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / WEIGHTS_NAME, tensors)
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    write_json(folder / NETWORK_NAME, {**tree, "frozen": frozen, "sha256": sha256(folder / WEIGHTS_NAME)})
+
+
+def save(model: nn.Module, folder: str | Path, *, like: str | Path) -> Path:
+    """Save a compressed network that was trained on outside of secateur, so that `load` gives it back.
+
+    Args:
+        model: as `load` or `apply` gave it, with other weights.
+        folder: an empty or new one.
+        like: the folder that it came from: how the dense network is cut is copied from there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError, FileNotFoundError: the folder is taken, nothing is at `like`, it is of a network of other tensors,
+            or a weight is NaN or infinite.
+
+    Warns:
+        RuntimeWarning: weights that were zero there are not any more: pruning that is made of zeros is undone.
+    """
+    folder, like, model = Path(folder), Path(like), unwrapped(model)
+    check_free(folder)
+    found = _opened(like)
+    state = found.state(math.inf)
+    try:
+        check_tensors(found.path, state, model)
+        _check_indices(model, state)
+    except ValueError as error:
+        raise ValueError(f"the network is not the one in {like}: {' '.join(str(error).split())}") from None
+    own = model.state_dict()
+    filled = sum(int(((state[name] == 0) & (own[name].cpu() != 0)).sum()) for name in own if state[name].dim() > 1)
+    if filled:
+        warnings.warn(
+            f"{filled:,} weights that are zero in {like} are not any more: if zeros are what was pruned, train with "
+            "apply(train_fn=…), which keeps them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    _write(model, folder, found.told.model_dump(mode="json", exclude={"frozen", "sha256"}))
+    return folder
 
 
 def pack_network(folder: Path, out: Path) -> list[Coded]:
@@ -125,23 +141,22 @@ def pack_network(folder: Path, out: Path) -> list[Coded]:
     return pack(out / PACKED_NAME, found.state(math.inf), found.told.model_dump(mode="json", exclude={"sha256"}))
 
 
-def chained(recipes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """One recipe of several by which the dense network is cut, one after the other."""
-    return recipes[0] if len(recipes) == 1 else {STEPS: [dict(recipe) for recipe in recipes]}
-
-
 @undisturbed()
-def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
+def load(
+    folder: str | Path, model: nn.Module | Callable[[], nn.Module] | None = None, *, trust_code: bool = False
+) -> nn.Module:
     """The compressed network that `apply` saved, in eval mode, on the CPU.
 
     Args:
         folder: that `apply` wrote, or that holds a packed network.
-        model: the dense architecture, where it was the caller's own module (its weights do not matter).
+        model: the dense architecture, where it was the caller's own module: one (its weights do not matter, and it
+            stays as it is), its class, or another function without arguments that makes one.
         trust_code: whether code that the folder names (`package.module:callable`) may run.
 
     Raises:
         ValueError, FileNotFoundError: nothing there, damaged, another run's weights, another architecture, or code that
             is not trusted.
+        TypeError: `model` makes no network.
     """
     folder = Path(folder)
     if not (folder / NETWORK_NAME).is_file() and (folder / REPAIRED_NAME / NETWORK_NAME).is_file():
@@ -160,9 +175,9 @@ def load(folder: str | Path, model: nn.Module | None = None, *, trust_code: bool
             _check_classes(network.num_classes, found)
     if model is None:
         if network is None:
-            raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork())")
+            raise ValueError(f"{folder} holds a network of your own: pass load(folder, model=YourNetwork)")
         model = build_network(network, trust_code=trust_code)
-    model = unwrapped(model)
+    model = unwrapped(model if isinstance(model, nn.Module) else made_by(model))
     check_weights(model)
     try:
         small = open_attention(copied(model).cpu())
@@ -301,5 +316,10 @@ def _check_classes(classes: int, found: _Opened) -> None:
 def _check_indices(small: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Buffers of integers say which channels go where: they follow from the recipe, and must not say otherwise."""
     for name, buffer in small.named_buffers():
-        if name in state and buffer.dim() and not buffer.is_floating_point() and not torch.equal(buffer, state[name]):
+        if (
+            name in state
+            and buffer.dim()
+            and not buffer.is_floating_point()
+            and not torch.equal(buffer.cpu(), state[name])
+        ):
             raise ValueError(f"{name} in {WEIGHTS_NAME} is not what {NETWORK_NAME} says")

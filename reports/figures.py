@@ -1,15 +1,13 @@
-"""Figures: the plan, the course of a search, the comparison."""
+"""Figures: the plan, the course of a search, the comparison; made to be looked at, or written to a file."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-
-mpl.use("Agg", force=False)
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
@@ -31,7 +29,28 @@ LOOKS: dict[str, dict[str, Any]] = {  # of criteria: the baselines recede, and n
 OTHERS = ["#7b5aa6", "#2a9d8f", "#c77dba", "#8c6d46", "#3d3d3d", "#9db528"]
 
 
+class Drawing(Figure):
+    """A figure without a window: a notebook shows it as it is, and names in it are never formulas."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw; a layer or config may be called $x: it is a name."""
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+        super().draw(renderer)
+
+    def _repr_png_(self) -> bytes:
+        """What IPython shows, whatever pyplot's backend."""
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
 def plan_figure(plan: RatioPlan, path: Path) -> Path:
+    """`plan_drawing` as a file."""
+    return _save(plan_drawing(plan), path)
+
+
+def plan_drawing(plan: RatioPlan) -> Drawing:
     """Sparsity per layer as bars, with the units kept on top."""
     names = [layer.name for layer in plan.layers]
     figure, axes = _figure(max(6.0, 0.32 * len(names) + 2.0), 4.2)
@@ -45,10 +64,15 @@ def plan_figure(plan: RatioPlan, path: Path) -> Path:
         f"{plan.architecture}, {plan.provenance.allocator}: {costs_line(plan.cost)}",
         fontsize=9,
     )
-    return _save(figure, path)
+    return figure
 
 
 def quality_figure(qualities: Sequence[float], path: Path) -> Path:
+    """`quality_drawing` as a file."""
+    return _save(quality_drawing(qualities), path)
+
+
+def quality_drawing(qualities: Sequence[float]) -> Drawing:
     """The quality of every episode's plan, a running mean, and the best so far."""
     values = np.asarray(qualities, dtype=np.float64)
     window = max(1, min(20, len(values) // 5))
@@ -61,13 +85,18 @@ def quality_figure(qualities: Sequence[float], path: Path) -> Path:
     axes.set_xlabel("episode")
     axes.set_ylabel("quality")
     axes.legend(fontsize=8)
-    return _save(figure, path)
+    return figure
 
 
 def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPlan], path: Path, measure: str) -> Path:
+    """`comparison_drawing` as a file."""
+    return _save(comparison_drawing(rows, plans, measure), path)
+
+
+def comparison_drawing(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPlan], measure: str) -> Drawing:
     """The objective's measure on the search and the test split, and every plan's sparsity along the network."""
     labels = [_label(row, rows) for row in rows]
-    figure = Figure(figsize=(10.0, 4.2), layout="constrained")
+    figure = Drawing(figsize=(10.0, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.4])
     marks = np.arange(len(rows))
     left.barh(marks + 0.2, [row["search_accuracy"] for row in rows], 0.38, color=GREY, label="search")
@@ -88,11 +117,15 @@ def comparison_figure(rows: Sequence[Mapping[str, Any]], plans: Sequence[RatioPl
     right.set_ylabel("sparsity")
     right.set_ylim(0.0, 1.0)
     right.legend(fontsize=7)
-    _save(figure, path)
-    return path
+    return figure
 
 
 def sweep_figure(tree: Mapping[str, Any], path: Path) -> Path:
+    """`sweep_drawing` as a file."""
+    return _save(sweep_drawing(tree), path)
+
+
+def sweep_drawing(tree: Mapping[str, Any]) -> Drawing:
     """Accuracy against cost: a line an allocator, a mark a plan, the Pareto front ringed. Takes what `sweep.json`
     holds."""
     figure, axes = _figure(6.5, 4.4)
@@ -119,7 +152,43 @@ def sweep_figure(tree: Mapping[str, Any], path: Path) -> Path:
     axes.set_title(tree["config"], fontsize=9)
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(fontsize=7)
-    return _save(figure, path)
+    return figure
+
+
+def cost_drawing(
+    series: Mapping[str, Sequence[tuple[float, float]]], front: Sequence[tuple[float, float]], cost: str, score: str
+) -> Drawing:
+    """Accuracy against cost.
+
+    Args:
+        series: name → (cost, accuracy) of its networks.
+        front: those that are better than all that cost no more, cheapest first.
+        cost: what it is called.
+        score: the same of the accuracy.
+    """
+    figure, axes = _figure(6.5, 4.4)
+    colours = [BLUE, ORANGE, *OTHERS]
+    for number, (name, points) in enumerate(series.items()):
+        axes.plot(*zip(*points, strict=True), "o", color=colours[number % len(colours)], markersize=4, label=name)
+    if front:
+        axes.step(*zip(*front, strict=True), where="post", color="#444444", linewidth=0.8, label="best at that cost")
+    axes.set_xlabel(cost)
+    axes.set_ylabel(score)
+    axes.grid(alpha=0.3, linewidth=0.5)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def training_drawing(values: Mapping[str, Sequence[float]]) -> Drawing:
+    """Name → what it was after every epoch: a panel each, below each other."""
+    figure = Drawing(figsize=(6.5, 2.2 * len(values) + 0.4), layout="constrained")
+    panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, found) in zip(panels, values.items(), strict=True):
+        axes.plot(range(1, len(found) + 1), found, color=BLUE, marker=".")
+        axes.set_ylabel(name, fontsize=9)
+        axes.grid(alpha=0.3, linewidth=0.5)
+    panels[-1].set_xlabel("epoch")
+    return figure
 
 
 def sensitivity_figure(tree: Mapping[str, Any], path: Path) -> Path:
@@ -127,7 +196,7 @@ def sensitivity_figure(tree: Mapping[str, Any], path: Path) -> Path:
     layers, criteria = tree["layers"], tree["criteria"]
     others = iter(OTHERS * len(criteria))
     looks = {name: LOOKS[name] if name in LOOKS else {"color": next(others)} for name in criteria}
-    figure = Figure(figsize=(3.2 * len(layers) + 1.4, 4.0), layout="constrained")
+    figure = Drawing(figsize=(3.2 * len(layers) + 1.4, 4.0), layout="constrained")
     panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     for axes, layer in zip(panels, layers, strict=True):
         for name in criteria:
@@ -157,7 +226,7 @@ def filters_figure(tiles: NDArray[np.float64], tree: Mapping[str, Any], path: Pa
     """
     count, columns = len(tiles), min(8, len(tiles))
     rows = -(-count // columns)
-    figure = Figure(figsize=(1.1 * columns + 0.3, 1.45 * rows + 0.9), layout="constrained")
+    figure = Drawing(figsize=(1.1 * columns + 0.3, 1.45 * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_xticks([])
@@ -186,7 +255,7 @@ def correlation_figure(tree: Mapping[str, Any], path: Path) -> Path:
     """A row of panels a target, a column a proxy; right and up is better. Takes what `correlate.json` holds."""
     targets = list(dict.fromkeys(entry["target"] for entry in tree["coefficients"]))
     proxies = list(tree["proxies"])
-    figure = Figure(figsize=(2.7 * len(proxies) + 0.4, 2.6 * len(targets) + 0.6), layout="constrained")
+    figure = Drawing(figsize=(2.7 * len(proxies) + 0.4, 2.6 * len(targets) + 0.6), layout="constrained")
     panels = figure.subplots(len(targets), len(proxies), sharex="col", sharey="row", squeeze=False)
     for entry in tree["coefficients"]:
         i, j = targets.index(entry["target"]), proxies.index(entry["proxy"])
@@ -230,14 +299,12 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float) -> tuple[Drawing, Any]:
+    figure = Drawing(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a layer or config may be called $x: it is a name, no formula
+def _save(figure: Drawing, path: Path) -> Path:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130, format=path.suffix[1:])
     return path

@@ -14,7 +14,7 @@ from ..storage.folders import REPORT_NAME
 from ..storage.reading import regular
 from .markup import Markup, element, joined, json_script
 from .numbers import all_networks
-from .pareto import Measured, cost_charts, finals, split, told_apart
+from .pareto import Measured, after_training, cost_charts, finals, split, told_apart
 from .run import Figures, Run, read_run
 from .sections import Section, question, sections, setting_line, title, verdict_part
 
@@ -147,6 +147,9 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Markup:
         rows += [(f"{name}: {one.name}", one.figures) for one in found]
         network = run.plan.architecture if run.plan else "network"
         groups.setdefault((network, run.summary.measure, split(found)), []).extend(told_apart(found, name))
+        if tuned := after_training(run):
+            of = f"{network} after {run.summary.finetune_epochs} epochs"
+            groups.setdefault((of, run.summary.measure, split(tuned)), []).extend(told_apart(tuned, name))
     drawn = [cost_charts(found, measure, network) for (network, measure, _), found in groups.items()]
     return element(
         "section",

@@ -74,6 +74,18 @@ def _again(run: Run) -> list[Measured]:
     return found
 
 
+def after_training(run: Run) -> list[Measured]:
+    """The networks of a comparison after its trainings, by their test score then; none where nothing was trained."""
+    tuned = [
+        Measured(
+            row.allocator, f"{row.allocator}, seed {row.seed}, trained",
+            row.model_copy(update={"test_accuracy": row.finetuned_test_accuracy}),
+        )
+        for row in run.summary.rows if row.finetuned_test_accuracy is not None
+    ]  # fmt: skip
+    return [*(one for one in finals(run) if one.series == "dense"), *tuned] if tuned else []
+
+
 def split(networks: Sequence[Measured]) -> str:
     """On which images they were measured: on the test images, where any was."""
     return "test" if any(one.figures.test_accuracy is not None for one in networks) else "search"
@@ -90,11 +102,17 @@ def cost_charts(networks: Sequence[Measured], measure: str, of: str = "") -> Mar
     where = split(networks)
     drawn = []
     for kind in KINDS:
-        points = [point for one in networks if (point := _point(one, kind, measure, where)) is not None]
+        points = against(kind, networks, measure)
         costs = [point.cost for point in points if point.series != "dense"]
         if len(costs) > 1 and max(costs) - min(costs) > APART:
             drawn.append(pareto_chart(points, kind, measure, where, of))
     return element("div", *drawn, class_="charts") if drawn else Markup()
+
+
+def against(kind: str, networks: Sequence[Measured], measure: str) -> list[Cost]:
+    """The networks whose accuracy and cost of that kind are known, as they are drawn."""
+    where = split(networks)
+    return [point for one in networks if (point := _point(one, kind, measure, where)) is not None]
 
 
 def _point(one: Measured, kind: str, measure: str, where: str) -> Cost | None:

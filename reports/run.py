@@ -22,6 +22,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 SUMMARY_NAME, COMPARE_NAME, TRAINING_NAME = "summary.json", "compare.json", "training.jsonl"
+SWEEP_NAME = "sweep.json"  # of comparisons at several budgets, each in a folder of its own
 _PLAN = re.compile(r"plans/[^/\\]+\.json")
 KINDS = {"flops": "FLOPs", "params": "parameters", "latency": "latency", "size": "bytes", "bops": "bit operations"}
 EXPORT_NAME = "export.json"

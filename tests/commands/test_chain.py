@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import secateur
 from secateur.agents import SearchProblem, get_allocator
 from secateur.commands.cli import app
-from secateur.pruners.saved import Step
+from secateur.pruners.method import Step
 
 
 def planned(session: secateur.Session, rule: str = "uniform") -> secateur.RatioPlan:

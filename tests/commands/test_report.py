@@ -367,3 +367,19 @@ def test_colours_can_be_told_from_their_ground(run):
 
 def test_a_page_of_one_run_is_what_its_folder_has(run):
     assert page([read_run(run.folder)]).encode() == (run.folder / "report.html").read_bytes()
+
+
+def test_what_the_page_writes_of_python_and_machines(run, tmp_path, monkeypatch):
+    """The blocks of docs/report.md, on a run of these tests."""
+    text = (Path(secateur.__file__).parent / "docs" / "report.md").read_text(encoding="utf-8")
+    python, machines = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    copied(run.folder, tmp_path / "runs" / "r20")
+    given: dict = {}
+    exec(python, given)
+    assert given["run"].best.flops == run.summary["best"]["flops"]
+    secateur.report("runs/r20", out="r20.html")
+    exec(machines, given)
+    assert given["runs"]["r20"]["result"]["best"] == run.summary["best"]
+    drawn = set(re.findall(r"^\| `(plot_\w+)\(", text, re.MULTILINE))
+    assert drawn == {name for name in dir(secateur.Handle) if name.startswith("plot_")}

@@ -37,6 +37,26 @@ def untimed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
+def check_what_is_shown(found: secateur.Sweep) -> None:
+    """The page joins all budgets in a chart before training and one after; the figure and the handles say the same."""
+    page = (found.folder / "report.html").read_text()
+    for key in ("test_accuracy", "finetuned_test_accuracy"):
+        for row in found.rows:
+            assert f"{row[key]:.2f} (top-1 %) at {100 * row['flops']:.1f} % of the FLOPs" in page
+    assert "Small after 1 epochs: accuracy against FLOPs" in page
+    assert (found.folder / "flops-0.3" / "report.html").exists()
+    assert list(found.runs) == [0.3, 0.6]
+    both = [figures.test_accuracy for run in found.runs.values() for figures in run.summary.rows]
+    assert both == [row["test_accuracy"] for row in found.rows]
+    front = next(line for line in found.plot().axes[0].lines if line.get_label() == "Pareto front")
+    assert {y for _, y in front.get_xydata()} == {row["reached"] for row in found.rows if row["front"]}
+    (found.folder / "report.html").unlink()
+    assert secateur.report(found.folder) == found.folder / "report.html"
+    assert (found.folder / "report.html").read_text() == page
+    with pytest.raises(ValueError, match=r"a comparison for each budget: open one of them, .*flops-0\.3, .*flops-0\.6"):
+        secateur.open_run(found.folder)
+
+
 def test_every_row_is_that_of_a_comparison_at_its_budget_and_nothing_is_done_twice(session, tmp_path, monkeypatch):
     whole = secateur.sweep((), session, **ARGUMENTS, out=tmp_path / "whole")
     tree = json.loads((whole.folder / "sweep.json").read_text())
@@ -45,6 +65,7 @@ def test_every_row_is_that_of_a_comparison_at_its_budget_and_nothing_is_done_twi
     assert [(row["budget"], row["allocator"], row["seed"]) for row in whole.rows] == [
         (budget, name, 3) for budget in (0.3, 0.6) for name in ("uniform", "random")
     ]
+    check_what_is_shown(whole)
     assert all(row["flops"] <= row["budget"] for row in whole.rows)
     assert all(row["reached"] == row["finetuned_test_accuracy"] for row in whole.rows)
     arguments = {key: value for key, value in ARGUMENTS.items() if key != "budgets"}
