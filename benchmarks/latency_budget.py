@@ -71,7 +71,12 @@ def bought(session: Session, budgets: list[float], runs: int) -> list[list[str]]
     """Rows: the plans for a latency, and those for as fast a budget of FLOPs."""
     assert session.test is not None
     named: list[tuple[str, str, Kept]] = []
+    least = Budget(session.structure, "latency", 1.0).least
+    floor = session.structure.fraction("latency", least)
     for fraction in budgets:
+        if fraction < floor:
+            print(f"latency {fraction:g} cannot be met: every layer at its least keeps {floor:.3f}\n")
+            continue
         for rule in ("knapsack", "uniform"):
             kept = _plan(session, rule, "latency", fraction)
             named.append((f"latency {fraction:g}", rule, kept))

@@ -1,8 +1,9 @@
 """The parts of a network timed as files in a runtime, and brought to the time of whole networks there.
 
 A part is a convolution or linear layer, with the batch norm behind it folded in, as runtimes do. They fuse over the
-borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back, so
-the parts' sum is not the whole: T = a + b · Σ parts + c · Σ elements that they take, fitted on whole networks.
+borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back; a
+whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
+T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on a few whole networks.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from torch import nn
 
 from ...configs import LatencyConfig
 from ...networks.copying import copied
-from ...networks.norms import LAYERS, fold, following_norms
+from ...networks.norms import LAYERS, channel_dim, fold, following_norms
 from ...training.inputs import Inputs, taken
 from ..structure import Structure
 from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
-from .profiler import Bar, Profiler, Timer
+from .profiler import BLOCK, Bar, Profiler, Timer
 from .segments import Segment
 
-SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of every layer's units, in the whole networks
+SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of every layer's units, in the whole networks …
+ONE_LESS = (1.0, 0.75, 0.5)  # … and less one: no block is full
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache
 PASSES = 3  # of a file for every one of `latency.repeats`: it is one sample, where segments in torch share theirs
 
@@ -50,7 +52,7 @@ class FileProfiler(Profiler):
 
     Attributes:
         slope: b, of a part's own time.
-        element: c, nanoseconds for every element that a part takes of one image; below 0 where a part by itself pays
+        element: c, nanoseconds for every element that a part takes in whole blocks; below 0 where a part by itself pays
             for an order of its inputs that the whole network has already.
     """
 
@@ -65,7 +67,8 @@ class FileProfiler(Profiler):
     def measure(self, designs: Ints, timer: Timer | None) -> None:
         """Time the parts of networks (networks, layers) kept, and a few whole networks, where the cache lacks them."""
         dense = self.structure.units
-        whole = np.unique(np.array([dense * share for share in SHARES]).round().clip(1, dense).astype(np.int64), axis=0)
+        sizes = [dense * share for share in SHARES] + [np.rint(dense * share) - 1 for share in ONE_LESS]
+        whole = np.unique(np.rint(sizes).clip(1, dense).astype(np.int64), axis=0)
         files: dict[str, Part] = {self._name(kept): Part(self.network(kept), self.images) for kept in whole}
         for kept in np.unique(np.concatenate([designs, whole]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
@@ -103,14 +106,16 @@ class FileProfiler(Profiler):
         self.base, self.slope, self.element = map(float, found)
 
     def _told(self, kept: Ints) -> list[tuple[float, int]]:
-        """(segments,) nanoseconds of the part by itself, and elements that it takes; 0 of what is no part."""
+        """(segments,) nanoseconds of the part by itself, and elements that it takes in whole blocks; 0 of no part."""
         network = self.network(kept)
         told = []
         for segment in self.segments(kept):
             if not self._is_part(network, segment):
                 told.append((0.0, 0))
                 continue
-            elements = self.config.batch * int(np.prod(segment.inputs[0]))
+            shape = (self.config.batch, *segment.inputs[0])
+            channels = shape[channel_dim(network.get_submodule(segment.module))]
+            elements = 0 if channels % BLOCK else int(np.prod(shape))
             told.append((1e3 * self.cache.times[self._key(network, segment)], elements))
         return told
 

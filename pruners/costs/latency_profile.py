@@ -18,10 +18,9 @@ from ..structure import PlanError, Structure
 from .file_profiler import FileProfiler
 from .latency_files import in_torch
 from .latency_table import Curve, Floats, Form, Ints, LatencyTable
-from .profiler import Bar, Profiler, Timer, no_bar
+from .profiler import BLOCK, Bar, Profiler, Timer, no_bar
 
 STEPS = 8  # of a layer's width, that a curve is known at
-BLOCK = 8  # channels that kernels work on together
 
 
 def take_table(

@@ -20,6 +20,8 @@ from .latency_cache import LatencyCache
 from .latency_table import Floats, Ints
 from .segments import Segment, describe, time_segments
 
+BLOCK = 8  # channels that kernels work on together
+
 Timer = Callable[[nn.Module, Tensor], Sequence[float]]
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
 """Title and total → a progress bar, whose function advances it by one and says something behind it."""
