@@ -1,16 +1,21 @@
-"""One-shot accuracy after every repair: CIFAR-10 ResNets, uniform sparsity, no fine-tuning.
+"""One-shot accuracy after every repair: CIFAR-10 ResNets, uniform sparsity or an allocator's plan, no fine-tuning.
 
 python benchmarks/repair.py --data DIR    (DIR holds cifar10/ and weights/)
+python benchmarks/repair.py --data DIR --allocator knapsack --flops 0.5 --calibration 2000 --draws 1
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from common import cifar_session, header, table
 
+from secateur import Session
+from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Repair
 from secateur.networks.inference import accuracy
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
@@ -23,37 +28,70 @@ REPAIRS = {  # and whether batch norms adapt to more images than were repaired o
     "sequential least squares": (Repair(kind="sequential", refit=False), False),
     "… and producers re-fitted": (Repair(kind="sequential"), False),
 }
+DISTILLED = "… then distilled"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
-    parser.add_argument("--sparsity", type=float, default=0.5)
-    parser.add_argument("--criterion", default="l1")
+    parser.add_argument("--sparsity", type=float, default=0.5, help="of every layer, where no allocator is named")
+    parser.add_argument("--allocator", help="whose plan is repaired")
+    parser.add_argument("--flops", type=float, default=0.5, help="the allocator's budget")
+    parser.add_argument("--criterion", help="none: l1 with --sparsity, else the method's own")
+    parser.add_argument("--calibration", type=int, default=500, help="images that repair")
+    parser.add_argument("--distil", type=int, nargs="*", default=[], help="images seen in training, one row each")
     parser.add_argument("--draws", type=int, default=3, help="draws of the calibration images")
     args = parser.parse_args()
     print(header())
-    columns: dict[int, dict[str, list[float]]] = {}
+    columns: dict[int, dict[str, list[list[float]]]] = {}
     for depth in args.depths:
-        results: dict[str, list[float]] = {"dense": [], **{name: [] for name in REPAIRS}}
+        results: dict[str, list[list[float]]] = {}
         for draw in range(args.draws):
-            session = cifar_session(depth, args.data, f"data.split_seed={draw}", f"criterion={args.criterion}")
-            more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
-            kept = np.round((1.0 - args.sparsity) * session.structure.units).astype(np.int64)
-            assert session.test is not None
-            results["dense"].append(accuracy(session.model, session.test))
-            for name, (repair, adapt) in REPAIRS.items():
-                pruned = session.compressor(kept, repair)
-                if adapt:
-                    adapt_batchnorm(pruned, more)
-                results[name].append(accuracy(pruned, session.test))
+            session = opened(args, depth, draw)
+            for name, figures in measured(args, session, depth, draw).items():
+                results.setdefault(name, []).append(figures)
+                print(f"ResNet-{depth} draw {draw} {name}: {figures}", file=sys.stderr)
         columns[depth] = results
-    rows = [
-        [name, *(f"{np.mean(columns[d][name]):.1f} ± {np.std(columns[d][name]):.1f}" for d in args.depths)]
-        for name in ("dense", *REPAIRS)
-    ]
-    print(table([f"top-1, mean ± sd of {args.draws} draws", *(f"ResNet-{depth}" for depth in args.depths)], rows))
+    rows = [[name, *(told(columns[d][name]) for d in args.depths)] for name in columns[args.depths[0]]]
+    print(
+        table([f"top-1, mean ± sd of {args.draws} draws (CPU s)", *(f"ResNet-{depth}" for depth in args.depths)], rows)
+    )
+
+
+def opened(args: argparse.Namespace, depth: int, draw: int) -> Session:
+    """The network with its images."""
+    criterion = args.criterion or (None if args.allocator else "l1")
+    ranked = [f"criterion={criterion}"] if criterion else []
+    images = f"data.calibration={args.calibration}"
+    return cifar_session(depth, args.data, f"budget.flops={args.flops}", f"data.split_seed={draw}", images, *ranked)
+
+
+def measured(args: argparse.Namespace, session: Session, depth: int, draw: int) -> dict[str, list[float]]:
+    """Repair → top-1 on the test images, CPU seconds."""
+    assert session.test is not None
+    if args.allocator:
+        kept = get_allocator(args.allocator).allocate(SearchProblem(session.budget, session.context))
+    else:
+        kept = np.round((1.0 - args.sparsity) * session.structure.units).astype(np.int64)
+    more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
+    passes = {f"{DISTILLED}, {seen:,} images seen": max(1, round(seen / args.calibration)) for seen in args.distil}
+    repairs = REPAIRS | {name: (Repair(distil=count), False) for name, count in passes.items()}
+    found = {"dense": [accuracy(session.model, session.test), 0.0]}
+    for name, (repair, adapt) in repairs.items():
+        start = time.process_time()
+        pruned = session.compressor(kept, repair)
+        if adapt:
+            adapt_batchnorm(pruned, more)
+        took = time.process_time() - start
+        found[name] = [accuracy(pruned, session.test), took]
+    return found
+
+
+def told(figures: list[list[float]]) -> str:
+    """Of all draws."""
+    top, seconds = np.array(figures).T
+    return f"{top.mean():.2f} ± {top.std():.2f} ({seconds.mean():.0f})"
 
 
 if __name__ == "__main__":
