@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import small
 import torch
 
 import secateur
+from secateur.commands.begun import Begun
 from secateur.configs import load_config
 from secateur.configs.load import ConfigError
 from secateur.reports.progress import Advance, Reporter
@@ -43,6 +45,17 @@ def test_a_finished_plan_is_distilled_and_shown(schedule: str, repairs: int, tmp
         made = session.compress(small.plan_of(session).kept).state_dict()
         assert all(torch.equal(tensor, made[name]) for name, tensor in again.items())
     assert done.model.training is False
+
+
+def test_another_distillation_is_another_repair(tmp_path: Path) -> None:
+    def begun(*overrides: str) -> Begun:
+        session = small.make(tmp_path, "channels", *overrides)
+        return Begun.now(session, small.plan_of(session), 1, "one_shot")
+
+    without, one, two = begun(), begun("repair.final.distil=1"), begun("repair.final.distil=2")
+    assert one.of["distillation"] != two.of["distillation"]
+    assert "distil" not in json.dumps(without.of)  # as it was written before there was one
+    assert {**one.of, "distillation": "2"} == two.of
 
 
 def test_candidates_are_not(tmp_path: Path) -> None:
