@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=0.5, help="the allocator's budget")
     parser.add_argument("--criterion", help="none: l1 with --sparsity, else the method's own")
     parser.add_argument("--calibration", type=int, default=500, help="images that repair")
-    parser.add_argument("--distil", type=int, nargs="*", default=[], help="images seen in training, one row each")
+    parser.add_argument("--distill", type=int, nargs="*", default=[], help="images seen in training, one row each")
     parser.add_argument("--draws", type=int, default=3, help="draws of the calibration images")
     args = parser.parse_args()
     print(header())
@@ -75,8 +75,8 @@ def measured(args: argparse.Namespace, session: Session, depth: int, draw: int) 
     else:
         kept = np.round((1.0 - args.sparsity) * session.structure.units).astype(np.int64)
     more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
-    passes = {f"{DISTILLED}, {seen:,} images seen": max(1, round(seen / args.calibration)) for seen in args.distil}
-    repairs = REPAIRS | {name: (Repair(distil=count), False) for name, count in passes.items()}
+    passes = {f"{DISTILLED}, {seen:,} images seen": max(1, round(seen / args.calibration)) for seen in args.distill}
+    repairs = REPAIRS | {name: (Repair(distill=count), False) for name, count in passes.items()}
     found = {"dense": [accuracy(session.model, session.test), 0.0]}
     for name, (repair, adapt) in repairs.items():
         start = time.process_time()

@@ -47,7 +47,7 @@ class Begun:
             },
             exclude={
                 "finetune": {"epochs", "learning_rate", "schedule", "initial", "channels_last"},
-                "repair": {"search": {"distil"}, "final": {"distil"}},
+                "repair": {"search": {"distill"}, "final": {"distill"}},
             },
         )
         asked = [part for budget in plan.budget.fractions.items() for part in budget]
@@ -60,8 +60,8 @@ class Begun:
             "config": json.dumps(settings),
             "calibration images": calibration,
         }
-        if session.config.repair.final.distil:
-            of["distillation"] = str(session.config.repair.final.distil)
+        if session.config.repair.final.distill:
+            of["distillation"] = str(session.config.repair.final.distill)
         if session.config.data is not None and session.config.data.train is not None:
             of["number of training images"] = str(session.config.data.train)
         if schedule == "rewind":

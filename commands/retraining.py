@@ -91,7 +91,7 @@ class Task:
             return replace(self._planned, model=self._repaired)
         folder = self._folder / REPAIRED_NAME
         if not (folder / NETWORK_NAME).exists():
-            with steps_shown(self._session.reporter, "distil") as shown:
+            with steps_shown(self._session.reporter, "distill") as shown:
                 return replace(self._planned, model=self._session.compress(self._plan.kept, shown))
         return replace(self._planned, model=self._loaded(folder))
 
@@ -131,7 +131,7 @@ class Task:
         cut = _cut(after or self.dense(), compressor.compress(wanted), kept)
         if not repaired:
             return replace(cut, model=copied(cut.model))
-        with steps_shown(self._session.reporter, "distil") as shown:
+        with steps_shown(self._session.reporter, "distill") as shown:
             model = compressor(wanted, self._session.config.repair.final, shown)
         return replace(cut, model=copied(model))
 

@@ -23,7 +23,7 @@ class Repair(Section):
     adaptive_bn: Natural = Field(
         default=0, description="calibration images that batch-norm statistics are re-estimated on, 0 for none"
     )
-    distil: Annotated[Integer, Field(ge=0, le=1_000)] = Field(
+    distill: Annotated[Integer, Field(ge=0, le=1_000)] = Field(
         default=0,
         description="then so many passes of training over the calibration images, shifted and flipped, towards the "
         "dense network's features (no labels), 0 for none",
@@ -40,9 +40,9 @@ class SearchRepair(Repair):
 
     @model_validator(mode="after")
     def _quick(self) -> SearchRepair:
-        if self.distil:
+        if self.distill:
             raise ValueError(
-                f"distil={self.distil}: training every candidate takes longer than the search; set repair.final.distil"
+                f"distill={self.distill}: to train every candidate would take too long; set repair.final.distill"
             )
         return self
 

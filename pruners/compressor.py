@@ -21,7 +21,7 @@ from ..training.inputs import leaves, taken
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
-from .repair.distil import distilled
+from .repair.distill import distilled
 from .repair.gram import repair_from_moments
 from .repair.sequential import SequentialRepair, UntraceableError
 from .structure import Kept, Structure
@@ -88,7 +88,7 @@ class Compressor:
         if np.array_equal(kept, self.structure.units):
             return self.compress(kept).model
         compressed = self._fitted(kept, repair)
-        return self._distilled(compressed, repair, on_step) if repair.distil else compressed.model
+        return self._distilled(compressed, repair, on_step) if repair.distill else compressed.model
 
     def checked(self, repair: Repair) -> Compressor:
         """This one, if it can repair the network so: to be asked before anything that takes long.
@@ -97,15 +97,15 @@ class Compressor:
             ValueError: it is to be distilled, and cannot be trained on what it returns; in one line.
         """
         objective = self.context.objective
-        if repair.distil and not distillable(objective):
+        if repair.distill and not distillable(objective):
             raise ValueError(
-                f"repair.final.distil = {repair.distil}: {objective.name} has its loss computed inside the network, so "
+                f"repair.final.distill = {repair.distill}: {objective.name} computes its loss inside the network, so "
                 "that nothing can be learnt from the dense network's outputs; set it to 0"
             )
-        if repair.distil and not any(parameter.requires_grad for parameter in self.dense.parameters()):
+        if repair.distill and not any(parameter.requires_grad for parameter in self.dense.parameters()):
             raise ValueError(
-                f"repair.final.distil = {repair.distil}: every parameter of the {type(self.dense).__name__} is frozen "
-                "(requires_grad is off): set it on for some, or distil to 0"
+                f"repair.final.distill = {repair.distill}: all parameters of the {type(self.dense).__name__} are frozen: "
+                "set requires_grad on for some, or this to 0"
             )
         return self
 
@@ -140,7 +140,7 @@ class Compressor:
         found, reason = compressed.model, "there are no other calibration images to learn from"
         try:
             if learnt:
-                found = task(passes=repair.distil, seed=self.context.seed, on_step=on_step)
+                found = task(passes=repair.distill, seed=self.context.seed, on_step=on_step)
                 reason = self._worse(compressed.model, found, held) if held else ""
         except DivergedError as error:
             reason = str(error)

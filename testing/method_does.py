@@ -73,7 +73,7 @@ def recipe_makes_it_again(case: Case) -> None:
 REPAIRS = (
     Repair(kind="gram", guard=False),
     Repair(kind="sequential", guard=False),
-    Repair(kind="sequential", distil=1, guard=False),
+    Repair(kind="sequential", distill=1, guard=False),
 )
 
 
@@ -82,7 +82,7 @@ def repair_is_finite(case: Case) -> None:
     compressor = Compressor(case.context)
     for repair in REPAIRS:
         for kept in case.plans:
-            about = f"kept {kept.tolist()}, repaired ({repair.kind}{', distilled' if repair.distil else ''})"
+            about = f"kept {kept.tolist()}, repaired ({repair.kind}{', distilled' if repair.distill else ''})"
             repaired = compressor(kept, repair)
             require(bool(case.outputs(repaired).isfinite().all()), f"{about}: outputs are not finite")
             compressed = case.method.apply(case.context, kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,11 +34,11 @@ class Bars(Reporter):
 @pytest.mark.filterwarnings("ignore:the distillation was not taken:RuntimeWarning")
 @pytest.mark.parametrize(("schedule", "repairs"), [("one_shot", 1), ("iterative", 3)])  # 3: the plan's, and two rounds'
 def test_a_finished_plan_is_distilled_and_shown(schedule: str, repairs: int, tmp_path: Path) -> None:
-    session = small.make(tmp_path, "channels", "repair.final.distil=3")
+    session = small.make(tmp_path, "channels", "repair.final.distill=3")
     session.reporter = bars = Bars()
     done = secateur.apply(small.plan_of(session), session, schedule=schedule, finetune=2, out=tmp_path / schedule)
-    assert len(bars.notes[f"distil {STEPS}"]) == STEPS * repairs
-    assert all(note.startswith("loss ") for note in bars.notes[f"distil {STEPS}"])
+    assert len(bars.notes[f"distill {STEPS}"]) == STEPS * repairs
+    assert all(note.startswith("loss ") for note in bars.notes[f"distill {STEPS}"])
     if schedule == "one_shot":
         again = secateur.load(tmp_path / schedule / "repaired", model=small.Small()).state_dict()
         made = session.compress(small.plan_of(session).kept).state_dict()
@@ -52,20 +51,21 @@ def test_another_distillation_is_another_repair(tmp_path: Path) -> None:
         session = small.make(tmp_path, "channels", *overrides)
         return Begun.now(session, small.plan_of(session), 1, "one_shot")
 
-    without, one, two = begun(), begun("repair.final.distil=1"), begun("repair.final.distil=2")
+    without, one, two = begun(), begun("repair.final.distill=1"), begun("repair.final.distill=2")
     assert one.of["distillation"] != two.of["distillation"]
-    assert "distil" not in json.dumps(without.of)  # as it was written before there was one
+    assert "distillation" not in without.of  # as it was written before there was one
+    assert '"distill": 0' not in without.of["config"]
     assert {**one.of, "distillation": "2"} == two.of
 
 
 def test_candidates_are_not(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"repair\.search.*distil=3: training every candidate .* set repair\.final"):
-        load_config("digits", ["repair.search.distil=3"])
-    assert load_config("digits", ["repair.final.distil=3"]).repair.search.distil == 0
+    with pytest.raises(ConfigError, match=r"repair\.search.*distill=3: to train every candidate .* set repair\.final"):
+        load_config("digits", ["repair.search.distill=3"])
+    assert load_config("digits", ["repair.final.distill=3"]).repair.search.distill == 0
 
 
 def test_what_cannot_be_distilled_is_told_before_the_search(tmp_path: Path) -> None:
-    session = small.make(tmp_path, "channels", "repair.final.distil=3", "agent.episodes=1")
+    session = small.make(tmp_path, "channels", "repair.final.distill=3", "agent.episodes=1")
     session.model.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"repair\.final\.distil = 3: every parameter of the Small is frozen"):
+    with pytest.raises(ValueError, match=r"repair\.final\.distill = 3: all parameters of the Small are frozen"):
         secateur.train(session, out=tmp_path / "run")

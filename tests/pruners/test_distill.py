@@ -17,8 +17,8 @@ from secateur.configs.schema import LayersConfig, Repair
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
 from secateur.pruners.method import METHODS, Compressed
-from secateur.pruners.repair import distil
-from secateur.pruners.repair.distil import BATCH, _Augmented, augmented, distilled
+from secateur.pruners.repair import distill
+from secateur.pruners.repair.distill import BATCH, _Augmented, augmented, distilled
 from secateur.pruners.structure import Kept
 from secateur.training.augmentation import random_crop
 from secateur.training.tasks import CrossEntropy
@@ -55,8 +55,8 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def test_it_is_nearer_to_the_dense_network_on_other_images_and_harms_nothing(method: str, kind: str) -> None:
     p = compressor(method, batches=zoo.batches("residual", (100, 100)))
     dense = copy.deepcopy(p.dense)
-    repair = Repair.model_validate({"kind": kind, "distil": 8})
-    fitted = p(half(p), repair.model_copy(update={"distil": 0}))
+    repair = Repair.model_validate({"kind": kind, "distill": 8})
+    fitted = p(half(p), repair.model_copy(update={"distill": 0}))
     found = p(half(p), repair)
     assert distance(p, found) < 0.98 * distance(p, fitted)
     assert same(p.dense, dense)
@@ -72,7 +72,7 @@ def zeros(model: nn.Module) -> dict[str, Tensor]:
 
 def test_pruned_weights_stay_zero() -> None:
     p = compressor("weights")
-    unrepaired, found = p.compress(half(p)).model, p(half(p), Repair(distil=2, guard=False))
+    unrepaired, found = p.compress(half(p)).model, p(half(p), Repair(distill=2, guard=False))
     gone = zeros(unrepaired)
     assert sum(int(mask.sum()) for mask in gone.values()) > 100
     assert all(torch.equal(mask, gone[name]) for name, mask in zeros(found).items())
@@ -94,7 +94,7 @@ def test_codes_stay_on_their_grid() -> None:
 
 def test_it_is_the_same_every_time_whatever_the_batches_and_the_labels() -> None:
     p = compressor()
-    repair = Repair(kind="none", distil=2, guard=False)
+    repair = Repair(kind="none", distill=2, guard=False)
     first = p(half(p), repair)
     torch.manual_seed(99)
     assert same(p(half(p), repair), first)
@@ -106,11 +106,11 @@ def test_it_is_the_same_every_time_whatever_the_batches_and_the_labels() -> None
 
 def test_steps_are_told() -> None:
     p, seen = compressor(), list[tuple[int, int]]()
-    p(half(p), Repair(kind="none", distil=3), lambda step, total, _loss: seen.append((step, total)))
+    p(half(p), Repair(kind="none", distill=3), lambda step, total, _loss: seen.append((step, total)))
     steps = 3 * -(-(sum(IMAGES) - 7) // BATCH)  # a tenth is held out
     assert seen == [(number, steps) for number in range(1, steps + 1)]
     seen.clear()
-    p(p.structure.units, Repair(distil=3), lambda step, total, _loss: seen.append((step, total)))
+    p(p.structure.units, Repair(distill=3), lambda step, total, _loss: seen.append((step, total)))
     assert not seen  # nothing cut, nothing learnt
 
 
@@ -125,7 +125,7 @@ def test_what_is_held_out_is_not_learnt_from(monkeypatch: pytest.MonkeyPatch) ->
     p = compressor()
     every = torch.cat([images for images, _ in p.context.calibration])
     for guard in (True, False):
-        p(half(p), Repair(kind="none", distil=1, guard=guard))
+        p(half(p), Repair(kind="none", distill=1, guard=guard))
     assert torch.equal(learnt[0], every[7:])
     assert torch.equal(learnt[1], every)
 
@@ -146,24 +146,24 @@ def test_what_takes_it_further_off_is_not_taken(harm: float | None, monkeypatch:
     fitted = p(half(p), Repair())
     reason = "the squared distance of the outputs .* on 7 calibration images that it has not learnt from"
     if harm is None:
-        monkeypatch.setattr(distil, "SETTINGS", distil.SETTINGS.model_copy(update={"learning_rate": 1e30}))
+        monkeypatch.setattr(distill, "SETTINGS", distill.SETTINGS.model_copy(update={"learning_rate": 1e30}))
         reason = "(loss|weight) .*is (nan|inf)|not finite"
     else:
         monkeypatch.setattr("secateur.pruners.compressor.distilled", spoilt(harm))
     with pytest.warns(RuntimeWarning, match=f"the distillation was not taken: .*({reason})") as told:
-        assert same(p(half(p), Repair(distil=4)), fitted)
+        assert same(p(half(p), Repair(distill=4)), fitted)
     assert len(told) == 1
     assert "\n" not in str(told[0].message)
     if harm is not None:
         with warnings.catch_warnings(action="error"):
-            assert not same(p(half(p), Repair(distil=4, guard=False)), fitted)
+            assert not same(p(half(p), Repair(distill=4, guard=False)), fitted)
 
 
 def test_a_single_image_is_not_enough() -> None:
     p = compressor(batches=zoo.batches("residual", (1,)))
     fitted = p.compress(half(p)).model
     with pytest.warns(RuntimeWarning, match="the distillation was not taken: there are no other calibration images"):
-        assert same(p(half(p), Repair(kind="none", distil=1)), fitted)
+        assert same(p(half(p), Repair(kind="none", distill=1)), fitted)
 
 
 class Inside(CrossEntropy):
@@ -177,13 +177,13 @@ class Inside(CrossEntropy):
 
 def test_what_cannot_be_distilled_is_refused_in_a_line() -> None:
     p = compressor(objective=Inside())
-    with pytest.raises(ValueError, match=r"^repair\.final\.distil = 3: inside has its loss computed inside .* to 0$"):
-        p(half(p), Repair(distil=3))
+    with pytest.raises(ValueError, match=r"^repair\.final\.distill = 3: inside computes its loss inside .* to 0$"):
+        p(half(p), Repair(distill=3))
     p(half(p), Repair(kind="none"))
     p = compressor()
     p.dense.requires_grad_(False)
-    with pytest.raises(ValueError, match=r"^repair\.final\.distil = 3: every parameter of the \w+ is frozen .* to 0$"):
-        p(half(p), Repair(distil=3))
+    with pytest.raises(ValueError, match=r"^repair\.final\.distill = 3: all parameters of the \w+ are frozen .* to 0$"):
+        p(half(p), Repair(distill=3))
     p(half(p), Repair(kind="none"))
 
 
