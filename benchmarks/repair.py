@@ -1,7 +1,7 @@
 """One-shot accuracy after every repair: CIFAR-10 ResNets, uniform sparsity or an allocator's plan, no fine-tuning.
 
 python benchmarks/repair.py --data DIR    (DIR holds cifar10/ and weights/)
-python benchmarks/repair.py --data DIR --allocator knapsack --flops 0.5 --calibration 2000 --draws 1
+python benchmarks/repair.py --data DIR --allocator knapsack --flops 0.5 --distill 16 --draws 1
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from common import cifar_session, header, table
 from secateur import Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Repair
-from secateur.networks.inference import accuracy
+from secateur.networks.inference import accuracy, channels_last
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
 
 REPAIRS = {  # and whether batch norms adapt to more images than were repaired on
@@ -28,7 +28,6 @@ REPAIRS = {  # and whether batch norms adapt to more images than were repaired o
     "sequential least squares": (Repair(kind="sequential", refit=False), False),
     "… and producers re-fitted": (Repair(kind="sequential"), False),
 }
-DISTILLED = "… then distilled"
 
 
 def main() -> None:
@@ -40,7 +39,8 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=0.5, help="the allocator's budget")
     parser.add_argument("--criterion", help="none: l1 with --sparsity, else the method's own")
     parser.add_argument("--calibration", type=int, default=500, help="images that repair")
-    parser.add_argument("--distill", type=int, nargs="*", default=[], help="images seen in training, one row each")
+    parser.add_argument("--repairs", nargs="*", choices=list(REPAIRS), default=list(REPAIRS), help="rows")
+    parser.add_argument("--distill", type=int, nargs="*", default=[], help="passes, one row each")
     parser.add_argument("--draws", type=int, default=3, help="draws of the calibration images")
     args = parser.parse_args()
     print(header())
@@ -68,23 +68,24 @@ def opened(args: argparse.Namespace, depth: int, draw: int) -> Session:
 
 
 def measured(args: argparse.Namespace, session: Session, depth: int, draw: int) -> dict[str, list[float]]:
-    """Repair → top-1 on the test images, CPU seconds."""
+    """Repair → top-1 on the test images, CPU seconds of the repair."""
     assert session.test is not None
     if args.allocator:
         kept = get_allocator(args.allocator).allocate(SearchProblem(session.budget, session.context))
     else:
         kept = np.round((1.0 - args.sparsity) * session.structure.units).astype(np.int64)
-    more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
-    passes = {f"{DISTILLED}, {seen:,} images seen": max(1, round(seen / args.calibration)) for seen in args.distill}
-    repairs = REPAIRS | {name: (Repair(distill=count), False) for name, count in passes.items()}
-    found = {"dense": [accuracy(session.model, session.test), 0.0]}
+    repairs = {name: REPAIRS[name] for name in args.repairs}
+    repairs |= {f"… then distilled, {passes} passes": (Repair(distill=passes), False) for passes in args.distill}
+    test = [(channels_last(images), labels) for images, labels in session.test]
+    found = {"dense": [accuracy(session.model, test), 0.0]}
     for name, (repair, adapt) in repairs.items():
         start = time.process_time()
         pruned = session.compressor(kept, repair)
-        if adapt:
-            adapt_batchnorm(pruned, more)
         took = time.process_time() - start
-        found[name] = [accuracy(pruned, session.test), took]
+        if adapt:
+            more = cifar_session(depth, args.data, f"data.split_seed={draw}", "data.calibration=2000").calibration
+            adapt_batchnorm(pruned, more)
+        found[name] = [accuracy(pruned, test), took]
     return found
 
 

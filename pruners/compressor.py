@@ -104,8 +104,8 @@ class Compressor:
             )
         if repair.distill and not any(parameter.requires_grad for parameter in self.dense.parameters()):
             raise ValueError(
-                f"repair.final.distill = {repair.distill}: all parameters of the {type(self.dense).__name__} are frozen: "
-                "set requires_grad on for some, or this to 0"
+                f"repair.final.distill = {repair.distill}: all parameters of the {type(self.dense).__name__} are "
+                "frozen: set requires_grad on for some, or this to 0"
             )
         return self
 

@@ -112,6 +112,41 @@ class Imitation(Objective):
         return torch.stack([self.loss(outputs, wanted), *layers]).mean()
 
 
+@torch.no_grad()
+def surroundings(
+    student: nn.Module, model: nn.Module, channels: Mapping[str, Tensor | None], inputs: Inputs
+) -> dict[str, Tensor | None]:
+    """Where a smaller network's features are compared with the dense one's, as `Imitation` takes it.
+
+    For every layer that was cut that is the smallest module round it that returns a tensor of the same shape in both: a
+    residual block, whose sum counts and not one branch's part in it. Where there is none it is the layer itself.
+
+    Args:
+        student: the smaller network.
+        model: the dense one.
+        channels: the layers that were cut, and which output channels they have left.
+        inputs: some images, to see what modules return.
+    """
+    names = [
+        name for name in dict.fromkeys(outer for layer in channels for outer in _round(layer)) if _has(student, name)
+    ]
+    with _outputs(student, names) as ours, _outputs(model, names) as theirs:
+        call(student, inputs)
+        call(model, inputs)
+    alike = {name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape}
+    found: dict[str, Tensor | None] = {}
+    for layer, chosen in channels.items():
+        outer = next((name for name in _round(layer) if name in alike), None)
+        found |= {layer: chosen} if outer is None else {outer: None}
+    return found
+
+
+def _round(name: str) -> list[str]:
+    """The modules that a module is in, the smallest first, without the network itself."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+
+
 def distillable(objective: Objective) -> bool:
     """Whether a training's loss is made of outputs; detectors compute theirs inside the network."""
     return type(objective).training_loss is Objective.training_loss
