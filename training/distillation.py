@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -118,8 +119,9 @@ def surroundings(
 ) -> dict[str, Tensor | None]:
     """Where a smaller network's features are compared with the dense one's, as `Imitation` takes it.
 
-    For every layer that was cut that is the smallest module round it that returns a tensor of the same shape in both: a
-    residual block, whose sum counts and not one branch's part in it. Where there is none it is the layer itself.
+    For a layer that was cut that is the smallest module round it that returns a tensor of the same shape in both: a
+    residual block, whose sum counts and not one branch's part in it. Where there is none, or it holds most of the
+    layers, as the body of a plain network does, it is the layer itself.
 
     Args:
         student: the smaller network.
@@ -127,18 +129,16 @@ def surroundings(
         channels: the layers that were cut, and which output channels they have left.
         inputs: some images, to see what modules return.
     """
-    names = [
-        name for name in dict.fromkeys(outer for layer in channels for outer in _round(layer)) if _has(student, name)
-    ]
+    outer = {layer: [name for name in _round(layer) if _has(student, name)] for layer in channels}
+    names = sorted({name for found in outer.values() for name in found})
     with _outputs(student, names) as ours, _outputs(model, names) as theirs:
         call(student, inputs)
         call(model, inputs)
     alike = {name for name in ours.keys() & theirs.keys() if ours[name].shape == theirs[name].shape}
-    found: dict[str, Tensor | None] = {}
-    for layer, chosen in channels.items():
-        outer = next((name for name in _round(layer) if name in alike), None)
-        found |= {layer: chosen} if outer is None else {outer: None}
-    return found
+    smallest = {layer: next((name for name in outer[layer] if name in alike), "") for layer in channels}
+    held = Counter(smallest.values())
+    local = {layer: name for layer, name in smallest.items() if name and 2 * held[name] <= len(channels)}
+    return {layer: part for layer, part in channels.items() if layer not in local} | dict.fromkeys(local.values())
 
 
 def _round(name: str) -> list[str]:

@@ -18,9 +18,9 @@ from ...configs.training import FitConfig
 from ...networks.copying import copied
 from ...networks.inference import Batches, channels_last, count_images, group_sizes, regrouped
 from ...training.augmentation import random_crop, random_flip
-from ...training.distillation import Imitation
+from ...training.distillation import Imitation, surroundings
 from ...training.fit import OnStep, fit
-from ...training.inputs import Inputs, count, picked
+from ...training.inputs import Inputs, count, picked, taken
 from ...training.objective import Objective
 from ...training.step import in_training
 from ..method import Compressed
@@ -65,7 +65,8 @@ def distilled(
 
     images = _Augmented(batches, seed)
     config = SETTINGS.model_copy(update={"epochs": passes})
-    task = Imitation(dense, objective, compressed.channels)
+    watched = surroundings(compressed.model, dense, compressed.channels, taken(batches[0][0], slice(1)))
+    task = Imitation(dense, objective, watched)
     with torch.enable_grad(), in_training(model, hold):
         still = [name for name, module in model.named_modules() if not isinstance(module, nn.RNNBase)]
         fit(model, images, config, seed=seed, objective=task, on_step=after, at_rest=still)
