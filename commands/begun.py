@@ -45,7 +45,10 @@ class Begun:
                 **dict.fromkeys(("layers", "repair", "gradual", "seed", "finetune"), True),
                 "data": {"augment", "crop", "flip", "randaugment"},
             },
-            exclude={"finetune": {"epochs", "learning_rate", "schedule", "initial", "channels_last"}},
+            exclude={
+                "finetune": {"epochs", "learning_rate", "schedule", "initial", "channels_last"},
+                "repair": {"search": {"distill"}, "final": {"distill"}},
+            },
         )
         asked = [part for budget in plan.budget.fractions.items() for part in budget]
         kept = [plan.method, plan.criterion, *asked, plan.kept.tolist()]
@@ -57,6 +60,8 @@ class Begun:
             "config": json.dumps(settings),
             "calibration images": calibration,
         }
+        if session.config.repair.final.distill:
+            of["distillation"] = str(session.config.repair.final.distill)
         if session.config.data is not None and session.config.data.train is not None:
             of["number of training images"] = str(session.config.data.train)
         if schedule == "rewind":

@@ -29,6 +29,7 @@ from .begun import Begun
 from .initial import fresh, initial
 from .session import Session
 from .training_log import TrainingLog
+from .tuning import steps_shown
 
 CHECKPOINTS = "finetune*.safetensors"
 ROUNDS_NAME = "rounds"
@@ -91,7 +92,8 @@ class Task:
             return replace(self._planned, model=self._repaired)
         folder = self._folder / REPAIRED_NAME
         if not (folder / NETWORK_NAME).exists():
-            return replace(self._planned, model=self._session.compress(self._plan.kept))
+            with steps_shown(self._session.reporter, "distill") as shown:
+                return replace(self._planned, model=self._session.compress(self._plan.kept, shown))
         return replace(self._planned, model=self._loaded(folder))
 
     @cached_property
@@ -129,7 +131,10 @@ class Task:
             compressor = Compressor(self._context(unfactorised(after.model, self._session.model)))
             wanted = _wanted(self._session.structure, compressor.structure, kept, after.kept)
         cut = _cut(after or self.dense(), compressor.compress(wanted), kept)
-        model = compressor(wanted, self._session.config.repair.final) if repaired else cut.model
+        if not repaired:
+            return replace(cut, model=copied(cut.model))
+        with steps_shown(self._session.reporter, "distill") as shown:
+            model = compressor(wanted, self._session.config.repair.final, shown)
         return replace(cut, model=copied(model))
 
     def tighten(self, model: nn.Module, part: float) -> Hold:
@@ -299,9 +304,8 @@ def largest_difference(session: Session, masked: nn.Module, compressed: nn.Modul
 def _cut(before: Cut, compressed: Compressed, kept: Kept) -> Cut:
     """What a compression makes of a cut; nothing fitted."""
     channels = dict(before.channels)
-    for name in {*compressed.cut, *compressed.rows}:
-        rows, known = compressed.rows.get(name), channels.get(name)
-        stay = None if rows is None else torch.from_numpy(rows)
+    for name, stay in compressed.channels.items():
+        known = channels.get(name)
         channels[name] = known if stay is None else stay if known is None else known[stay]
     recipes = (*before.recipes, compressed.recipe)
     return Cut(compressed.model, kept, recipes, compressed.hold, channels)

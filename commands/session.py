@@ -17,7 +17,7 @@ from ..networks.world import undisturbed
 from ..pruners import METHODS, Budget, Compressor, Context, Kept, RatioPlan, Structure, dense_store
 from ..reports.progress import Reporter
 from ..storage.cache import Store
-from ..training.fit import Fitted
+from ..training.fit import Fitted, OnStep
 from ..training.inputs import InputShape, shape_of
 from ..training.objective import Objective, make_objective, settings_of
 from . import workers
@@ -264,7 +264,8 @@ class Session:
     @property
     def compressor(self) -> Compressor:
         """Makes smaller networks of the dense one."""
-        return self._once(("compressor", id(self.context)), lambda: Compressor(self.context))
+        made = self._once(("compressor", id(self.context)), lambda: Compressor(self.context))
+        return made.checked(self.config.repair.final)
 
     @property
     def evaluator(self) -> CandidateEvaluator:
@@ -294,9 +295,9 @@ class Session:
         return self._once(("dense latency", id(self.structure)), lambda: dense_latency(self))
 
     @undisturbed()
-    def compress(self, kept: Kept) -> nn.Module:
-        """A smaller network (layers,), repaired as a finished plan is; it owns all its tensors."""
-        small = self.compressor(kept, self.config.repair.final)
+    def compress(self, kept: Kept, on_step: OnStep | None = None) -> nn.Module:
+        """A smaller network (layers,), repaired as a finished plan is; it owns its tensors; `on_step`: distilling."""
+        small = self.compressor(kept, self.config.repair.final, on_step)
         for parameter in small.parameters():
             parameter.data = parameter.data.clone()
         return small

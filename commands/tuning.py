@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -86,6 +86,20 @@ def run_fit(
 
         options["on_step"], options["on_epoch"], options["on_rows"] = after, before, epochs
         return fit(model, batches, config, seed=seed, **options)
+
+
+@contextmanager
+def steps_shown(reporter: Reporter, title: str) -> Iterator[OnStep]:
+    """For the length of a block a function that draws a bar of steps, from the first on."""
+    with ExitStack() as stack:
+        bars: list[Advance] = []
+
+        def show(step: int, total: int, loss: float) -> None:
+            if not bars:
+                bars.append(stack.enter_context(reporter.bar(title, total, step - 1)))
+            bars[0](f"loss {loss:.3f}")
+
+        yield show
 
 
 class TuneOptions(FitOptions, total=False):

@@ -7,6 +7,9 @@ from typing import Annotated, Literal, cast
 from pydantic import Field, JsonValue, model_validator
 
 from .amounts import Bops, Flops, Latency, Params, Size
+from .repair import Repair as Repair
+from .repair import RepairConfig as RepairConfig
+from .repair import SearchRepair as SearchRepair
 from .scalars import (
     Batch,
     Candidates,
@@ -16,7 +19,6 @@ from .scalars import (
     FileName,
     Fraction,
     Integer,
-    Natural,
     Number,
     Section,
     Seed,
@@ -155,38 +157,6 @@ class LayersConfig(Section):
             if low > high:
                 raise ValueError(f"bounds of {name}: [{low:g}, {high:g}]: the least sparsity first, then the most")
         return self
-
-
-class Repair(Section):
-    """How a network is repaired after it was cut."""
-
-    kind: Literal["none", "gram", "sequential"] = Field(
-        default="sequential",
-        description="gram: least squares on the dense network's moments (milliseconds); sequential: on the features "
-        "that the pruned network really computes (a few passes over the calibration images)",
-    )
-    images: Count | None = Field(default=None, description="calibration images of a sequential repair; none: all")
-    samples: Count = Field(default=64, description="output positions an image that a fit looks at, at most")
-    refit: bool = Field(default=True, description="with sequential: re-fit what sits before a cut, too")
-    adaptive_bn: Natural = Field(
-        default=0, description="calibration images that batch-norm statistics are re-estimated on, 0 for none"
-    )
-    guard: bool = Field(default=True, description="never worse than unrepaired: falls back, and says so")
-
-
-class SearchRepair(Repair):
-    """A candidate's: fewer images, and no guard."""
-
-    images: Count | None = 100
-    samples: Count = 32
-    guard: bool = False
-
-
-class RepairConfig(Section):
-    """How candidates are repaired while searching, and finished plans in the end."""
-
-    search: SearchRepair = SearchRepair()
-    final: Repair = Repair()
 
 
 class BudgetConfig(Section):

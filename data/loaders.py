@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..training.augmentation import random_crop, random_flip
 from ..training.inputs import Inputs, count, describe, leaves, mapped, shape_of, told
 from ..training.objective import Objective
 from ..training.tasks import DEFAULT
 
 MOST = 1e9  # of a pixel: beyond, single precision cannot hold the squares of what a network makes of it
-SMALL = 16
-"""Images below this many pixels are cropped with a padding of 1, not 4."""
 
 
 class Loader(ABC):
@@ -115,23 +113,6 @@ def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     shift = torch.tensor(mean, device=pixels.device).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=pixels.device).view(1, -1, 1, 1)
     return pixels.float().div_(255).sub_(shift).div_(scale)
-
-
-def random_crop(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image of (N, C, H, W) moved by up to 4 pixels either way (1 for small ones), black where it was not."""
-    count, channels, height, width = pixels.shape
-    padding = 1 if min(height, width) < SMALL else 4
-    padded = F.pad(pixels, (padding, padding, padding, padding))
-    top, left = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
-    rows = (top + torch.arange(height)).view(count, 1, height, 1)
-    columns = (left + torch.arange(width)).view(count, 1, 1, width)
-    return padded[torch.arange(count).view(-1, 1, 1, 1), torch.arange(channels).view(1, -1, 1, 1), rows, columns]
-
-
-def random_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image of (N, C, H, W) mirrored left to right, or not, with even odds."""
-    mirrored = torch.rand(len(pixels), generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
 
 
 def random_operations(pixels: Tensor, magnitude: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .loaders import Loader, normalise, random_crop, random_flip, random_operations
+from ..training.augmentation import random_crop, random_flip
+from .loaders import Loader, normalise, random_operations
 from .sources import Indices, Source
 
 Due = tuple[int, int]

@@ -44,6 +44,24 @@ def first_images(batches: Batches, count: int) -> Batches:
     return LazyBatches(images, [*targets[:last], taken(targets[last], slice(missing))], range(last + 1))
 
 
+def later_images(batches: Batches, count: int) -> Batches:
+    """All but the first `count` images, in their batches; of the first of these only those behind them."""
+    targets = targets_of(batches)
+    ends = np.cumsum([inputs.count(part) for part in targets])
+    first = int(np.searchsorted(ends, count, side="right"))
+    if count <= 0 or first == len(batches):
+        return batches[first if count > 0 else 0 :]
+    gone = count - int(ends[first]) + inputs.count(targets[first])
+    images = partial(_of_the_first_less, batches, first, gone)
+    cut = [*targets[:first], taken(targets[first], slice(gone, None)), *targets[first + 1 :]]
+    return LazyBatches(images, cut, range(first, len(batches)))
+
+
+def _of_the_first_less(batches: Batches, first: int, count: int, number: int) -> Inputs:
+    images = batches[number][0]
+    return taken(images, slice(count, None)) if number == first else images
+
+
 def _of_the_last_only(batches: Batches, last: int, count: int, number: int) -> Inputs:
     images = batches[number][0]
     return taken(images, slice(count)) if number == last else images
@@ -54,18 +72,21 @@ def regrouped(batches: Batches, size: int) -> Iterator[Inputs]:
 
     The last group is smaller where they do not divide, but never a single image: that one goes with those before it.
     """
-    whole, rest = divmod(count_images(batches), size)
-    sizes = [size] * whole + [rest] * (rest > 0)
-    if rest == 1 and whole:
-        sizes[-2:] = [size + 1]
     left = iter(images for images, _ in batches)
     held: list[Inputs] = []
-    for wanted in sizes:
+    for wanted in group_sizes(count_images(batches), size):
         while sum(map(inputs.count, held)) < wanted:
             held.append(next(left))
         together = held[0] if len(held) == 1 else joined(held)
         yield taken(together, slice(wanted))
         held = [taken(together, slice(wanted, None))]
+
+
+def group_sizes(images: int, size: int) -> list[int]:
+    """How many images there are in each group of `regrouped`."""
+    whole, rest = divmod(images, size)
+    sizes = [size] * whole + [rest] * (rest > 0)
+    return [*sizes[:-2], size + 1] if rest == 1 and whole else sizes
 
 
 def count_images(batches: Batches) -> int:

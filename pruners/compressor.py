@@ -5,23 +5,29 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..configs.schema import Repair
-from ..networks.inference import Batches, count_images, first_images, in_channels_last, logits
+from ..networks.inference import Batches, count_images, first_images, in_channels_last, later_images, logits
+from ..training.distillation import distillable
+from ..training.fit import DivergedError, OnStep
 from ..training.inputs import leaves, taken
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
+from .repair.distill import distilled
 from .repair.gram import repair_from_moments
 from .repair.sequential import SequentialRepair, UntraceableError
 from .structure import Kept, Structure
 
 GUARD_IMAGES = 100  # that a repaired network is compared with the unrepaired one on
+HELD_OUT = 10  # one of so many calibration images tells what a distillation is worth, and is not learnt from
 ROUNDING = 1e-5  # of the outputs' size: who differs by no more is not further away
 
 
@@ -38,6 +44,7 @@ class Compressor:
         self.seconds = {"prune": 0.0, "repair": 0.0, "adaptive_bn": 0.0}
         self._calibration = in_channels_last(context.calibration)
         self._untraceable = False
+        self._guards: dict[int, Distance] = {}
         self._sequential: dict[tuple[int, int], SequentialRepair] = {}
 
     @property
@@ -61,32 +68,95 @@ class Compressor:
         """The dense-shaped network with the same units zeroed, nothing repaired."""
         return self.context.method.masked(self.context, self.structure.check_kept(kept)).eval()
 
-    def __call__(self, kept: Kept, repair: Repair) -> nn.Module:
+    def __call__(self, kept: Kept, repair: Repair, on_step: OnStep | None = None) -> nn.Module:
         """`compress`, repaired; the smaller network in eval mode.
 
         With `repair.guard`, the outputs (the objective's features) are never left further from the dense network's than
         they are without a repair, on the first 100 calibration images: `gram` takes the place of `sequential` then, and
-        nothing that of `gram`, with a RuntimeWarning. That costs two passes of these images; a search does without.
+        nothing that of `gram`, with a RuntimeWarning. That costs two passes of these images; a search does without. A
+        distillation is kept only where it brings them nearer on calibration images that it has not learnt from.
+
+        Args:
+            kept: (layers,) units kept.
+            repair: how.
+            on_step: called after every step of a distillation, see `distilled`.
+
+        Raises:
+            ValueError: a distillation of what cannot be distilled, see `checked`.
         """
-        untouched = np.array_equal(kept, self.structure.units) or (repair.kind == "none" and not repair.adaptive_bn)
+        self.checked(repair)
+        if np.array_equal(kept, self.structure.units):
+            return self.compress(kept).model
+        compressed = self._fitted(kept, repair)
+        return self._distilled(compressed, repair, on_step) if repair.distill else compressed.model
+
+    def checked(self, repair: Repair) -> Compressor:
+        """This one, if it can repair the network so: to be asked before anything that takes long.
+
+        Raises:
+            ValueError: it is to be distilled, and cannot be trained on what it returns; in one line.
+        """
+        objective = self.context.objective
+        if repair.distill and not distillable(objective):
+            raise ValueError(
+                f"repair.final.distill = {repair.distill}: {objective.name} computes its loss inside the network, so "
+                "that nothing can be learnt from the dense network's outputs; set it to 0"
+            )
+        if repair.distill and not any(parameter.requires_grad for parameter in self.dense.parameters()):
+            raise ValueError(
+                f"repair.final.distill = {repair.distill}: all parameters of the {type(self.dense).__name__} are "
+                "frozen: set requires_grad on for some, or this to 0"
+            )
+        return self
+
+    def _fitted(self, kept: Kept, repair: Repair) -> Compressed:
+        """`compress`, and the least squares that the guard lets pass."""
+        untouched = repair.kind == "none" and not repair.adaptive_bn
         guard = repair.guard and not untouched
-        limit = max(self._distance(self.compress(kept).model), self._rounding) if guard else math.inf
+        distance = self._distances(GUARD_IMAGES)
+        limit = max(distance(self.compress(kept).model), distance.rounding) if guard else math.inf
         for attempt in ("sequential", "gram") if repair.kind == "sequential" else (repair.kind,):
             compressed = self.compress(kept)
             if not untouched:
                 self._repair(compressed, repair.model_copy(update={"kind": attempt}))
             if not guard:
-                return compressed.model
-            distance = self._distance(compressed.model)
-            if math.isfinite(distance) and not distance > limit:
-                return compressed.model
+                return compressed
+            left = distance(compressed.model)
+            if math.isfinite(left) and not left > limit:
+                return compressed
             warnings.warn(
-                f"the {attempt} repair was not taken: the squared distance of the outputs from the dense network's is "
-                f"{distance:.4g} with it and {limit:.4g} without; cut less, or pass more calibration images",
+                f"the {attempt} repair was not taken: {_told(left, limit)}; cut less, or pass more calibration images",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        return self.compress(kept).model
+        return self.compress(kept)
+
+    def _distilled(self, compressed: Compressed, repair: Repair, on_step: OnStep | None) -> nn.Module:
+        """Trained to compute what the dense network does, if that holds on images that it was not trained on."""
+        start, images = time.perf_counter(), count_images(self._calibration)
+        held = min(GUARD_IMAGES, -(-images // HELD_OUT)) if repair.guard else 0
+        learnt = later_images(self._calibration, held)
+        task = partial(distilled, compressed, self.dense, learnt, self.context.objective)
+        found, reason = compressed.model, "there are no other calibration images to learn from"
+        try:
+            if learnt:
+                found = task(passes=repair.distill, seed=self.context.seed, on_step=on_step)
+                reason = self._worse(compressed.model, found, held) if held else ""
+        except DivergedError as error:
+            reason = str(error)
+        self.seconds["repair"] += time.perf_counter() - start
+        if not reason:
+            return found
+        warnings.warn(f"the distillation was not taken: {reason}", RuntimeWarning, stacklevel=3)
+        return compressed.model
+
+    def _worse(self, before: nn.Module, after: nn.Module, images: int) -> str:
+        """Why the second network is no nearer to the dense one than the first, on so many images; "" where it is."""
+        distance = self._distances(images)
+        least, most = distance(after), distance(before)
+        if math.isfinite(least) and least <= max(most, distance.rounding):
+            return ""
+        return f"{_told(least, most)}, on {images} calibration images that it has not learnt from; pass more of them"
 
     def prepare(self, repair: Repair) -> None:
         """Compute what all calls with this repair share: to be done before copies are made of this."""
@@ -121,13 +191,12 @@ class Compressor:
         self.seconds["repair"] += repaired - start
         self.seconds["adaptive_bn"] += time.perf_counter() - repaired
 
-    def _distance(self, model: nn.Module) -> float:
-        """Mean squared distance of the outputs from the dense network's, on the images that guard a repair."""
-        images, dense = self._guard
-        return float((self._features(model, images) - dense).square().sum(1).mean())
-
-    def _features(self, model: nn.Module, batches: Batches) -> Tensor:
-        return logits(model, batches, self.context.objective.features)
+    def _distances(self, images: int) -> Distance:
+        """On the first so many calibration images."""
+        if images not in self._guards:
+            chosen = first_images(self._calibration, images)
+            self._guards[images] = Distance(self.dense, chosen, self.context.objective.features)
+        return self._guards[images]
 
     @cached_property
     def _told_if_alike(self) -> bool:
@@ -155,13 +224,28 @@ class Compressor:
                 stacklevel=4,
             )
 
+
+class Distance:
+    """Mean squared distance of a network's outputs from the dense network's, on some images."""
+
+    def __init__(self, dense: nn.Module, images: Batches, features: Callable[[Any], Tensor]):
+        self._dense, self._images, self._features = dense, images, features
+
+    def __call__(self, model: nn.Module) -> float:
+        """Of a network."""
+        found = logits(model, self._images, self._features)
+        return float((found - self._wanted).square().sum(1).mean())
+
     @property
-    def _rounding(self) -> float:
-        """A squared distance that is none."""
-        _, dense = self._guard
-        return ROUNDING**2 * float(dense.square().sum(1).mean())
+    def rounding(self) -> float:
+        """A distance that is none."""
+        return ROUNDING**2 * float(self._wanted.square().sum(1).mean())
 
     @cached_property
-    def _guard(self) -> tuple[Batches, Tensor]:
-        images = first_images(self._calibration, GUARD_IMAGES)
-        return images, self._features(self.dense, images)
+    def _wanted(self) -> Tensor:
+        return logits(self._dense, self._images, self._features)
+
+
+def _told(distance: float, limit: float) -> str:
+    what = "the squared distance of the outputs from the dense network's"
+    return f"{what} is {distance:.4g} with it and {limit:.4g} without"

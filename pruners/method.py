@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, JsonValue
 from torch import Tensor, nn
@@ -51,6 +52,12 @@ class Compressed:
     cut: frozenset[str] = frozenset()
     solve: Solve | None = None
     hold: Callable[[nn.Module], None] | None = None
+
+    @property
+    def channels(self) -> dict[str, Tensor | None]:
+        """Module that was cut → which of the dense one's output channels it has; none for all."""
+        found: dict[str, Tensor | None] = dict.fromkeys(sorted(self.cut))
+        return found | {name: torch.from_numpy(rows) for name, rows in self.rows.items()}
 
 
 class Method(Protocol):

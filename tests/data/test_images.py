@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur.data import Images, TrainLoader, as_batches
-from secateur.data.loaders import random_crop, random_flip
 from secateur.data.sources import ArraySource
 from secateur.data.streaming import StreamedLoader
 from secateur.networks.batches import targets_of
 from secateur.networks.inference import count_images, first_images
+from secateur.training.augmentation import random_crop, random_flip
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
 

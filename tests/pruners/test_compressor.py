@@ -16,7 +16,7 @@ from torch import nn
 
 import zoo
 from secateur.configs.schema import Repair
-from secateur.networks.inference import channels_last, count_images, first_images, regrouped
+from secateur.networks.inference import channels_last, count_images, first_images, later_images, regrouped
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import shrink
 from secateur.pruners.compressor import Compressor
@@ -197,13 +197,16 @@ def test_bad_counts() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 24, 25, 47, 48, 64, 1000])
-def test_first_images_are_as_many_as_asked_for(count: int) -> None:
+def test_first_images_are_as_many_as_asked_for_and_later_ones_all_others(count: int) -> None:
     batches = zoo.batches("vgg", (24, 24, 16))
     whole = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-    found = first_images(batches, count)
-    assert count_images(found) == min(count, 64)
-    for position, parts in enumerate(zip(*found, strict=True)):
-        assert torch.equal(torch.cat(parts), whole[position][:count])
+    for found, part in (
+        (first_images(batches, count), slice(count)),
+        (later_images(batches, count), slice(count, None)),
+    ):
+        assert count_images(found) == len(whole[0][part])
+        for position, parts in enumerate(zip(*found, strict=True)):
+            assert torch.equal(torch.cat(parts), whole[position][part])
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=8), size=st.integers(2, 7))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.configs.schema import FitConfig
 from secateur.training.checkpoint import state_of
-from secateur.training.distillation import Teacher, distillable
+from secateur.training.distillation import Imitation, Teacher, distillable, surroundings
 from secateur.training.fit import Fitted, fit
 from secateur.training.objective import Objective
 from secateur.training.step import rate
@@ -305,3 +305,60 @@ def test_channels_last_is_the_same_training_in_another_order() -> None:
     for name, tensor in first.state_dict().items():
         torch.testing.assert_close(second.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
         assert second.state_dict()[name].is_contiguous()  # as it is saved
+
+
+def imitated(channels: dict[str, Tensor | None]) -> tuple[nn.Sequential, nn.Sequential, Imitation]:
+    """A smaller network, the dense one, and the task of computing what that does."""
+    teacher = network()
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3)).eval()
+    return student, teacher, Imitation(teacher, CrossEntropy(), channels)
+
+
+def test_imitation_is_the_mean_over_layers_and_outputs_and_needs_no_target() -> None:
+    stay = torch.tensor([1, 3])
+    student, teacher, task = imitated(
+        {"0": stay, "1": None, "missing": None}
+    )  # of 1 there are fewer channels: left out
+    images, _ = pairs()[0]
+    with torch.no_grad():
+        (ours, out), (theirs, wanted) = ((model[0](images), model(images)) for model in (student, teacher))
+    theirs = theirs[:, stay]
+    expected = [F.mse_loss(out, wanted) / wanted.var(), F.mse_loss(ours, theirs) / theirs.var()]
+    inputs, targets = task.split(images)
+    found = task.training_loss(student, inputs, targets)
+    assert found.item() == pytest.approx(float(sum(expected)) / 2, rel=1e-5)
+    found.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert task.score(wanted, wanted).tolist() == [1.0] * len(images)
+    assert task.loss(out, wanted).item() == pytest.approx(float(expected[0]), rel=1e-5)
+    assert task.score(out, wanted).mean().item() == pytest.approx(1 - float(expected[0]), rel=1e-5)
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(width, inner, 1), nn.Conv2d(inner, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x))
+
+
+def test_features_are_compared_where_a_block_ends() -> None:
+    dense, small = (nn.Sequential(Block(4, inner), nn.Sequential(Block(4, inner)), Block(4, inner)) for inner in (4, 2))
+    stay = torch.tensor([0, 2])
+    cut = {
+        f"{block}.{part}": stay if part == "first" else None
+        for block in ("0", "1.0", "2")
+        for part in ("first", "second")
+    }
+    images = torch.randn(1, 4, 2, 2)
+    assert surroundings(small, dense, cut, images) == {"0": None, "1.0": None, "2": None}
+    plain = {name: chosen for name, chosen in cut.items() if name.startswith("1")}
+    assert surroundings(small, dense, plain, images) == plain  # one module round all of them is nothing that is near
+    assert not small[0]._forward_hooks
+
+
+def test_a_layer_without_a_block_stands_for_itself() -> None:
+    student, teacher, _ = imitated({})
+    channels = {"0": torch.tensor([1, 3]), "4": None}
+    assert surroundings(student, teacher, channels, pairs()[0][0]) == channels
