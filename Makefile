@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 WORKERS ?= 2
 DEMO = runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help install demo test test-all lint types check clean
+.PHONY: help install demo test test-all lint types docs check clean
 .DEFAULT_GOAL := help
 
 help: ## show the targets
@@ -34,6 +34,9 @@ lint: install ## check format and style
 
 types: install ## check types
 	$(BIN)/mypy
+
+docs: install ## build the site, build/docs/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going --quiet --builder html docs build/docs
 
 check: lint types test ## everything that must pass
 

@@ -71,6 +71,8 @@ def forgetful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         "objective_page",
         "training_page",
         "readme",
+        "own_page",
+        "deploy_page",
     } - modules:
         sys.modules.pop(name, None)
 
@@ -194,6 +196,34 @@ def test_the_readme_on_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest
     assert {row["allocator"] for row in done.rows} >= {"ddpg", "uniform"}
     x = torch.rand(2, 3, 8, 8)
     assert torch.allclose(done.again(x), done.small(x), atol=1e-5)
+
+
+def test_how_to_with_a_network_of_ones_own(tmp_path: Path):
+    images = {name: loader(32, seed) for seed, name in enumerate(("some_train", "held_out", "test", "train"))}
+    own, load, save = blocks(DOCS / "how-to" / "own-network.md")
+    done = run("\n".join((own, load, save)), "own_page", tmp_path, Network=Tiny, **images)
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(done.again(x), done.small(x))
+    assert done.found.run.best.flops <= 0.5
+
+
+@pytest.mark.slow
+def test_how_to_deploy(tmp_path: Path):
+    pytest.importorskip("onnxruntime")
+    secateur.train(secateur.Session("digits", overrides=["network.pretrain.epochs=1", "agent.episodes=1"]), out="run")
+    secateur.apply("run", finetune=0, out="small")
+    secateur.export("small", format="onnx", out="deploy")
+    (code,) = blocks(DOCS / "how-to" / "deploy.md")
+    assert run(code, "deploy_page", tmp_path).scores.shape == (2, 10)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "how-to").glob("*.md")), ids=lambda page: page.stem)
+def test_how_to_configs_are_some(page: Path, tmp_path: Path):
+    for text in blocks(page, "yaml"):
+        (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+        assert load_config(tmp_path / "mine.yaml").data is not None
+    for name in re.findall(r"^python (\S+\.py)", "\n".join(blocks(page, "sh")), re.MULTILINE):
+        assert (ROOT / name).is_file(), name
 
 
 COMMAND = re.compile(r"^(?:\$ )?secateur (\w+)(.*?)(?:\s+#.*)?$", re.MULTILINE)
