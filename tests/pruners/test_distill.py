@@ -182,9 +182,7 @@ def test_what_cannot_be_distilled_is_refused_in_a_line() -> None:
     p(half(p), Repair(kind="none"))
     p = compressor()
     p.dense.requires_grad_(False)
-    with pytest.raises(
-        ValueError, match=r"^repair\.final\.distill = 3: all parameters of the \w+ are frozen: .* to 0$"
-    ):
+    with pytest.raises(ValueError, match=r"^repair\.final\.distill = 3: all parameters .* are frozen: .* to 0$"):
         p(half(p), Repair(distill=3))
     p(half(p), Repair(kind="none"))
 
