@@ -109,6 +109,7 @@ def test_load_gives_the_network_back(sparse):
     assert not again.training
 
 
+@pytest.mark.slow  # an interrupted one is tested every time
 def test_gradually_while_training_it_ends_at_the_same_counts(trained, session, tmp_path, capsys):
     gradual = ["apply", str(trained.folder), "--finetune", "2", "--schedule", "gradual", "--out", str(tmp_path / "g")]
     done = CliRunner().invoke(cli.app, gradual)
@@ -213,6 +214,7 @@ def test_sensitivity_by_tensor(session, tmp_path):
     assert {p["criterion"] for p in by_default.points} == {"magnitude"}
 
 
+@pytest.mark.slow  # as channels do
 def test_correlate(session, tmp_path):
     done = secateur.correlate(session, plans=3, out=tmp_path / "c")
     assert all(0.09 < row["params"] <= 0.1 for row in done.rows)

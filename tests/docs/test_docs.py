@@ -198,6 +198,7 @@ def test_the_readme_on_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest
     assert torch.allclose(done.again(x), done.small(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_how_to_with_a_network_of_ones_own(tmp_path: Path):
     images = {name: loader(32, seed) for seed, name in enumerate(("some_train", "held_out", "test", "train"))}
     own, load, save = blocks(DOCS / "how-to" / "own-network.md")

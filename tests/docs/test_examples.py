@@ -21,6 +21,8 @@ QUICK = {  # epochs and episodes, and the least score of the dense network
     "vit": (10, 2, 60.0),
 }
 
+ALWAYS = ("detection", "vit")  # the others' tasks have quicker tests of their own, too
+
 
 def main_of(name: str) -> Callable[..., dict[str, float]]:
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
@@ -37,7 +39,9 @@ def test_every_example_is_run_here() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:the sequential repair was not taken:RuntimeWarning")
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in QUICK]
+)
 def test_an_example(name: str) -> None:
     epochs, episodes, least = QUICK[name]
     found = main_of(name)(epochs=epochs, episodes=episodes)
