@@ -57,6 +57,7 @@ from secateur.configs.schema import DataConfig
 from secateur.data import load_splits
 from secateur.networks import digits_resnet, load_weights
 from secateur.pruners.costs.latency_cache import LatencyCache
+from secateur.pruners.saved import pack_network
 from secateur.reports.html import page
 from secateur.reports.run import read_run
 from secateur.storage.cache import Store, digest
@@ -217,6 +218,8 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
         Artefact("its network, no SHA-256", made / "bare", "network.json", lambda f: outputs(secateur.load(f)), "json"),
         Artefact("weights, no SHA-256", made / "bare", "weights.safetensors", lambda f: outputs(secateur.load(f)),
                  "tensors", r"values .*"),
+        Artefact("network.json, two steps", made / "twice", "network.json", lambda f: outputs(secateur.load(f)), "json"),
+        Artefact("network.packed", made / "packed", "network.packed", lambda f: outputs(secateur.load(f))),
         Artefact("policy.safetensors", run, "policy.safetensors", lambda f: Policy.load(f).plan(env).tolist(),
                  "tensors", r"values .*|about fingerprint"),
         Artefact("dense.safetensors", run, "dense.safetensors", dense, "tensors"),
@@ -266,6 +269,11 @@ def make_others(folder: Path, run: Path) -> None:
     tree = json.loads((folder / "bare" / "network.json").read_text())
     del tree["sha256"]
     (folder / "bare" / "network.json").write_text(json.dumps(tree))
+    pack_network(folder.parent / "small", folder / "packed")
+    bits = ["method=bits", "budget.size=0.3", f"network.weights={folder.parent / 'small'}"]
+    further = secateur.Session(run / "config.yaml", overrides=[*bits, "finetune.epochs=0"])
+    kept = np.full(len(further.structure.layers), 4, dtype=np.int64)
+    secateur.apply(further.plan_of(kept, allocator="four", seed=0, candidates=0), further, out=folder / "twice")
     (folder / "pt").mkdir()
     torch.save(read_tensors(run / "dense.safetensors")[0], folder / "pt" / "w.pt")
     Store(folder / "entry" / "key").get("a", lambda: {"x": torch.arange(5.0)})

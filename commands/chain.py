@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from ..configs.registry import admit
+from ..configs.scalars import FileName
 from ..networks.world import undisturbed
 from ..pruners import RatioPlan
 from ..pruners.plan import PLAN_NAME, plan_path
@@ -50,7 +51,7 @@ class _Begun(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    stages: list[str] = Field(min_length=2)
+    stages: list[FileName] = Field(min_length=2)
     finetune: int | None
     schedule: str | None
 
@@ -134,7 +135,7 @@ def _begin(
             "Session(model=secateur.load(FOLDER, YourNetwork()))"
         )
     folder = free_folder(out, Path("runs") / f"{sessions[0].config.name}-chain")
-    names = [f"{number}-{plan.method}" for number, plan in enumerate(loaded, 1)]
+    names = [f"{number}-{plan.method.rpartition(':')[2]}" for number, plan in enumerate(loaded, 1)]
     with whole_folder(folder.absolute()) as temporary:
         for name, stage, plan in zip(names, sessions, loaded, strict=True):
             home = temporary / STAGES_NAME / name

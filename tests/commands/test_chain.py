@@ -151,3 +151,13 @@ def test_a_compressed_network_has_no_other_weights_to_begin_with(plans, settings
         _ = wide.model
     whole = secateur.Session("digits", overrides=[*settings, "method=bits", "budget.size=0.2"])
     assert secateur.inspect(session).budgets["size"].whole < 0.8 * secateur.inspect(whole).budgets["size"].whole
+
+
+def test_a_file_names_no_folder_elsewhere(plans, settings, tmp_path):
+    (tmp_path / "out").mkdir()
+    begun = {"stages": ["1-channels", "../elsewhere"], "finetune": 0, "schedule": None}
+    (tmp_path / "out" / "chain-begun.json").write_text(json.dumps(begun))
+    with pytest.raises(ValueError, match=r"chain-begun.json.*stages.*elsewhere"):
+        secateur.chain(session=secateur.Session("digits", overrides=settings), resume=tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="chain-begun.json"):
+        secateur.chain(resume=tmp_path / "nowhere")
