@@ -218,7 +218,7 @@ def artefacts(run: Path, small: Path, session: secateur.Session, logs: Path | No
         Artefact("its network, no SHA-256", made / "bare", "network.json", lambda f: outputs(secateur.load(f)), "json"),
         Artefact("weights, no SHA-256", made / "bare", "weights.safetensors", lambda f: outputs(secateur.load(f)),
                  "tensors", r"values .*"),
-        Artefact("network.json, two steps", made / "twice", "network.json", lambda f: outputs(secateur.load(f)), "json"),
+        Artefact("network.json, twice", made / "twice", "network.json", lambda f: outputs(secateur.load(f)), "json"),
         Artefact("network.packed", made / "packed", "network.packed", lambda f: outputs(secateur.load(f))),
         Artefact("policy.safetensors", run, "policy.safetensors", lambda f: Policy.load(f).plan(env).tolist(),
                  "tensors", r"values .*|about fingerprint"),

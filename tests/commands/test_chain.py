@@ -159,5 +159,5 @@ def test_a_file_names_no_folder_elsewhere(plans, settings, tmp_path):
     (tmp_path / "out" / "chain-begun.json").write_text(json.dumps(begun))
     with pytest.raises(ValueError, match=r"chain-begun.json.*stages.*elsewhere"):
         secateur.chain(session=secateur.Session("digits", overrides=settings), resume=tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="chain-begun.json"):
+    with pytest.raises(FileNotFoundError, match=r"chain-begun\.json"):
         secateur.chain(resume=tmp_path / "nowhere")
