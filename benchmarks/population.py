@@ -140,7 +140,7 @@ def pretrained(names: list[str], data: Path) -> list[Recipe]:
     return [
         Recipe(
             name,
-            "pretrained",
+            "resnet",
             secateur.load_config(name, [*options, f"network.weights={data / 'weights' / f'{name}.safetensors'}"]),
         )
         for name in names

@@ -1,0 +1,157 @@
+"""Plans for networks of a family that nothing was learnt from, against the closed-form rule; and what features explain.
+
+python benchmarks/unseen.py --data DIR --out DIR [--write FILE]
+
+`--out DIR` is a population that `population.py` has trained and logged. For every family a correction of the loss model
+(`secateur.agents.correction`) is learnt from all other families, three times from three seeds. Its plans and those of
+`knapsack` are compared at the same cost, no candidate evaluated for either, repaired as finished plans are and measured
+on search images (distance of the logits) and test images (accuracy). `own log` is the loss model with factors fitted
+to the network's own log: what as many candidates as that would have taught, and so what could be won. Figures that are
+there already (`measured.json` in a network's folder) are not measured again. `--write` learns from all families.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import error, header, table
+from experience import Group, groups_of, learn, unexplained
+from explained import factor_tables
+from population import Recipe, add_population, affordable, ready, recipes_of
+
+from secateur import Session
+from secateur.agents.correction import Correction
+from secateur.agents.features import layer_features
+from secateur.agents.log import CANDIDATES_NAME, read_candidates
+from secateur.networks.inference import statistics
+from secateur.pruners.budget import Budget
+from secateur.pruners.loss_model import LossModel, best_steps
+from secateur.pruners.structure import Kept
+from secateur.storage.files import write_json
+
+MEASURED_NAME = "measured.json"
+Figures = dict[str, dict[str, float]]  # distance and accuracy of every plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_population(parser)
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--write", type=Path, help="the correction learnt from all, for the package")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(header())
+    recipes = [recipe for recipe in recipes_of(args) if (args.out / recipe.name / CANDIDATES_NAME).exists()]
+    groups = [group for recipe in recipes for group in groups_of(recipe, ready(recipe, args.out), args.out)]
+    held_out = {
+        family: [learn([g for g in groups if g.family != family], seed=seed) for seed in range(args.seeds)]
+        for family in dict.fromkeys(recipe.family for recipe in recipes)
+    }
+    print(factor_tables(groups), "\n")
+    print(_left(groups, held_out), "\n")
+    rows = []
+    for recipe in recipes:
+        for fraction, figures in measured(recipe, args, held_out[recipe.family]):
+            rows.append({"network": recipe.name, "family": recipe.family, "budget": fraction, "figures": figures})
+            print(recipe.name, fraction, figures, flush=True)
+    for fraction in args.budgets:
+        print(f"\n{100 * fraction:g} % of the FLOPs\n\n{summary([r for r in rows if r['budget'] == fraction])}")
+    if args.write is not None:
+        write(args.write, groups)
+
+
+def write(path: Path, groups: Sequence[Group]) -> None:
+    """The correction learnt from all there are."""
+    names = sorted({group.network for group in groups})
+    made = learn(groups, seed=0)
+    plans = sum(len(group.distances) for group in groups)
+    about = {"learnt from": ", ".join(names), "plans": str(plans), "method": "channels", "made by": header()}
+    Correction(made.centre, made.scale, made.members, about).save(path)
+
+
+def _left(groups: Sequence[Group], held_out: Mapping[str, Sequence[Correction]]) -> str:
+    """How well losses of plans of one budget are predicted for families left out."""
+    rows = []
+    for family, learnt in held_out.items():
+        mine = [group for group in groups if group.family == family]
+        left = [unexplained(one, mine) for one in learnt]
+        rows.append([family, f"{unexplained(None, mine):.3f}", f"{np.mean(left):.3f} ± {error(left):.3f}"])
+    return table(["family left out", "variance left, as predicted", "corrected"], rows)
+
+
+def measured(
+    recipe: Recipe, args: argparse.Namespace, learnt: Sequence[Correction]
+) -> Iterator[tuple[float, dict[str, dict[str, float]]]]:
+    """Budget and figures of every plan of a network, by who made it."""
+    session = ready(recipe, args.out)
+    for fraction in args.budgets:
+        budget = affordable(session.budget, fraction)
+        if budget is None:
+            continue
+        plans = plans_of(session, budget, args.out / recipe.name, learnt)
+        yield fraction, {name: figures(session, kept, args.out / recipe.name) for name, kept in plans.items()}
+
+
+def plans_of(session: Session, budget: Budget, folder: Path, learnt: Sequence[Correction]) -> dict[str, Kept]:
+    losses = LossModel.of(session.context)
+    features = layer_features(session.context, losses, budget)
+    lines = read_candidates(folder / CANDIDATES_NAME)
+    models = {
+        "knapsack": losses,
+        "own log": losses.fitted([line["kept"] for line in lines], [line["reconstruction_loss"] for line in lines]),
+        **{f"policy {seed}": one.applied(losses, features, budget) for seed, one in enumerate(learnt)},
+    }
+    return {name: best_steps(budget, model.gains(budget)) for name, model in models.items()}
+
+
+def figures(session: Session, kept: Kept, folder: Path) -> dict[str, float]:
+    """Distance and accuracy of a plan, measured once."""
+    path = folder / MEASURED_NAME
+    known: Figures = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    key = " ".join(map(str, kept.tolist()))
+    if key not in known:
+        small = session.compress(kept)
+        distance = session.evaluator.measure(small, kept).reconstruction_loss
+        assert session.test is not None
+        accuracy = session.objective.total(statistics(small, session.test, session.objective))
+        known[key] = {"distance": distance, "accuracy": accuracy}
+        write_json(path, known)
+    return known[key]
+
+
+def summary(rows: Sequence[Mapping[str, object]]) -> str:
+    """A line a network, a line a family, and the mean over families and over networks."""
+    lines, families = [], dict[str, list[list[float]]]()
+    for row in rows:
+        found: Figures = row["figures"]  # type: ignore[assignment]
+        base, own = found["knapsack"], found["own log"]
+        seeds = [one for name, one in found.items() if name.startswith("policy")]
+        nearer = [100 * (one["distance"] / base["distance"] - 1) for one in seeds]
+        better = [one["accuracy"] - base["accuracy"] for one in seeds]
+        values = [np.mean(nearer), np.mean(better), 100 * (own["distance"] / base["distance"] - 1)]
+        values.append(own["accuracy"] - base["accuracy"])
+        families.setdefault(str(row["family"]), []).append([float(value) for value in values])
+        shown = [f"{base['distance']:.4f}", f"{base['accuracy']:.2f}", _spread(nearer), _spread(better)]
+        lines.append([str(row["network"]), *shown, f"{values[2]:+.1f}", f"{values[3]:+.2f}"])
+    for family, values in families.items():
+        lines.append([f"**{family}**", "", "", *map(_spread, zip(*values, strict=True))])
+    means = [np.mean(values, axis=0).tolist() for values in families.values()]
+    every = [value for values in families.values() for value in values]
+    lines.append([f"**mean of {len(means)} families**", "", "", *map(_spread, zip(*means, strict=True))])
+    lines.append([f"**mean of {len(every)} networks**", "", "", *map(_spread, zip(*every, strict=True))])
+    head = ["network", "knapsack: distance", "top-1", "policy: distance, %", "top-1", "own log: distance, %", "top-1"]
+    return table(head, lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{np.mean(values):+.2f} ± {error(values):.2f}"
+
+
+if __name__ == "__main__":
+    main()
