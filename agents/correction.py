@@ -148,7 +148,7 @@ def _check(told: _About, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != torch.float64 or not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} holds something else than finite float64 numbers")
-    sizes = {"centre": (len(FEATURES),), "scale": (len(FEATURES),)}
+    sizes: dict[str, tuple[int, ...]] = {"centre": (len(FEATURES),), "scale": (len(FEATURES),)}
     for number, depth in enumerate(told.members):
         inputs = len(FEATURES)
         for layer in range(depth):

@@ -90,7 +90,8 @@ def _model_features(context: Context, losses: LossModel, budget: Budget) -> Floa
         "budget": np.full(len(layers), budget.fraction),
         "layers": np.full(len(layers), np.log2(len(layers)) / 8),
     }
-    return np.nan_to_num(np.column_stack([columns[name] for name in MODEL_FEATURES]), posinf=0.0, neginf=0.0)
+    table = np.column_stack([columns[name] for name in MODEL_FEATURES])
+    return np.asarray(np.nan_to_num(table, posinf=0.0, neginf=0.0), dtype=np.float64)
 
 
 def _ranks(context: Context) -> Floats:
@@ -104,11 +105,11 @@ def _participation(covariance: NDArray[np.float64]) -> float:
     """Of (groups, n, n) covariances, all groups together."""
     trace = float(np.trace(covariance, axis1=1, axis2=2).sum())
     size = covariance.shape[0] * covariance.shape[1]
-    return trace**2 / max(size * float(np.square(covariance).sum()), np.finfo(float).tiny)
+    return float(trace**2 / max(size * float(np.square(covariance).sum()), np.finfo(float).tiny))
 
 
 def _log(values: object) -> Floats:
-    return np.log(np.maximum(np.asarray(values, dtype=np.float64), LEAST))
+    return np.asarray(np.log(np.maximum(np.asarray(values, dtype=np.float64), LEAST)))
 
 
 def _before(values: Floats) -> Floats:

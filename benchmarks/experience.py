@@ -1,4 +1,4 @@
-"""What `population.py` logged, as arrays, and a correction of loss models learnt from it (`secateur.agents.correction`).
+"""What `population.py` logged, as arrays, and a correction of loss models that is learnt from it.
 
 Everything here is offline: no plan is evaluated.
 """
@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def _member(batch: Batch, hidden: int, ridge: float, seed: int) -> list[tuple[Fl
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sizes = [len(FEATURES), *([hidden] if hidden else []), 2]
-        layers = [nn.Linear(a, b, dtype=torch.float64) for a, b in zip(sizes, sizes[1:], strict=False)]
+        layers = [nn.Linear(a, b, dtype=torch.float64) for a, b in pairwise(sizes)]
     nn.init.zeros_(layers[-1].weight)
     nn.init.zeros_(layers[-1].bias)
     net = nn.Sequential(*[part for layer in layers for part in (layer, nn.Tanh())][:-1])
