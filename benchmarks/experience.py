@@ -22,6 +22,7 @@ from secateur import Session
 from secateur.agents.correction import FAR, MOST_BEND, MOST_SCALE, Correction
 from secateur.agents.features import FEATURES, base_terms, layer_features
 from secateur.agents.log import CANDIDATES_NAME, read_candidates
+from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel
 from secateur.pruners.structure import Floats
 
@@ -37,7 +38,7 @@ class Group:
     Attributes:
         network: its name.
         family: that it is left out with.
-        fraction: the budget.
+        budget: of its plans.
         features: (layers, features).
         losses: the loss model, as predicted.
         plans: (plans, layers) units kept.
@@ -47,7 +48,7 @@ class Group:
 
     network: str
     family: str
-    fraction: float
+    budget: Budget
     features: Floats
     losses: LossModel
     plans: NDArray[np.int64]
@@ -74,7 +75,7 @@ def groups_of(recipe: Recipe, session: Session, out: Path) -> list[Group]:
         distances = np.maximum([line["reconstruction_loss"] for line in mine], LEAST_LOSS)
         mean = max(float(base_terms(losses, budget)[1].mean()), LEAST_LOSS / 100)
         features = layer_features(session.context, losses, budget)
-        found.append(Group(recipe.name, recipe.family, fraction, features, losses, plans, mean, distances))
+        found.append(Group(recipe.name, recipe.family, budget, features, losses, plans, mean, distances))
     return found
 
 

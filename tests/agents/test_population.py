@@ -96,7 +96,7 @@ def groups(count, seed, slope):
         plans = rng.integers(1, 8, (12, 5))
         terms = losses.terms(plans)
         found.append(
-            experience.Group(f"n{number}", "mine", 0.5, features, losses, plans, float(terms.mean()), terms @ factors)
+            experience.Group(f"n{number}", "mine", None, features, losses, plans, float(terms.mean()), terms @ factors)
         )
     return found
 
