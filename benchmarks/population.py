@@ -6,7 +6,7 @@ python benchmarks/population.py --data DIR --fashion DIR --out DIR    (an hour; 
 package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist). The networks are those of `--recipes`
 (`population.yaml` beside this file: an example of one's own). Each is trained and kept in a folder of its own, with
 its config; then plans of the loss model, whose factors are mistaken at random, are evaluated at several budgets as a
-search does it, and logged there (`candidates.jsonl`). `--config NAME` adds a network that is trained already.
+search does it, and logged there (`candidates.jsonl`). `--depths 20 56` adds those of He et al.'s ResNets whose weights `DIR/weights/` holds.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import gzip
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import header, table
+from common import cifar_config, header, table
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
@@ -96,14 +96,14 @@ def add_population(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipes", type=Path, default=RECIPES)
     parser.add_argument("--out", type=Path, required=True, help="folder of the population")
     parser.add_argument("--families", nargs="+", help="these alone")
-    parser.add_argument("--config", action="append", default=[], help="a built-in ResNet, cifar10-resnet20")
+    parser.add_argument("--depths", type=int, nargs="*", default=[], help="of ResNets that are trained already")
 
 
 def recipes_of(args: argparse.Namespace) -> list[Recipe]:
     folder = args.out / "fashion-mnist"
     if not folder.exists() and "{FASHION}" in args.recipes.read_text(encoding="utf-8"):
         unpack(args.fashion, folder)
-    found = read_recipes(args.recipes, {"{DATA}": args.data, "{FASHION}": folder}) + pretrained(args.config, args.data)
+    found = read_recipes(args.recipes, {"{DATA}": args.data, "{FASHION}": folder}) + pretrained(args.depths, args.data)
     return [recipe for recipe in found if args.families is None or recipe.family in args.families]
 
 
@@ -134,17 +134,9 @@ def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return {**below, **above, **both}
 
 
-def pretrained(names: list[str], data: Path) -> list[Recipe]:
-    """Built-in configs of networks whose weights are there."""
-    options = [f"data.root={data / 'cifar10'}", "threads=1"]
-    return [
-        Recipe(
-            name,
-            "resnet",
-            secateur.load_config(name, [*options, f"network.weights={data / 'weights' / f'{name}.safetensors'}"]),
-        )
-        for name in names
-    ]
+def pretrained(depths: Sequence[int], data: Path) -> list[Recipe]:
+    """The CIFAR-10 ResNets of those depths, whose weights are there."""
+    return [Recipe(f"cifar10-resnet{depth}", "resnet", cifar_config(depth, data, "threads=1")) for depth in depths]
 
 
 def ready(recipe: Recipe, out: Path) -> Session:
