@@ -26,8 +26,8 @@ from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel
 from secateur.pruners.structure import Floats
 
-STEPS = 400
-RATE = 0.01
+STEPS = 250
+RATE = 0.015
 LEAST_LOSS = 1e-5
 
 

@@ -90,10 +90,10 @@ def densenet(
 ) -> nn.Module:
     """Three dense blocks with bottlenecks, halved in between in channels and size (Huang et al., CVPR 2017)."""
     channels = 2 * growth
-    modules: list[nn.Module] = [*convolved(in_channels, channels, norm=False)]
+    modules: list[nn.Module] = [convolution(in_channels, channels, norm=norm)]
     for stage in range(3):
         if stage:
-            modules += [*normed(channels, norm), nn.ReLU(), nn.Conv2d(channels, channels // 2, 1, bias=not norm)]
+            modules += [*normed(channels, norm), nn.ReLU(), convolution(channels, channels // 2, kernel=1, norm=norm)]
             modules.append(nn.AvgPool2d(2))
             channels //= 2
         for _ in range(layers):
@@ -150,7 +150,7 @@ class Dense(nn.Module):
             nn.ReLU(),
             *convolved(inputs, 4 * growth, kernel=1, norm=norm),
             nn.ReLU(),
-            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=not norm),
+            convolution(4 * growth, growth, norm=norm),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,16 +165,24 @@ def normed(channels: int, norm: bool) -> list[nn.Module]:
     return [nn.BatchNorm2d(channels)] if norm else []
 
 
+def convolution(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, norm: bool = True
+) -> nn.Conv2d:
+    """That keeps the size, but for its stride; with a bias where no norm follows."""
+    made = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=not norm)
+    nn.init.kaiming_normal_(made.weight, nonlinearity="relu")
+    return made
+
+
 def convolved(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, norm: bool = True, gain: float = 1.0
 ) -> list[nn.Module]:
-    """A convolution that keeps the size, but for its stride, and its norm; without one `gain` scales its weights."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=not norm)
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    """A convolution and its norm; without one `gain` scales its weights."""
+    made = convolution(inputs, outputs, kernel, stride, groups, norm)
     if not norm:
         with torch.no_grad():
-            convolution.weight.mul_(gain)
-    return [convolution, *normed(outputs, norm)]
+            made.weight.mul_(gain)
+    return [made, *normed(outputs, norm)]
 
 
 def classifier(layers: list[nn.Module], channels: int, num_classes: int) -> nn.Module:
