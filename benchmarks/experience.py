@@ -5,17 +5,17 @@ Everything here is offline: no plan is evaluated.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from population import BUDGETS, Recipe, affordable, ready, recipes_of
+from population import BUDGETS, Recipe, affordable
 from torch import Tensor, nn
 
 from secateur import Session
@@ -62,9 +62,9 @@ class Group:
 
 
 def groups_of(recipe: Recipe, session: Session, out: Path) -> list[Group]:
-    """What was logged of a network."""
+    """What was logged of a network; nothing, where nothing was."""
     losses = LossModel.of(session.context)
-    lines = read_candidates(out / recipe.name / CANDIDATES_NAME)
+    lines = logged(out / recipe.name)
     found = []
     for fraction in BUDGETS:
         budget = affordable(session.budget, fraction)
@@ -79,16 +79,13 @@ def groups_of(recipe: Recipe, session: Session, out: Path) -> list[Group]:
     return found
 
 
-def read(args: argparse.Namespace) -> list[Group]:
-    """What was logged of a whole population."""
-    found = []
-    for recipe in recipes_of(args):
-        if (args.out / recipe.name / CANDIDATES_NAME).exists():
-            found += groups_of(recipe, ready(recipe, args.out), args.out)
-    return found
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a network's log, none where there is none."""
+    path = folder / CANDIDATES_NAME
+    return read_candidates(path) if path.exists() else []
 
 
-def learn(groups: Sequence[Group], *, seed: int, hidden: int = 8, ridge: float = 0.03, members: int = 5) -> Correction:
+def learn(groups: Sequence[Group], *, seed: int, hidden: int = 0, ridge: float = 1.0, members: int = 5) -> Correction:
     """A correction that makes predicted losses of plans of one budget proportional to those found, as far as it can.
 
     The squared error of the losses' logarithms, each less its budget's mean, for what all plans of a budget lose

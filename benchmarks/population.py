@@ -4,9 +4,10 @@ python benchmarks/population.py --data DIR --fashion DIR --out DIR    (an hour; 
 
 `--data DIR` holds `cifar10/`; `--fashion DIR` the four files of Fashion-MNIST as its authors pack them (Debian's
 package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist). The networks are those of `--recipes`
-(`population.yaml` beside this file: an example of one's own). Each is trained and kept in a folder of its own, with
-its config; then plans of the loss model, whose factors are mistaken at random, are evaluated at several budgets as a
-search does it, and logged there (`candidates.jsonl`). `--depths 20 56` adds those of He et al.'s ResNets whose weights `DIR/weights/` holds.
+(`population.yaml` beside this file: an example of one's own). Each is trained and kept in a folder of its own, with its
+config; then plans of the loss model, whose factors are mistaken at random, are evaluated at several budgets as a search
+does it, and logged there (`candidates.jsonl`). `--depths 20 56` adds those of He et al.'s ResNets whose weights are in
+`DIR/weights/`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ python benchmarks/unseen.py --data DIR --out DIR [--write FILE]
 `--out DIR` is a population that `population.py` has trained and logged. For every family a correction of the loss model
 (`secateur.agents.correction`) is learnt from all other families, three times from three seeds. Its plans and those of
 `knapsack` are compared at the same cost, no candidate evaluated for either, repaired as finished plans are and measured
-on search images (distance of the logits) and test images (accuracy). `own log` is the loss model with factors fitted
+on search images (distance of the logits) and test images (accuracy). `own` is the loss model with factors fitted
 to the network's own log: what as many candidates as that would have taught, and so what could be won. Figures that are
 there already (`measured.json` in a network's folder) are not measured again. `--write` learns from all families.
 """
@@ -15,19 +15,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import error, header, table
-from experience import Group, groups_of, learn, unexplained
+from experience import Group, groups_of, learn, logged, unexplained
 from explained import factor_tables
+from imagined import Walker
 from population import Recipe, add_population, affordable, ready, recipes_of
 
 from secateur import Session
 from secateur.agents.correction import Correction
 from secateur.agents.features import layer_features
-from secateur.agents.log import CANDIDATES_NAME, read_candidates
 from secateur.networks.inference import statistics
 from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel, best_steps
@@ -35,7 +36,20 @@ from secateur.pruners.structure import Kept
 from secateur.storage.files import write_json
 
 MEASURED_NAME = "measured.json"
+BASE = "knapsack"
+WHAT = ("distance, %", "top-1")  # both as differences from that
+
 Figures = dict[str, dict[str, float]]  # distance and accuracy of every plan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network at a budget, and the figures of its plans by who made them."""
+
+    network: str
+    family: str
+    budget: float
+    figures: Figures
 
 
 def main() -> None:
@@ -43,27 +57,37 @@ def main() -> None:
     add_population(parser)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--measure", nargs="+", help="these networks alone, by name; none stands for all")
+    parser.add_argument("--imagined", type=int, default=0, help="episodes of a policy that DDPG learns, too")
     parser.add_argument("--write", type=Path, help="the correction learnt from all, for the package")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
-    recipes = [recipe for recipe in recipes_of(args) if (args.out / recipe.name / CANDIDATES_NAME).exists()]
+    recipes = recipes_of(args)
     groups = [group for recipe in recipes for group in groups_of(recipe, ready(recipe, args.out), args.out)]
     held_out = {
-        family: [learn([g for g in groups if g.family != family], seed=seed) for seed in range(args.seeds)]
+        family: [learn(others(groups, family), seed=seed) for seed in range(args.seeds)]
         for family in dict.fromkeys(recipe.family for recipe in recipes)
     }
     print(factor_tables(groups), "\n")
     print(_left(groups, held_out), "\n")
+    walkers = {family: Walker(others(groups, family), args.imagined, 0) for family in held_out if args.imagined}
     rows = []
     for recipe in recipes:
-        for fraction, figures in measured(recipe, args, held_out[recipe.family]):
-            rows.append({"network": recipe.name, "family": recipe.family, "budget": fraction, "figures": figures})
+        if args.measure is not None and recipe.name not in args.measure:
+            continue
+        for fraction, figures in measured(recipe, args, held_out[recipe.family], walkers.get(recipe.family)):
+            rows.append(Row(recipe.name, recipe.family, fraction, figures))
             print(recipe.name, fraction, figures, flush=True)
     for fraction in args.budgets:
-        print(f"\n{100 * fraction:g} % of the FLOPs\n\n{summary([r for r in rows if r['budget'] == fraction])}")
+        print(f"\n{100 * fraction:g} % of the FLOPs\n\n{summary([row for row in rows if row.budget == fraction])}")
     if args.write is not None:
         write(args.write, groups)
+
+
+def others(groups: Sequence[Group], family: str) -> list[Group]:
+    """Of all other families."""
+    return [group for group in groups if group.family != family]
 
 
 def write(path: Path, groups: Sequence[Group]) -> None:
@@ -86,8 +110,8 @@ def _left(groups: Sequence[Group], held_out: Mapping[str, Sequence[Correction]])
 
 
 def measured(
-    recipe: Recipe, args: argparse.Namespace, learnt: Sequence[Correction]
-) -> Iterator[tuple[float, dict[str, dict[str, float]]]]:
+    recipe: Recipe, args: argparse.Namespace, learnt: Sequence[Correction], walker: Walker | None
+) -> Iterator[tuple[float, Figures]]:
     """Budget and figures of every plan of a network, by who made it."""
     session = ready(recipe, args.out)
     for fraction in args.budgets:
@@ -95,16 +119,20 @@ def measured(
         if budget is None:
             continue
         plans = plans_of(session, budget, args.out / recipe.name, learnt)
+        if walker is not None:
+            losses = LossModel.of(session.context)
+            plans["imagined"] = walker.plan(budget, losses, layer_features(session.context, losses, budget))
         yield fraction, {name: figures(session, kept, args.out / recipe.name) for name, kept in plans.items()}
 
 
 def plans_of(session: Session, budget: Budget, folder: Path, learnt: Sequence[Correction]) -> dict[str, Kept]:
     losses = LossModel.of(session.context)
     features = layer_features(session.context, losses, budget)
-    lines = read_candidates(folder / CANDIDATES_NAME)
+    lines = logged(folder)
+    own = ([line["kept"] for line in lines], [line["reconstruction_loss"] for line in lines])
     models = {
-        "knapsack": losses,
-        "own log": losses.fitted([line["kept"] for line in lines], [line["reconstruction_loss"] for line in lines]),
+        BASE: losses,
+        **({"own": losses.fitted(*own)} if lines else {}),
         **{f"policy {seed}": one.applied(losses, features, budget) for seed, one in enumerate(learnt)},
     }
     return {name: best_steps(budget, model.gains(budget)) for name, model in models.items()}
@@ -125,32 +153,34 @@ def figures(session: Session, kept: Kept, folder: Path) -> dict[str, float]:
     return known[key]
 
 
-def summary(rows: Sequence[Mapping[str, object]]) -> str:
-    """A line a network, a line a family, and the mean over families and over networks."""
-    lines, families = [], dict[str, list[list[float]]]()
+def summary(rows: Sequence[Row]) -> str:
+    """A line a network, a line a family, and the means over families and over networks."""
+    who = list(dict.fromkeys(name.split()[0] for row in rows for name in row.figures if name != BASE))
+    lines, families = list[list[str]](), dict[str, list[list[float]]]()
     for row in rows:
-        found: Figures = row["figures"]  # type: ignore[assignment]
-        base, own = found["knapsack"], found["own log"]
-        seeds = [one for name, one in found.items() if name.startswith("policy")]
-        nearer = [100 * (one["distance"] / base["distance"] - 1) for one in seeds]
-        better = [one["accuracy"] - base["accuracy"] for one in seeds]
-        values = [np.mean(nearer), np.mean(better), 100 * (own["distance"] / base["distance"] - 1)]
-        values.append(own["accuracy"] - base["accuracy"])
-        families.setdefault(str(row["family"]), []).append([float(value) for value in values])
-        shown = [f"{base['distance']:.4f}", f"{base['accuracy']:.2f}", _spread(nearer), _spread(better)]
-        lines.append([str(row["network"]), *shown, f"{values[2]:+.1f}", f"{values[3]:+.2f}"])
-    for family, values in families.items():
-        lines.append([f"**{family}**", "", "", *map(_spread, zip(*values, strict=True))])
-    means = [np.mean(values, axis=0).tolist() for values in families.values()]
+        base = row.figures[BASE]
+        gains = [gained(row.figures, name) for name in who]
+        families.setdefault(row.family, []).append([float(np.mean(one)) for pair in gains for one in pair])
+        cells = [_spread(one) for pair in gains for one in pair]
+        lines.append([row.network, f"{base['distance']:.4f}", f"{base['accuracy']:.2f}", *cells])
+    means = [np.nanmean(values, axis=0).tolist() for values in families.values()]
     every = [value for values in families.values() for value in values]
-    lines.append([f"**mean of {len(means)} families**", "", "", *map(_spread, zip(*means, strict=True))])
-    lines.append([f"**mean of {len(every)} networks**", "", "", *map(_spread, zip(*every, strict=True))])
-    head = ["network", "knapsack: distance", "top-1", "policy: distance, %", "top-1", "own log: distance, %", "top-1"]
-    return table(head, lines)
+    groups = {**families, f"mean of {len(means)} families": means, f"mean of {len(every)} networks": every}
+    for name, values in groups.items():
+        lines.append([f"**{name}**", "", "", *map(_spread, zip(*values, strict=True))])
+    return table(["network", "knapsack: distance", "top-1", *(f"{n}: {x}" for n in who for x in WHAT)], lines)
+
+
+def gained(figures: Figures, who: str) -> tuple[list[float], list[float]]:
+    """By how many per cent the distance differs from the rule's, and by how many points the accuracy; of every seed."""
+    base, mine = figures[BASE], [one for name, one in figures.items() if name.split()[0] == who]
+    nearer = [100 * (one["distance"] / base["distance"] - 1) for one in mine]
+    return nearer or [np.nan], [one["accuracy"] - base["accuracy"] for one in mine] or [np.nan]
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):+.2f} ± {error(values):.2f}"
+    there = [value for value in values if np.isfinite(value)]
+    return f"{np.mean(there):+.2f} ± {error(there):.2f}" if there else ""
 
 
 if __name__ == "__main__":
