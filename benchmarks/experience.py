@@ -5,10 +5,9 @@ Everything here is offline: no plan is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from population import BUDGETS, Recipe, affordable
-from torch import Tensor, nn
+from torch import Tensor
 
 from secateur import Session
 from secateur.agents.correction import FAR, MOST_BEND, MOST_SCALE, Correction
@@ -26,8 +25,7 @@ from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel
 from secateur.pruners.structure import Floats
 
-STEPS = 250
-RATE = 0.015
+STEPS = 50
 LEAST_LOSS = 1e-5
 
 
@@ -85,31 +83,30 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return read_candidates(path) if path.exists() else []
 
 
-def learn(groups: Sequence[Group], *, seed: int, hidden: int = 0, ridge: float = 1.0, members: int = 5) -> Correction:
+def learn(groups: Sequence[Group], *, seed: int, ridge: float = 1.0, draws: int = 5) -> Correction:
     """A correction that makes predicted losses of plans of one budget proportional to those found, as far as it can.
 
     The squared error of the losses' logarithms, each less its budget's mean, for what all plans of a budget lose
-    together decides nothing between them; every network counts alike.
+    together decides nothing between them; every network counts alike. The mean of several fits, each to networks that
+    are drawn with replacement (bagging, Breiman 1996).
 
     Args:
         groups: to learn from.
-        seed: draws initial weights, and the networks each member learns from (a bootstrap).
-        hidden: units of the hidden layer, 0 for none.
+        seed: draws the networks.
         ridge: of the weights.
-        members: small networks.
+        draws: fits that are averaged.
     """
     stacked = np.concatenate([group.features for group in groups])
     centre, scale = stacked.mean(axis=0), np.maximum(stacked.std(axis=0), 1e-3)
     rng = np.random.default_rng(seed)
     names = sorted({group.network for group in groups})
-    learnt = []
-    for _ in range(members):
-        drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names))) if members > 1 else np.ones(len(names))
-        counts = dict(zip(names, drawn, strict=True))
+    fits = []
+    for _ in range(draws):
+        counts = dict(zip(names, rng.multinomial(len(names), np.full(len(names), 1 / len(names))), strict=True))
         chosen = [group for group in groups if counts[group.network]]
-        batch = Batch.of(chosen, centre, scale, [float(counts[group.network]) for group in chosen])
-        learnt.append(_member(batch, hidden, ridge, int(rng.integers(2**31))))
-    return Correction(centre, scale, learnt, {})
+        fits.append(_fit(Batch.of(chosen, centre, scale, [float(counts[g.network]) for g in chosen]), ridge))
+    weight, bias = (np.mean(parts, axis=0) for parts in zip(*fits, strict=True))
+    return Correction(centre, scale, weight, bias, {})
 
 
 @dataclass(frozen=True)
@@ -139,9 +136,9 @@ class Batch:
         arrays = (features, terms, np.array([group.mean for group in groups]), losses, there, weights / weights.sum())
         return cls(*(torch.from_numpy(array) for array in arrays))
 
-    def error(self, answer: Callable[[Tensor], Tensor]) -> Tensor:
+    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
         """The mean square of what is left of the centred logarithms."""
-        raw = torch.tanh(answer(self.features))
+        raw = torch.tanh(self.features @ weight.T + bias)
         scale, bend = MOST_SCALE * raw[..., 0].unsqueeze(1), MOST_BEND * raw[..., 1].unsqueeze(1)
         ratio = self.terms / self.means[:, None, None]
         gone = ratio > 0.0
@@ -151,21 +148,20 @@ class Batch:
         return (self.weights * left.square().sum(dim=1) / self.plans.sum(dim=1)).sum()
 
 
-def _member(batch: Batch, hidden: int, ridge: float, seed: int) -> list[tuple[Floats, Floats]]:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sizes = [len(FEATURES), *([hidden] if hidden else []), 2]
-        layers = [nn.Linear(a, b, dtype=torch.float64) for a, b in pairwise(sizes)]
-    nn.init.zeros_(layers[-1].weight)
-    nn.init.zeros_(layers[-1].bias)
-    net = nn.Sequential(*[part for layer in layers for part in (layer, nn.Tanh())][:-1])
-    optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
-    for _ in range(STEPS):
+def _fit(batch: Batch, ridge: float) -> tuple[Floats, Floats]:
+    """Weight (2, features) and bias (2,)."""
+    weight = torch.zeros(2, len(FEATURES), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
         optimizer.zero_grad()
-        loss = batch.error(net) + ridge * sum(layer.weight.square().sum() for layer in layers) / len(FEATURES)
-        loss.backward()
-        optimizer.step()
-    return [(layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in layers]
+        found = batch.error(weight, bias) + ridge * weight.square().sum() / len(FEATURES)
+        found.backward()
+        return found
+
+    optimizer.step(loss)
+    return weight.detach().numpy().copy(), bias.detach().numpy().copy()
 
 
 def unexplained(correction: Correction | None, groups: Sequence[Group]) -> float:

@@ -73,7 +73,7 @@ def _ridge() -> RegressorMixin:
 
 
 def _forest() -> RegressorMixin:
-    return RandomForestRegressor(200, min_samples_leaf=5, max_features=0.5, random_state=0)
+    return RandomForestRegressor(100, min_samples_leaf=5, max_features=0.5, random_state=0)
 
 
 def _left_out(make: object, x: Columns, y: Columns, families: NDArray[np.str_]) -> float:
@@ -92,7 +92,7 @@ def _importances(x: Columns, y: Columns, families: NDArray[np.str_]) -> Columns:
             _forest().fit(x[families != family], y[families != family]),
             x[families == family],
             y[families == family],
-            n_repeats=10,
+            n_repeats=3,
             random_state=0,
         ).importances_mean
         for family in np.unique(families)

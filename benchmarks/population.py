@@ -69,6 +69,11 @@ class Recipe:
     family: str
     config: secateur.Config
 
+    def trained(self, out: Path) -> bool:
+        """Whether its weights are there."""
+        network = self.config.network
+        return (out / self.name / DENSE_NAME).exists() or (network is not None and network.weights is not None)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -57,13 +57,13 @@ def main() -> None:
     add_population(parser)
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--measure", nargs="+", help="these networks alone, by name; none stands for all")
+    parser.add_argument("--measure", nargs="+", help="these networks alone, by name; `none` measures nothing")
     parser.add_argument("--imagined", type=int, default=0, help="episodes of a policy that DDPG learns, too")
     parser.add_argument("--write", type=Path, help="the correction learnt from all, for the package")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
-    recipes = recipes_of(args)
+    recipes = [recipe for recipe in recipes_of(args) if recipe.trained(args.out)]
     groups = [group for recipe in recipes for group in groups_of(recipe, ready(recipe, args.out), args.out)]
     held_out = {
         family: [learn(others(groups, family), seed=seed) for seed in range(args.seeds)]
@@ -79,7 +79,7 @@ def main() -> None:
         for fraction, figures in measured(recipe, args, held_out[recipe.family], walkers.get(recipe.family)):
             rows.append(Row(recipe.name, recipe.family, fraction, figures))
             print(recipe.name, fraction, figures, flush=True)
-    for fraction in args.budgets:
+    for fraction in dict.fromkeys(row.budget for row in rows):
         print(f"\n{100 * fraction:g} % of the FLOPs\n\n{summary([row for row in rows if row.budget == fraction])}")
     if args.write is not None:
         write(args.write, groups)
@@ -96,7 +96,7 @@ def write(path: Path, groups: Sequence[Group]) -> None:
     made = learn(groups, seed=0)
     plans = sum(len(group.distances) for group in groups)
     about = {"learnt from": ", ".join(names), "plans": str(plans), "method": "channels", "made by": header()}
-    Correction(made.centre, made.scale, made.members, about).save(path)
+    replace(made, about=about).save(path)
 
 
 def _left(groups: Sequence[Group], held_out: Mapping[str, Sequence[Correction]]) -> str:

@@ -101,9 +101,8 @@ def groups(count, seed, slope):
     return found
 
 
-def test_what_a_feature_explains_is_learnt_and_carried_over(monkeypatch):
-    monkeypatch.setattr(experience, "STEPS", 150)
-    learnt = experience.learn(groups(24, 0, 1.0), seed=0, hidden=0, ridge=0.01, members=1)
+def test_what_a_feature_explains_is_learnt_and_carried_over():
+    learnt = experience.learn(groups(24, 0, 1.0), seed=0, ridge=0.01, draws=2)
     new = groups(6, 1, 1.0)
     before, after = experience.unexplained(None, new), experience.unexplained(learnt, new)
     assert before > 0.2
@@ -114,6 +113,6 @@ def test_learning_repeats_itself_under_a_seed(monkeypatch):
     monkeypatch.setattr(experience, "STEPS", 5)
     given = groups(4, 0, 0.5)
     x = np.random.default_rng(0).normal(size=(3, len(FEATURES)))
-    one, two, other = (experience.learn(given, seed=seed, members=2).answers(x) for seed in (0, 0, 1))
+    one, two, other = (experience.learn(given, seed=seed, draws=2).answers(x) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, two)
     assert not np.array_equal(one, other)
