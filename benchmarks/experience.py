@@ -83,7 +83,7 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return read_candidates(path) if path.exists() else []
 
 
-def learn(groups: Sequence[Group], *, seed: int, ridge: float = 1.0, draws: int = 5) -> Correction:
+def learn(groups: Sequence[Group], *, seed: int, ridge: float = 3.0, draws: int = 5) -> Correction:
     """A correction that makes predicted losses of plans of one budget proportional to those found, as far as it can.
 
     The squared error of the losses' logarithms, each less its budget's mean, for what all plans of a budget lose
@@ -149,19 +149,20 @@ class Batch:
 
 
 def _fit(batch: Batch, ridge: float) -> tuple[Floats, Floats]:
-    """Weight (2, features) and bias (2,)."""
+    """Weight (2, features) and bias (2,): of u it is 0, as it decides nothing and would drift to where tanh is flat."""
     weight = torch.zeros(2, len(FEATURES), dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
+    bend = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bend], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
+        bias = torch.cat([torch.zeros_like(bend), bend])
         found = batch.error(weight, bias) + ridge * weight.square().sum() / len(FEATURES)
         found.backward()
         return found
 
     optimizer.step(loss)
-    return weight.detach().numpy().copy(), bias.detach().numpy().copy()
+    return weight.detach().numpy().copy(), np.array([0.0, bend.item()])
 
 
 def unexplained(correction: Correction | None, groups: Sequence[Group]) -> float:
