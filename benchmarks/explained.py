@@ -73,7 +73,7 @@ def _ridge() -> RegressorMixin:
 
 
 def _forest() -> RegressorMixin:
-    return RandomForestRegressor(100, min_samples_leaf=5, max_features=0.5, random_state=0)
+    return RandomForestRegressor(50, min_samples_leaf=5, max_features=0.5, random_state=0)
 
 
 def _left_out(make: object, x: Columns, y: Columns, families: NDArray[np.str_]) -> float:
