@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..configs.load import builtin_configs
 from ..reports.progress import printable
 from ..reports.tables import costs_line
 from .options import (
@@ -213,7 +214,9 @@ def compare_command(
 
 @app.command("plan")
 def plan_command(
-    policy: Annotated[Path, typer.Argument(help="A run folder, or its policy.safetensors.")],
+    policy: Annotated[
+        str, typer.Argument(help="A run folder, or its policy.safetensors; or a config, for what --allocator says.")
+    ],
     flops: Annotated[str | None, typer.Option("--flops", help="The budget: 0.5, 50% or 20M FLOPs.")] = None,
     params: Annotated[str | None, typer.Option("--params", help="The budget: 0.5, 50% or 1.5M parameters.")] = None,
     latency: Annotated[str | None, typer.Option("--latency", help="The budget: of the measured latency; 5ms.")] = None,
@@ -223,22 +226,32 @@ def plan_command(
     config: Annotated[
         str | None, typer.Option("--config", help=CONFIG_HELP + " [default: the config beside the policy]")
     ] = None,
+    allocator: Annotated[
+        str | None,
+        typer.Option("--allocator", help="With a config: policy, knapsack or another rule. [default: knapsack]"),
+    ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Ask a trained policy for a plan: any budget, also another network; no candidate is evaluated.
+    """Ask a trained policy, or a rule, for a plan: any budget, also another network; no candidate is evaluated.
 
-    Example: secateur plan runs/r20 --flops 0.4
+    Example: secateur plan runs/r20 --flops 0.4; secateur plan digits --allocator policy --flops 0.2
 
-    A policy that was trained with --set agent.budgets=[0.3,0.7] has seen all budgets in between.
+    A policy that was trained with --set agent.budgets=[0.3,0.7] has seen all budgets in between. The allocator policy
+    asks what a population of other networks has taught.
     """
     from .plan import plan
     from .session import Session
 
+    named = policy in builtin_configs() or Path(policy).suffix in (".yaml", ".yml")
+    if named and config is not None:
+        raise ValueError(f"two configs, {policy} and --config {config}: leave one out")
     reporter = reporter_of(as_json=as_json)
-    session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
-    done = plan(policy, session, flops=flops, params=params, latency=latency, size=size, bops=bops, out=out)
+    given = policy if named else config
+    session = Session(given, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
+    budgets = {"flops": flops, "params": params, "latency": latency, "size": size, "bops": bops}
+    done = plan(None if named else policy, session, allocator=allocator, out=out, **budgets)
     wrote(reporter, done.folder, "plan.json", "plan.png", as_json=as_json)
 
 
