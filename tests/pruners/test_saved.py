@@ -31,7 +31,10 @@ def trained(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("model", [Small, Small(), lambda: Small(), partial(Small)], ids=repr)
+MADE = {"class": Small, "network": Small(), "function": lambda: Small(), "partial": partial(Small)}
+
+
+@pytest.mark.parametrize("model", MADE.values(), ids=MADE)
 def test_a_class_or_what_makes_one_is_enough(applied, model):
     images = batches(1, 8)[0][0]
     again = secateur.load(applied.folder, model=model)
