@@ -9,9 +9,9 @@ T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -30,21 +30,22 @@ from .segments import Segment
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of every layer's units, in the whole networks …
 ONE_LESS = (1.0, 0.75, 0.5)  # … and less one: no block is full
-TOGETHER = 24  # files that are made, timed in turns and kept in the cache
+TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
+MOST = 2**26  # … and numbers that they take, so that large images do not fill the memory
 PASSES = 3  # of a file for every one of `latency.repeats`: it is one sample, where segments in torch share theirs
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file to be timed.
+    """What becomes a file: made when it is timed, so that few are in memory.
 
     Attributes:
-        network: in eval mode.
-        images: that it takes.
+        kept: (layers,) of the network that it is of.
+        segment: none for the whole network.
     """
 
-    network: nn.Module
-    images: Inputs
+    kept: Ints
+    segment: Segment | None
 
 
 class FileProfiler(Profiler):
@@ -69,23 +70,34 @@ class FileProfiler(Profiler):
         dense = self.structure.units
         sizes = [dense * share for share in SHARES] + [np.rint(dense * share) - 1 for share in ONE_LESS]
         whole = np.unique(np.rint(sizes).clip(1, dense).astype(np.int64), axis=0)
-        files: dict[str, Part] = {self._name(kept): Part(self.network(kept), self.images) for kept in whole}
+        files: dict[str, Part] = {self._name(kept): Part(kept, None) for kept in whole}
         for kept in np.unique(np.concatenate([designs, whole]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
-        missing = iter([key for key in files if key not in self.cache.times])
-        total = sum(key not in self.cache.times for key in files)
-        if total:
-            with self.bar(f"time, {runtime_name(self.config)}", total) as advance:
-                while keys := list(islice(missing, TOGETHER)):
-                    self._time({key: files[key] for key in keys})
-                    for _ in keys:
+        missing = {key: part for key, part in files.items() if key not in self.cache.times}
+        if missing:
+            with self.bar(f"time, {runtime_name(self.config)}", len(missing)) as advance:
+                for group in self._groups(missing):
+                    self._time(group)
+                    for _ in group:
                         advance("")
         self._fit(whole)
 
+    def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
+        group: dict[str, Part] = {}
+        numbers = 0
+        for key, part in files.items():
+            size = 0 if part.segment is None else math.prod(self._shape(part.segment))
+            if group and (len(group) == TOGETHER or numbers + size > MOST):
+                yield group
+                group, numbers = {}, 0
+            group[key] = part
+            numbers += size
+        yield group
+
     def _time(self, files: dict[str, Part]) -> None:
         found = file_times(
-            {key: part.network for key, part in files.items()},
-            {key: part.images for key, part in files.items()},
+            {key: self._module(part) for key, part in files.items()},
+            {key: self._images(part) for key, part in files.items()},
             self.config,
             PASSES * self.config.repeats,
         )
@@ -113,7 +125,7 @@ class FileProfiler(Profiler):
             if not self._is_part(network, segment):
                 told.append((0.0, 0))
                 continue
-            shape = (self.config.batch, *segment.inputs[0])
+            shape = self._shape(segment)
             channels = shape[channel_dim(network.get_submodule(segment.module))]
             elements = 0 if channels % BLOCK else int(np.prod(shape))
             told.append((1e3 * self.cache.times[self._key(network, segment)], elements))
@@ -123,9 +135,19 @@ class FileProfiler(Profiler):
         network = self.network(kept)
         for segment in self.segments(kept):
             if self._is_part(network, segment):
-                generator = torch.Generator().manual_seed(0)
-                images = torch.randn(self.config.batch, *segment.inputs[0], generator=generator)
-                yield self._key(network, segment), Part(self._folded(network, segment), images)
+                yield self._key(network, segment), Part(kept, segment)
+
+    def _module(self, part: Part) -> nn.Module:
+        network = self.network(part.kept)
+        return network if part.segment is None else self._folded(network, part.segment)
+
+    def _images(self, part: Part) -> Inputs:
+        if part.segment is None:
+            return self.images
+        return torch.randn(self._shape(part.segment), generator=torch.Generator().manual_seed(0))
+
+    def _shape(self, segment: Segment) -> tuple[int, ...]:
+        return (self.config.batch, *segment.inputs[0])
 
     def _is_part(self, network: nn.Module, segment: Segment) -> bool:
         return isinstance(network.get_submodule(segment.module), LAYERS) and len(segment.inputs) == 1

@@ -118,6 +118,18 @@ def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypat
     assert sum(law.files) == 2 * sum(files)
 
 
+def test_large_images_are_few_files_at_a_time(law, monkeypatch):
+    layers = zoo.structure("residual")
+    first = take_table(zoo.make("residual"), layers, ONNX)
+    files = list(law.files)
+    law.files.clear()
+    monkeypatch.setattr("secateur.pruners.costs.file_profiler.MOST", 600)
+    again = take_table(zoo.make("residual"), layers, ONNX.model_copy(update={"repeats": 2}))
+    assert max(law.files) < max(files)
+    assert sum(law.files) == sum(files)
+    assert again(layers.units // 2) == first(layers.units // 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
