@@ -14,7 +14,7 @@ install: $(VENV)/installed ## create the environment and install secateur into i
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch $@
 
 demo: install ## train, apply and compare on embedded images (minutes)
@@ -23,7 +23,7 @@ demo: install ## train, apply and compare on embedded images (minutes)
 	$(BIN)/secateur compare $(DEMO) --out $(DEMO)/compare
 
 test: install ## run the tests, on so many processes as WORKERS says
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 20 -m "not slow"
 
 test-all: install ## run the slow tests, too
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal

@@ -158,6 +158,7 @@ def test_a_killed_process_loses_at_most_the_running_episode(run, quick, tmp_path
     assert resumed.plan == run.plan
 
 
+@pytest.mark.slow  # benchmarks/kills.py kills workers, too
 def test_a_group_of_two_workers_cut_off_in_its_middle_resumes_to_the_same_end(quick, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     done = secateur.train(secateur.Session("digits", overrides=[*quick, "workers=2"]), out=whole)

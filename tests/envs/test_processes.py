@@ -233,6 +233,7 @@ def test_workers_die_with_their_parent(tmp_path: Path) -> None:
         assert not list(Path(temporary).glob("secateur-*"))
 
 
+@pytest.mark.slow
 def test_a_temporary_folder_with_too_long_a_name_is_named(tmp_path: Path) -> None:
     temporary = tmp_path / ("long" * 25)
     temporary.mkdir()

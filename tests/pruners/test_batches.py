@@ -85,7 +85,7 @@ ragged = (
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(sizes=st.sampled_from(SIZES) | ragged)
 def test_the_same_figures(name: str, method: str, sizes: tuple[int, ...]) -> None:
     expected, found = figures(name, method, (COUNT,)), figures(name, method, sizes)
