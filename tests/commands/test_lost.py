@@ -224,8 +224,8 @@ def test_a_log_without_a_fingerprint_that_does_not_replay_is_refused(run, tmp_pa
 def test_a_candidate_that_is_not_finite_is_paid_the_worst_and_the_run_goes_on(run, tmp_path, monkeypatch):
     compress, calls = Compressor.__call__, []
 
-    def broken(self, kept, repair):
-        pruned = compress(self, kept, repair)
+    def broken(self, kept, repair, *more):
+        pruned = compress(self, kept, repair, *more)
         calls.append(kept.tolist())
         if not repair.guard and len(calls) == 2:
             first = next(pruned.parameters())

@@ -78,8 +78,8 @@ def test_gptq_loses_less_than_nearest_and_a_fit_less_than_none() -> None:
     assert output_error(one, seen.model, seen.moments) < 0.8 * output_error(other, seen.model, seen.moments)
     assert one.recipe == other.recipe == {"bits": {layer.name: 3 for layer in seen.structure.layers}}
     compressor = Compressor(seen)
-    bare = compressor._distance(compressor(kept, Repair(kind="none")))
-    assert compressor._distance(compressor(kept, Repair(guard=False))) < bare
+    bare = compressor._distances(100)(compressor(kept, Repair(kind="none")))
+    assert compressor._distances(100)(compressor(kept, Repair(guard=False))) < bare
 
 
 @pytest.mark.parametrize("name", NETWORKS)
