@@ -253,7 +253,7 @@ def test_any_edit_but_cutting_lines_off_the_end_is_seen(tmp_path_factory, qualit
 
 
 @settings(max_examples=30)
-@given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=5), st.data())
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=5), st.data())
 def test_whatever_was_cut_off_the_end_the_log_goes_on_as_it_would_have(tmp_path_factory, qualities, data):
     path = tmp_path_factory.mktemp("log") / "log.jsonl"
     whole = b"".join(write_log(path, qualities))

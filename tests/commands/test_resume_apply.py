@@ -109,6 +109,7 @@ def test_killed_in_the_middle_of_fine_tuning_it_ends_as_the_uninterrupted_one(ru
         secateur.apply(resume=folder)
 
 
+@pytest.mark.slow  # benchmarks/kills.py does it at twenty moments
 def test_killed_in_the_middle_of_pretraining_the_same_command_ends_as_the_uninterrupted_one(
     run, quick, tmp_path, monkeypatch
 ):

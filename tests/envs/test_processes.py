@@ -218,6 +218,7 @@ def parent(folder: Path, temporary: Path, **options: Any) -> subprocess.Popen[st
     return subprocess.Popen([sys.executable, str(script)], env=environment, text=True, **options)
 
 
+@pytest.mark.slow
 def test_workers_die_with_their_parent(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     with tempfile.TemporaryDirectory(dir="/tmp") as temporary:  # a socket's path may have a hundred characters

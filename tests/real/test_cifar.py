@@ -57,6 +57,7 @@ def test_masked_and_shrunk_agree_and_cost_what_is_counted(real_data, cut):
     assert sum(p.numel() for p in shrunk.parameters()) == session.structure.cost("params", kept)
 
 
+@pytest.mark.slow
 def test_the_trunk_is_cut_and_repaired(real_data):
     session = session_of(20, real_data, "layers.cut=all", "data.calibration=200", "data.search=100")
     assert sum(layer.trunk for layer in session.structure.layers) == 3
