@@ -21,7 +21,7 @@ from ..storage.files import write_json
 from ..storage.folders import CONFIG_NAME, check_free, claimed, free_folder, whole_folder
 from ..storage.reading import read_json, validated
 from ..training.schedules import SCHEDULES, TrainFn
-from .apply import apply
+from .apply import apply, session_for
 from .resolve import Given, save_config
 from .session import Session
 from .train import SUMMARY_NAME
@@ -97,7 +97,11 @@ def chain(
         for number, name in enumerate(begun.stages, 1):
             session.reporter.say(f"{number} of {len(begun.stages)}: {name.partition('-')[2]}")
             how = training if number == len(begun.stages) else {"finetune": 0, "schedule": "one_shot"}
-            done.append(_stage(session, folder, name, done[-1] if done else None, how))
+            try:
+                done.append(_stage(session, folder, name, done[-1] if done else None, how))
+            except KeyboardInterrupt:
+                session.reporter.say(f"all plans: go on with secateur apply --resume {folder}")
+                raise
         rows = _rows(done)
         write_json(folder / CHAIN_NAME, {"stages": rows})  # the last: from here on there is nothing to go on with
     session.reporter.show(_table(rows))
@@ -123,8 +127,8 @@ def _begin(
         _ = SCHEDULES[schedule]
     check_free(out)
     sessions, loaded = [], []
-    for given in plans:
-        file = None if isinstance(given, RatioPlan) else plan_path(given)
+    files = [None if isinstance(given, RatioPlan) else plan_path(given) for given in plans]
+    for given, file in zip(plans, files, strict=True):
         plan = given if isinstance(given, RatioPlan) else RatioPlan.load(given)
         admit({"method": plan.method, "criterion": plan.criterion}, trust_code=session.trust_code)
         loaded.append(plan)
@@ -134,6 +138,7 @@ def _begin(
             "several plans need a network that a config names: of your own, apply one plan, then the next to "
             "Session(model=secateur.load(FOLDER, YourNetwork()))"
         )
+    session_for(loaded[:1], sessions[0], None, files[:1])  # the others' networks are not there yet
     folder = free_folder(out, Path("runs") / f"{sessions[0].config.name}-chain")
     names = [f"{number}-{plan.method.rpartition(':')[2]}" for number, plan in enumerate(loaded, 1)]
     with whole_folder(folder.absolute()) as temporary:

@@ -139,6 +139,7 @@ def test_what_does_not_fit_is_named(plans, settings, change, message, tmp_path):
     how = {"schedule": change.get("schedule"), "resume": change.get("resume"), "out": tmp_path / "out"}
     with pytest.raises(ValueError, match=message):
         secateur.chain(plans[change.get("plans", slice(None))], secateur.Session("digits", overrides=settings), **how)
+    assert not (tmp_path / "out").exists()  # it can be begun again there
 
 
 def test_a_compressed_network_has_no_other_weights_to_begin_with(plans, settings, chained):
