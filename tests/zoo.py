@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from torchvision.ops.misc import FrozenBatchNorm2d, SqueezeExcitation
 
 from secateur.configs import LatencyConfig
@@ -644,7 +645,6 @@ def circular() -> nn.Module:
 
 @toy({"0": 6, "2": 4}, whole={"6": "output"}, shape=(2, 4, 6, 6))
 def conv3d() -> nn.Module:
-    """Cut as any other; there is no least squares for it."""
     return nn.Sequential(
         nn.Conv3d(2, 6, 3, padding=1),
         nn.ReLU(),
@@ -976,6 +976,34 @@ class Encoder(nn.Module):
 )
 def encoder() -> nn.Module:
     return open_attention(Encoder())
+
+
+class Windows(nn.Module):
+    """Swin's blocks, as torchvision has them: plain windows, then shifted ones, of both versions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 12, 2, 2)
+        self.blocks = nn.ModuleList([ShiftedWindowAttention(12, [3, 3], [i, i], 3) for i in range(2)])
+        self.blocks.append(ShiftedWindowAttentionV2(12, [2, 2], [1, 1], 4))
+        self.blocks[2].cpb_mlp[0], self.blocks[2].cpb_mlp[2] = nn.Linear(2, 7), nn.Linear(7, 4, bias=False)
+        self.norms = nn.ModuleList([nn.LayerNorm(12) for _ in self.blocks])
+        self.head = nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).permute(0, 2, 3, 1)
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = x + block(norm(x))
+        return self.head(x.mean((1, 2)))
+
+
+@toy(
+    {"blocks.0.qkv": 3, "blocks.1.qkv": 3, "blocks.2.qkv": 4},
+    {"patch": 12},
+    {"head": "output", "blocks.2.cpb_mlp.0": "constant"},
+)
+def windows() -> nn.Module:
+    return open_attention(Windows())
 
 
 class Recurrent(nn.Module):

@@ -246,7 +246,7 @@ class Follower(TorchFunctionMode):
         return self._owner.get(id(tensor))
 
     def constant(self, labels: Tensor) -> bool:
-        """Whether they are all of parameters' and buffers' elements, and none of an activation."""
+        """Whether they are all of parameters' and buffers' elements, or made of these alone: none of an activation."""
         if not self._elements:
             return False
         found = distinct(labels)
@@ -254,10 +254,12 @@ class Follower(TorchFunctionMode):
         place = torch.searchsorted(starts, found, right=True) - 1
         return bool(((place >= 0) & (found < stops[place])).all())
 
-    def dim(self, parameter: str, dim: int, size: int, role: str) -> Tensor:
-        """(size,) labels of a dimension of a layer's weight or bias."""
+    def dim(self, parameter: str, dim: int, size: int, role: str, constant: bool = False) -> Tensor:
+        """(size,) labels of a dimension of a layer's weight or bias; `constant` if it is laid on no activation."""
         key = (parameter, dim)
         if key not in self.trace.dims:
+            if constant:
+                self._elements.append((self.trace.count + 1, self.trace.count + 1 + size))
             self.trace.dims[key] = self.fresh(size)
         self.trace.roles[key] = role
         return self.trace.dims[key]

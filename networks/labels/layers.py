@@ -101,7 +101,8 @@ def layer(follower: Follower, called: Call) -> None:
         own = follower.dim(name, 0, weight.shape[0], "through")
         made = own.repeat_interleave(width // groups) if transposed else own
     else:
-        made = follower.dim(name, outputs, weight.shape[outputs], "out")
+        constant = follower.name(x) is not None or (labels is not None and follower.constant(labels))
+        made = follower.dim(name, outputs, weight.shape[outputs], "out", constant)
         if transposed:
             made = made.repeat(groups)
         elif groups > 1:
@@ -109,6 +110,8 @@ def layer(follower: Follower, called: Call) -> None:
             follower.unite(follower.trace.dims[name, 0], made)
     if labels is not None:
         taken = follower.ends(labels, channel)
+        if follower.constant(labels):
+            follower.block(labels, "it computes a constant, whatever the images are")
         if depthwise:
             made = follower.unite(taken.repeat_interleave(width // groups), made)
         else:

@@ -73,7 +73,8 @@ def movement(follower: Follower, called: Call) -> None:
     function: Callable[..., Any] = _ANY_STRIDES.get(called.name, called.function)
     moved = function(*_labels(follower, called.args), **_labels(follower, called.kwargs))
     for out, labels in zip(_tensors(called.out), _tensors(moved), strict=False):
-        follower.put(out, labels if bool(labels.any()) else None)
+        found = labels.dtype == torch.float64 and bool(labels.any())  # integers and truth values moved as they are
+        follower.put(out, labels if found else None)
     _note_folds(follower, called)
 
 
@@ -207,9 +208,9 @@ def _labels(follower: Follower, tree: Any) -> Any:
     """The same arguments, labels in the place of floats."""
 
     def swapped(value: Any) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            return value.cpu() if isinstance(value, Tensor) else value  # labels are there, wherever the network is
         labels = follower.of(value)
+        if not isinstance(value, Tensor) or (labels is None and not value.is_floating_point()):
+            return value.cpu() if isinstance(value, Tensor) else value  # labels are there, wherever the network is
         return torch.zeros((), dtype=torch.float64).expand(value.shape) if labels is None else labels
 
     return tree_map(swapped, tree)

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ...networks.attention import HeadAttention
 from ...networks.norms import LAYERS, TRANSPOSED, channel_dim
 from ...networks.world import without_fast_attention
-from ...training.inputs import Inputs, call, count
+from ...training.inputs import Inputs, call, taken
 
 _WEIGHTS: dict[Any, tuple[str, ...]] = {  # those that are laid on an input, where it is not one `weight`
     HeadAttention: ("in_proj_weight",),
@@ -59,15 +59,15 @@ def count_operations(model: nn.Module, example: Inputs) -> list[Operation]:
         model: in eval mode.
         example: images (N, C, H, W).
     """
+    example = taken(example, slice(1))  # of what is computed once, for however many images, one pays all
     names = {module: name for name, module in model.named_modules()}
     parameters: dict[Any, str] = {parameter: name for name, parameter in model.named_parameters()}
-    images = count(example)
     found: dict[tuple[str, str], Operation] = {}
 
     def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         at = inputs[0] if isinstance(module, (*TRANSPOSED, nn.RNNBase)) else _first(output)  # where weights are laid on
         channels = at.shape[channel_dim(module)]
-        positions = at.numel() // (images * channels)  # windows and tokens may come before the batch, or in it
+        positions = at.numel() // channels
         stride = getattr(module, "stride", None)
         for tensor in _WEIGHTS.get(_kind(module), ("weight",)):
             weight = getattr(module, tensor, None)
@@ -113,6 +113,7 @@ def uncounted_flops(model: nn.Module, example: Inputs, operations: Sequence[Oper
         example: images (N, C, H, W), N ≥ 1.
         operations: what was counted by module.
     """
+    example = taken(example, slice(1))
     with (
         warnings.catch_warnings(action="ignore"),  # of settings that this build of torch lacks
         torch.backends.mkldnn.flags(enabled=False),
@@ -122,7 +123,7 @@ def uncounted_flops(model: nn.Module, example: Inputs, operations: Sequence[Oper
         FlopCounterMode(display=False) as counter,
     ):
         call(model, example)
-    seen: int = counter.get_total_flops() // (2 * count(example))
+    seen: int = counter.get_total_flops() // 2
     return max(0, seen - sum(op.flops for op in operations))
 
 

@@ -204,8 +204,11 @@ def independent(samples: int, images: int) -> float:
 
 def _possible_sites(graph: fx.Graph, dense: nn.Module, norms: Mapping[str, str]) -> list[Site]:
     calls: dict[str, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()  # what is computed of the inputs; a table of positions is not
     for node in graph.nodes:
-        if node.op == "call_module":
+        if node.op == "placeholder" or not seen.isdisjoint(node.all_input_nodes):
+            seen.add(node)
+        if node.op == "call_module" and node in seen:
             calls.setdefault(str(node.target), []).append(node)
     sites = []
     for name, nodes in calls.items():

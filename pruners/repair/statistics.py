@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...networks import SampledConv2d
+from ...networks.norms import CONVOLUTIONS
 
 SAMPLES = 64  # output positions an image that a fit looks at
 
@@ -25,7 +26,7 @@ class Sampler:
     take 10), and the Gram matrix is what a repair's time goes into.
 
     Attributes:
-        module: a linear layer, or a convolution of one or two dimensions (any kernel, stride, padding, dilation,
+        module: a linear layer, or a convolution of one to three dimensions (any kernel, stride, padding, dilation,
             groups).
         samples: at most this many output positions an image, the same ones for every image.
     """
@@ -33,24 +34,22 @@ class Sampler:
     def __init__(self, module: nn.Module, samples: int = SAMPLES):
         self.module = module
         self.samples = samples
-        self.groups = module.groups if isinstance(module, (nn.Conv1d, nn.Conv2d)) else 1
+        self.groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
 
     def inputs(self, x: Tensor) -> Tensor:
-        """(groups, samples, kernel positions · inputs a group) of an input (N, C, H, W), (N, C, L) or (N, …, C)."""
+        """(groups, samples, kernel positions · inputs a group) of an input (N, C, …) or (N, …, C)."""
         module = self.module
         if isinstance(module, nn.Linear):
             return x.reshape(-1, x.shape[-1]).unsqueeze(0)
-        assert isinstance(module, (nn.Conv1d, nn.Conv2d))
+        assert isinstance(module, CONVOLUTIONS)
         if isinstance(module, SampledConv2d):
             x = x.index_select(1, module.source)
         padding = module._reversed_padding_repeated_twice  # last dimension first, as F.pad wants it
         if any(padding):
             x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
-        if isinstance(module, nn.Conv1d):
-            x = x.unsqueeze(2)
-        images, channels, height, width = x.shape
-        index = self._index(height, width).to(x.device)
-        rows = x.permute(0, 2, 3, 1).reshape(images, height * width, channels).index_select(1, index.flatten())
+        images, channels, *sizes = x.shape
+        index = self._index(sizes).to(x.device)
+        rows = x.flatten(2).transpose(1, 2).index_select(1, index.flatten())
         rows = rows.reshape(images * index.shape[0], index.shape[1], self.groups, channels // self.groups)
         if channels == self.groups:  # depthwise: samples side by side, or every product would stride over all groups
             return rows.reshape(-1, channels).t().contiguous().reshape(channels, *rows.shape[:2])
@@ -82,15 +81,16 @@ class Sampler:
         # plain strides: with those that a 1×1 kernel comes out with, oneDNN's backward pass writes beyond its memory
         return kernel.reshape(like.shape).to(like.dtype).clone(memory_format=torch.contiguous_format)
 
-    def _index(self, height: int, width: int) -> Tensor:
-        """(samples an image, kernel positions) into a padded image's pixels."""
+    def _index(self, sizes: list[int]) -> Tensor:
+        """(samples an image, kernel positions) into a padded image's pixels, its dimensions laid out as one."""
         module = self.module
-        assert isinstance(module, (nn.Conv1d, nn.Conv2d))
-        (kh, kw), (sh, sw), (dh, dw) = ((1, *v)[-2:] for v in (module.kernel_size, module.stride, module.dilation))
-        down = torch.arange(0, height - dh * (kh - 1), sh)
-        across = torch.arange(0, width - dw * (kw - 1), sw)
-        corner = (down[:, None] * width + across).flatten()
-        window = (torch.arange(kh)[:, None] * dh * width + torch.arange(kw) * dw).flatten()
+        assert isinstance(module, CONVOLUTIONS)
+        corner = window = torch.zeros(1, dtype=torch.int64)
+        steps = zip(sizes, module.kernel_size, module.stride, module.dilation, strict=True)
+        for size, kernel, stride, dilation in steps:  # an outer sum over dimensions, the last one fastest
+            places = torch.arange(0, size - dilation * (kernel - 1), stride)
+            corner = (corner[:, None] * size + places).flatten()
+            window = (window[:, None] * size + torch.arange(kernel) * dilation).flatten()
         return corner[_choice(len(corner), self.samples)][:, None] + window
 
 
@@ -104,11 +104,11 @@ def _choice(positions: int, samples: int) -> Tensor:
 
 
 def repairable(module: nn.Module) -> bool:
-    """Whether least squares can re-fit it: linear layers and convolutions of one or two dimensions.
+    """Whether least squares can re-fit it: linear layers and convolutions.
 
     Not where it has more than `MOST_INPUTS` (the first linear layer of a VGG: 25,088, whose Gram matrix alone is 5 GB).
     """
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) and module.weight[0].numel() <= MOST_INPUTS
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear)) and module.weight[0].numel() <= MOST_INPUTS
 
 
 class Moments:

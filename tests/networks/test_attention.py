@@ -8,8 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from secateur.networks.attention import HeadAttention, OpenEncoder, open_attention
+from secateur.networks.attention import (
+    ChannelAttention,
+    HeadAttention,
+    OpenEncoder,
+    WindowAttention,
+    open_attention,
+)
 from secateur.networks.graph import Walk, trace
 
 WIDTH, HEADS, IMAGES, TOKENS, KEYS = 12, 3, 4, 5, 7
@@ -89,6 +96,47 @@ def test_state_is_kept_by_name_and_other_kinds_are_left_alone() -> None:
     odd = [nn.MultiheadAttention(8, 2, kdim=6, vdim=6), nn.MultiheadAttention(8, 2, add_bias_kv=True)]
     odd.append(nn.MultiheadAttention(8, 2, add_zero_attn=True))
     assert [type(module) for module in open_attention(nn.Sequential(*odd))] == [nn.MultiheadAttention] * 3
+
+
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize(
+    ("size", "window", "shift"),
+    [((6, 6), (3, 3), (0, 0)), ((6, 6), (3, 3), (1, 1)), ((7, 8), (3, 4), (1, 2)), ((3, 9), (4, 3), (2, 1))],
+)
+def test_attention_in_windows_is_torchvisions(
+    second: bool, size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> None:
+    kind = ShiftedWindowAttentionV2 if second else ShiftedWindowAttention
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = kind(WIDTH, list(window), list(shift), HEADS).eval()
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    ours = open_attention(nn.Sequential(copy.deepcopy(theirs)))[0]
+    assert type(ours) is WindowAttention
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    x = drawn(IMAGES, *size, WIDTH)
+    with torch.no_grad():
+        expected = theirs(x)
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)
+        graph = trace(nn.Sequential(ours), x[:1])
+        torch.testing.assert_close(Walk(graph, nn.Sequential(ours), [x]).result()[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["edgenext.CrossCovarianceAttn", "xcit.XCA"])
+def test_attention_of_channels_is_timms(name: str) -> None:
+    models = pytest.importorskip("timm.models")
+    module, _, kind = name.partition(".")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = getattr(getattr(models, module), kind)(WIDTH, HEADS, qkv_bias=True).eval()
+        for parameter in theirs.parameters():
+            nn.init.normal_(parameter, std=0.5)
+    ours = open_attention(nn.Sequential(copy.deepcopy(theirs)))[0]
+    assert type(ours) is ChannelAttention
+    x = drawn(IMAGES, TOKENS, WIDTH)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -15,7 +15,7 @@ from secateur.pruners.channels.criteria import Elimination, elimination, obs
 from secateur.pruners.channels.criteria.regressions import Regression, consumer_positions, regressions
 from secateur.pruners.channels.method import cut
 from secateur.pruners.context import Context
-from secateur.pruners.repair import gram
+from secateur.pruners.repair import gram, statistics
 from secateur.pruners.repair.gram import output_error, repair_from_moments
 from secateur.pruners.repair.solve import RIDGE
 from secateur.pruners.repair.statistics import Sampler
@@ -203,7 +203,8 @@ def test_a_unit_said_twice_is_only_needed_once() -> None:
     assert found.errors[6] == pytest.approx(0.0, abs=1e-3)
 
 
-def test_without_anything_to_refit_the_norms_and_a_straight_line() -> None:
+def test_without_anything_to_refit_the_norms_and_a_straight_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "MOST_INPUTS", 0)
     seen = context("conv3d")
     found = elimination(seen, seen.structure.layers[0])
     norms = seen.model[0].weight.detach().flatten(1).abs().sum(1)

@@ -36,7 +36,10 @@ def cut_and_evaluated(seen: Context, index: int, gone: list[int]) -> tuple[float
     return float((logits.argmax(1) == labels).double().mean()), float(F.cross_entropy(logits, labels))
 
 
-ACROSS = {("norms", "inner"), ("encoder", "all"), ("transformer", "all"), ("transformer_in_parts", "all")}
+ACROSS = {
+    ("norms", "inner"),
+    *((name, "all") for name in ("encoder", "transformer", "transformer_in_parts", "windows")),
+}
 """A norm over channels makes something else of those that are left: zeroing is an approximation there."""
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 import zoo
 from secateur.networks.batches import with_images
+from secateur.networks.norms import following_norms
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut as cut_channels
 from secateur.pruners.channels.shrink import shrink
@@ -116,6 +117,26 @@ def test_each_layer_is_fitted_to_the_pruned_networks_own_features() -> None:
     assert_fitted(pruned[8], before[8], small["8"][0], dense["8"][1], pruned[8].bias)
     for unfitted in (0,):
         assert torch.equal(pruned[unfitted].weight, before[unfitted].weight)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("conv1d", "0 3 6 10"), ("conv3d", "0 2 6")])
+def test_one_and_three_dimensions_are_fitted_like_two(name: str, layers: str) -> None:
+    model, structure = zoo.make(name), zoo.structure(name)
+    selection = half(structure)
+    batches = zoo.batches(name, (60, 40))
+    before, pruned = shrink(model, structure, selection), repaired(model, structure, selection, batches)
+    x = torch.cat([images for images, _ in batches])
+    dense, small = watch(model, x), watch(pruned, x)
+    outputs = [*map(torch.from_numpy, selection[1:]), torch.arange(zoo.CLASSES)]
+    norms = following_norms(model, x[:2])
+    for layer, left in zip(layers.split()[1:], outputs, strict=True):  # the first layer's inputs are the images
+        fitted, old = pruned.get_submodule(layer), before.get_submodule(layer)
+        constant = fitted.bias
+        if layer in norms and constant is None:
+            constant = before.get_submodule(norms[layer]).running_mean - pruned.get_submodule(norms[layer]).running_mean
+        target = dense[layer][1].index_select(1, left)
+        assert_fitted(fitted, old, small[layer][0], target, constant)
+        assert (fitted.weight - old.weight).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -350,10 +350,7 @@ def distance(model: nn.Module, dense: nn.Module, batches: zoo.Batches) -> float:
         return float((model(x) - dense(x)).square().sum())
 
 
-TRACEABLE = [name for name in zoo.FEW if name != "conv3d"]
-
-
-@pytest.mark.parametrize("name", TRACEABLE)
+@pytest.mark.parametrize("name", zoo.FEW)
 def test_a_repair_leaves_zeros_zero_and_brings_outputs_nearer(name: str) -> None:
     seen = context(name)
     kept = some(seen.structure, 0.4)
