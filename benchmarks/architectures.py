@@ -30,8 +30,8 @@ from torch import Tensor, nn
 import secateur
 from secateur.configs.schema import FitConfig, NetworkConfig, ObjectiveConfig
 from secateur.networks import build_network
-from secateur.networks.attention import open_attention
 from secateur.networks.graph import UntraceableError
+from secateur.networks.opened import opened
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.shrink import mask
@@ -118,7 +118,7 @@ def alive(model: nn.Module, size: int) -> nn.Module:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    model = open_attention(model).eval()
+    model = opened(model).eval()
     adapt_batchnorm(model, [(images(size, seed=0), torch.zeros(IMAGES))])
     return model
 

@@ -7,6 +7,7 @@ from torch import nn
 
 from ..networks import build_network, find_weights, load_weights
 from ..networks.copying import copied
+from ..networks.opened import opened
 from ..pruners.masks import check_zeros
 from ..training.checkpoint import load_state
 from ..training.schedules import SCHEDULES
@@ -20,10 +21,14 @@ def initial(session: Session) -> nn.Module:
     Raises:
         ValueError, FileNotFoundError: there are none, or they do not fit.
     """
-    config, model = session.config, copied(session.model)
+    config = session.config
     if config.finetune.initial is not None:
-        load_weights(model, find_weights(config.finetune.initial, weight_folders(config)))
-    elif session.loaded.early:
+        file = find_weights(config.finetune.initial, weight_folders(config))
+        model = copied(session.model) if config.network is None else _built(session, config.seed)
+        load_weights(model, file)
+        return opened(model)
+    model = copied(session.model)
+    if session.loaded.early:
         load_state(model, session.loaded.early)
     else:
         raise ValueError(
@@ -41,10 +46,8 @@ def fresh(session: Session, seed: int) -> nn.Module:
     """
     config = session.config
     seed = (seed + 1) % 2**32
-    device = next(session.model.parameters()).device
     if config.network is not None:  # code that it names has made the dense network already
-        bare = config.network.model_copy(update={"weights": None})
-        return build_network(bare, weight_folders(config), seed=seed, trust_code=True).to(device)
+        return opened(_built(session, seed))
     model = copied(session.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -58,6 +61,15 @@ def fresh(session: Session, seed: int) -> nn.Module:
                     f"{own[0]!r} and no reset_parameters() that draws it"
                 )
     return model
+
+
+def _built(session: Session, seed: int) -> nn.Module:
+    """The architecture that the config names, not opened yet."""
+    config = session.config
+    assert config.network is not None
+    bare = config.network.model_copy(update={"weights": None})
+    device = next(session.model.parameters()).device
+    return build_network(bare, weight_folders(config), seed=seed, trust_code=True).to(device)
 
 
 def check(session: Session, schedule: str, epochs: int) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ..configs import Config, ConfigError
 from ..configs.schema import NetworkConfig
 from ..data import Splits, as_batches, check_pixels, load_splits
-from ..networks import build_network, load_weights
-from ..networks.attention import open_attention
+from ..networks import build_network, load_tensors, load_weights
 from ..networks.batches import Batches, LazyBatches, targets_of
 from ..networks.checks import check_forward, check_weights, unwrapped
 from ..networks.copying import copied
+from ..networks.opened import opened
 from ..pruners.method import Step
 from ..pruners.saved import load_further
 from ..reports.progress import Reporter
@@ -149,7 +149,7 @@ def load(
             model = model.to(device)
             if before_training is not None:
                 before_training(model, shape_of(search[0][0]))
-            early = _pretrained(model, config, config.network, train, objective, reporter or Reporter())
+            early = _opened(model, _pretrained(model, config, config.network, train, objective, reporter or Reporter()))
     at_rest = frozenset(modules_at_rest(model))
     given = (calibration, search, test, train, source, trained, at_rest, early, classes, before)
     loaded = Loaded(_clean(model, device), *given)
@@ -234,6 +234,8 @@ def _saved(model: nn.Module, folder: Path | None) -> dict[str, Tensor] | None:
         return None
     try:
         check_sha256(file, recorded_sha256(file))
+        if not model.state_dict().keys() <= read_tensors(file)[0].keys():
+            opened(model)  # as it was when its weights were written, see `save_trained`
         load_weights(model, file)
         return _early(file.with_name(EARLY_NAME))
     except ValueError as error:
@@ -256,6 +258,15 @@ def _pretrained(
     return dict(pretrain(model, loader, network.pretrain, config.seed, reporter, config.cache, objective).early)
 
 
+def _opened(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network before it was opened as they are afterwards."""
+    if not weights:
+        return {}
+    other = copied(model)
+    load_tensors(other, weights)
+    return {name: tensor.clone() for name, tensor in opened(other).state_dict().items()}
+
+
 def _early(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         return {}
@@ -269,7 +280,7 @@ def _clean(model: nn.Module, device: torch.device) -> nn.Module:
             raise ValueError(
                 f"the network's {name} holds a NaN or an infinity: it cannot be pruned; retrain or reload it"
             )
-    return open_attention(model.to(device)).eval()
+    return opened(model.to(device)).eval()
 
 
 def _check_images(loaded: Loaded, objective: Objective) -> None:

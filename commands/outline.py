@@ -12,9 +12,9 @@ from ..configs.registry import admit
 from ..configs.schema import DataConfig
 from ..data import load_splits
 from ..networks import build_network
-from ..networks.attention import open_attention
 from ..networks.checks import unwrapped
 from ..networks.copying import copied
+from ..networks.opened import opened
 from ..pruners import METHODS, Budget, Structure
 from ..pruners.costs.latency_files import in_torch, runtime_of
 from ..pruners.costs.latency_profile import take_table
@@ -42,7 +42,7 @@ def untrained(config: Config, model: nn.Module | None, *, trust_code: bool) -> n
             model, _ = load_further(applied, named, trust_code=trust_code)
         else:
             model = build_network(named, seed=config.seed, trust_code=trust_code)
-    return open_attention(copied(unwrapped(model)).to(device_of(config.device))).eval()
+    return opened(copied(unwrapped(model)).to(device_of(config.device))).eval()
 
 
 def image_shape(data: DataConfig | None) -> InputShape:
@@ -107,5 +107,5 @@ def check_budget(config: Config, bar: Bar, untrained: nn.Module, input_shape: In
     Raises:
         PlanError: it cannot.
     """
-    network = open_attention(copied(untrained))
+    network = opened(copied(untrained))
     find_budget(config, find_structure(config, network, input_shape, timed="latency" in config.budget.asked, bar=bar))

@@ -13,12 +13,10 @@ from torch import Tensor, nn
 from ..training.inputs import Inputs, call
 from .copying import copied
 from .norms import LAYERS, TRANSPOSED
+from .own_convolutions import is_plain
 
 Kind = Literal["channel", "spatial"]
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
-
-_FORWARDS = (nn.Conv1d.forward, nn.Conv2d.forward, nn.Linear.forward)
-_CONVOLVE = (nn.Conv1d._conv_forward, nn.Conv2d._conv_forward, None)
 
 
 class Factorised(nn.Sequential):
@@ -220,7 +218,7 @@ def why_whole(model: nn.Module, calls: Mapping[str, Collection[int]]) -> dict[st
             "it is the whole network": not name,
             "transposed": isinstance(module, TRANSPOSED),
             "of three dimensions": isinstance(module, nn.Conv3d),
-            "its forward is its own": not _is_plain(module),
+            "its forward is its own": not is_plain(module),
             "grouped": getattr(module, "groups", 1) > 1,
             "it shares its weight": modules[id(module)] > 1 or tensors[id(module.weight)] > 1,
             "it is not called": name not in calls,
@@ -230,12 +228,6 @@ def why_whole(model: nn.Module, calls: Mapping[str, Collection[int]]) -> dict[st
         return next((reason for reason, holds in known.items() if holds), "")
 
     return {name: reason(name, module) for name, module in layers.items()}
-
-
-def _is_plain(module: nn.Module) -> bool:
-    """Whether it computes what torch's own convolutions and linear layers do."""
-    own = type(module)
-    return own.forward in _FORWARDS and getattr(own, "_conv_forward", None) in _CONVOLVE
 
 
 def sides(shape: tuple[int, ...], kind: Kind) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,17 +13,18 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..training.inputs import Inputs, call, joined
+from . import in_place
 from .channel_pad import ChannelPad
 from .copying import copied
 from .inference import FAILURES, alike
 from .norms import LAYERS
+from .own_convolutions import PREPARING
 from .quantise.quantisers import Quantised
 from .world import without_fast_attention
 
 CONSTANT = "constant"  # in a node's meta: a tensor that the forward makes anew each time
 _COUNTS = "counts"  # in a node's meta: some of its arguments are numbers of the network's own modules
 _UNTRACEABLE = "torch.fx cannot follow this network's forward"
-_IN_PLACE: dict[Any, Callable[..., Any]] = {operator.iadd: operator.add, operator.imul: operator.mul}
 
 
 class UntraceableError(ValueError):
@@ -94,7 +95,7 @@ class _Tracer(fx.Tracer):
         known = isinstance(m, nn.Linear) or super().is_leaf_module(
             m, module_qualified_name
         )  # timm has a Linear of its own
-        return isinstance(m, (ChannelPad, Quantised)) or (not layers and known)
+        return isinstance(m, (ChannelPad, Quantised, *PREPARING)) or (not layers and known)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -170,6 +171,7 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
     except Exception as error:  # fx raises whatever the user's forward raises on a proxy
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UntraceableError(f"{_UNTRACEABLE} ({reason})") from error
+    in_place.told_apart(graph, model)
     for node in graph.nodes:
         node.meta[_COUNTS] = any(isinstance(value, _Count) for value in tree_leaves((node.args, node.kwargs)))
         if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
@@ -305,11 +307,9 @@ def call_node(model: nn.Module, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if "inplace" in kwargs:
             kwargs = {**kwargs, "inplace": False}
         function: Any = node.target
-        return _IN_PLACE.get(function, function)(*args, **kwargs)
+        return in_place.FUNCTIONS.get(function, function)(*args, **kwargs)
     if node.op == "call_method":
-        name = str(node.target)
-        method = name.removesuffix("_") if name in ("add_", "mul_", "relu_", "clamp_") else name
-        return getattr(args[0], method)(*args[1:], **kwargs)
+        return getattr(args[0], in_place.method(str(node.target)))(*args[1:], **kwargs)
     assert node.op == "get_attr"
     return attribute(model, node)
 

@@ -37,6 +37,10 @@ class SampledConv2d(nn.Conv2d):
         sampled.register_buffer("source", source)
         return sampled.train(conv.training)
 
+    def prepared(self, x: Tensor) -> Tensor:
+        """Of (N, channels, H, W) those of `source`: what the weight is laid on."""
+        return torch.index_select(x, 1, self.source)
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W), of which `source` is taken."""
-        return super().forward(torch.index_select(x, 1, self.source))
+        return super().forward(self.prepared(x))

@@ -20,6 +20,7 @@ from ..networks import build_network, check_tensors, load_tensors
 from ..networks.attention import open_attention
 from ..networks.checks import check_weights, made_by, unwrapped
 from ..networks.copying import copied
+from ..networks.opened import opened
 from ..networks.world import undisturbed
 from ..storage.files import check_finite, check_sha256, read_tensors, sha256, write_json, write_tensors
 from ..storage.folders import check_free
@@ -180,7 +181,9 @@ def load(
     model = unwrapped(model if isinstance(model, nn.Module) else made_by(model))
     check_weights(model)
     try:
-        small = open_attention(copied(model).cpu())
+        small = opened(copied(model).cpu())
+        if not found.shapes.keys() <= small.state_dict().keys():  # saved before standardised weights were opened
+            small = open_attention(copied(model).cpu())
         for method, recipe in recipes:
             small = method.rebuild(small, recipe)
         state = found.state(sum(tensor.numel() for tensor in small.state_dict().values()))

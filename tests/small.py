@@ -32,6 +32,23 @@ class Small(nn.Module):
         return self.out(x.mean((2, 3)))
 
 
+class Standardised(nn.Conv2d):
+    """A weight that is computed of another at every call."""
+
+    def __init__(self, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self.gain = nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(x, self.gain * weight, self.bias)
+
+
+def standardised() -> nn.Module:
+    layers = (Standardised(1, 6, 3), nn.ReLU(), Standardised(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+    return nn.Sequential(*layers)
+
+
 def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     """Three classes of stripes and noise."""
     generator = torch.Generator().manual_seed(seed)

@@ -1006,6 +1006,26 @@ def windows() -> nn.Module:
     return open_attention(Windows())
 
 
+class Auxiliary(nn.Module):
+    """GoogLeNet's: in training a second head looks at what a layer in the middle computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = conv_bn(3, 6), conv_bn(6, 8)
+        self.aux = nn.Sequential(conv_bn(6, 4, 1), Head(4))
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        x = self.stem(x)
+        out = self.head(self.last(x))
+        return {"out": out, "aux": self.aux(x)} if self.training else out
+
+
+@toy({"stem.0": 6, "last.0": 8}, whole={"head.2": "output"})
+def auxiliary() -> nn.Module:
+    return Auxiliary()
+
+
 class Recurrent(nn.Module):
     """A convolution whose channels a recurrent layer reads."""
 

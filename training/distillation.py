@@ -46,7 +46,7 @@ class Teacher:
             outputs = call(student, inputs)
             with torch.no_grad():
                 wanted = call(self.model, inputs)
-        loss = (1.0 - self.weight) * objective.loss(outputs, targets)
+        loss = (1.0 - self.weight) * objective.loss_in_training(outputs, targets)
         loss = loss + self.weight * objective.imitation(outputs, wanted, self.temperature)
         if not names:
             return loss

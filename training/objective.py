@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -93,7 +93,11 @@ class Objective(ABC):
 
     def training_loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:
         """The loss that a step of training lowers, of a network in training mode (detectors compute it themselves)."""
-        return self.loss(call(model, inputs), targets)
+        return self.loss_in_training(call(model, inputs), targets)
+
+    def loss_in_training(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of what a network returns in training mode, which may be more than what it returns otherwise."""
+        return self.loss(outputs, targets)
 
     def answers(self, outputs: Any) -> Tensor | None:
         """(N, …) what a network decides, so that two can be told apart; none where it decides nothing."""
@@ -160,6 +164,51 @@ class Objective(ABC):
         stay = ~torch.eye(size, dtype=torch.bool)
         left = [self.total(statistics[row.to(statistics.device)]) for row in stay] if size > 1 else [whole]
         return size * whole - (size - 1) * torch.tensor(left, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOutput(Objective):
+    """An objective that looks at one tensor; in training also at those of auxiliary heads, which evaluation ignores.
+
+    Auxiliary is what a network returns beside that tensor under a name that begins with `aux` (torchvision's GoogLeNet,
+    Inception v3 and segmentation networks); or in training mode alone, behind it in a tuple, of the same shape (timm's).
+
+    Attributes:
+        output: of a network that returns several tensors, the one that counts, by its name or number; none takes
+            `logits` or `out`, or the only one.
+        auxiliary: weight of the loss of every auxiliary output, beside 1 of the other.
+    """
+
+    output: str | int | None = None
+    auxiliary: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.auxiliary < float("inf"):
+            raise ValueError(f"objective.kwargs.auxiliary = {self.auxiliary}: must be 0 or more")
+
+    def loss_in_training(self, outputs: Any, targets: Any) -> Tensor:
+        """With auxiliary · the loss of each auxiliary output.
+
+        Source: Szegedy et al., CVPR 2015 (0.3, GoogLeNet); CVPR 2016 (0.4, Inception v3).
+        """
+        main, others = self._heads(outputs)
+        loss = self.loss(main, targets)
+        for tensor in others if self.auxiliary else ():
+            loss = loss + self.auxiliary * self.loss(tensor, targets)
+        return loss
+
+    def _heads(self, outputs: Any) -> tuple[Any, list[Tensor]]:
+        """What the loss is of, and the auxiliary outputs."""
+        if isinstance(outputs, Tensor):
+            return outputs, []
+        if (
+            self.output is None
+            and type(outputs) in (tuple, list)
+            and len({getattr(t, "shape", t) for t in outputs}) == 1
+        ):
+            return outputs[0], list(outputs[1:])  # in evaluation it returns one tensor, or it would be asked which
+        main = one_tensor(outputs, self.output, "the task's")
+        return main, [part for name, part in parts(outputs) if name.startswith("aux") and part is not main]
 
 
 OBJECTIVES: Registry[Callable[..., Objective]] = Registry("objective")

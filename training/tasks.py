@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .inputs import describe, essential, integers
-from .objective import OBJECTIVES, Objective, check_labels, one_tensor
+from .objective import OBJECTIVES, OneOutput, check_labels, one_tensor
 
 GRID = 32  # positions a dimension, at most, that the distance of dense outputs is taken at
 
 
 @OBJECTIVES.register("cross-entropy")
 @dataclass(frozen=True)
-class CrossEntropy(Objective):
+class CrossEntropy(OneOutput):
     """One class an image: cross-entropy, and top-1 accuracy.
 
     Outputs (N, classes), or (N, classes, 1, …, 1); targets (N,) integers, or (N, classes) of one-hot labels or
@@ -30,12 +30,10 @@ class CrossEntropy(Objective):
 
     Attributes:
         ignore: the label of images that do not count.
-        output: of a network that returns several tensors, which holds the scores; none takes `logits`, `out` or the
-            only one.
+        output, auxiliary: see `OneOutput`.
     """
 
     ignore: int = -100
-    output: str | int | None = None
     name = "cross-entropy"
     measure = "top-1 %"
     smoothing = 0.0  # of a training's loss alone: no setting of the task
@@ -123,7 +121,7 @@ DEFAULT = CrossEntropy()
 
 @OBJECTIVES.register("segmentation")
 @dataclass(frozen=True)
-class Segmentation(Objective):
+class Segmentation(OneOutput):
     """One class a pixel: cross-entropy, and mean intersection over union.
 
     Outputs (N, classes, H, W), targets (N, H, W) or (N, 1, H, W) integers; or of one or three dimensions alike. An
@@ -132,11 +130,10 @@ class Segmentation(Objective):
 
     Attributes:
         ignore: the label of pixels that do not count.
-        output: as `CrossEntropy` has it; torchvision's networks return theirs as `out`.
+        output, auxiliary: see `OneOutput`; torchvision's networks return theirs as `out`.
     """
 
     ignore: int = 255
-    output: str | int | None = None
     name = "segmentation"
     measure = "mIoU %"
 
@@ -211,7 +208,7 @@ class Segmentation(Objective):
 
 @OBJECTIVES.register("regression")
 @dataclass(frozen=True)
-class Regression(Objective):
+class Regression(OneOutput):
     """Numbers: mean squared error, and R².
 
     Outputs and targets (N, …) of one shape, but for dimensions of size 1 behind the first. An image's score is less its
@@ -220,10 +217,9 @@ class Regression(Objective):
     the distance from the dense one tells.
 
     Attributes:
-        output: of a network that returns several tensors, which holds the numbers.
+        output, auxiliary: see `OneOutput`.
     """
 
-    output: str | int | None = None
     name = "regression"
     measure = "R² %"
 
@@ -279,7 +275,7 @@ class Regression(Objective):
 
 @OBJECTIVES.register("multilabel")
 @dataclass(frozen=True)
-class Multilabel(Objective):
+class Multilabel(OneOutput):
     """Several labels an image: binary cross-entropy, and the mean over labels of how many images are right.
 
     Outputs (N, labels), targets (N, labels) of 0 and 1. The score of an image is the part of its labels that are right,
@@ -287,10 +283,9 @@ class Multilabel(Objective):
     look at how far the dense network is above that (`chance`).
 
     Attributes:
-        output: of a network that returns several tensors, which holds the labels' scores.
+        output, auxiliary: see `OneOutput`.
     """
 
-    output: str | int | None = None
     name = "multilabel"
     measure = "labels right %"
 

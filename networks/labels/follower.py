@@ -120,11 +120,13 @@ class Follower(TorchFunctionMode):
 
     Attributes:
         trace: what was seen.
+        called: names of the modules that ran.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.trace = Trace()
+        self.called: set[str] = set()
         self._owner = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
         self._weights = {
             f"{name}.{tensor}".strip(".")
@@ -182,6 +184,7 @@ class Follower(TorchFunctionMode):
 
         def enter(module: nn.Module, _inputs: Any) -> None:
             self._stack.append((name, module))
+            self.called.add(name)
             self._closed += _followed_from_outside(module)
 
         return enter

@@ -36,11 +36,14 @@ def _repeats(labels: Tensor, dim: int) -> bool:
 
 
 def at_first(labels: Tensor, *dims: int) -> Tensor:
-    """Labels along some dimensions, at the first place of all others."""
-    for dim in reversed(range(labels.dim())):
-        if dim not in dims:
-            labels = labels.select(dim, 0)
-    return labels
+    """Labels along some dimensions, at the first place of all others that has all: a constant may be round it."""
+    others = [dim for dim in range(labels.dim()) if dim not in dims]
+    if not others:
+        return labels
+    (table,) = thinned(labels.permute(*others, *dims))
+    sizes = [labels.shape[dim] for dim in dims]
+    table = table.expand(*table.shape[: len(others)], *sizes).flatten(0, len(others) - 1)
+    return table[int((table > 0).flatten(1).all(1).int().argmax())]
 
 
 def laid_along(labels: Tensor, dim: int, dims: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,7 +35,7 @@ def trace_groups(model: nn.Module, example: Inputs, order: Sequence[str]) -> tup
     Returns:
         Layers, and producer → reason for what is left whole.
     """
-    groups = _Groups(model, follow(model, example), count(example))
+    groups = _Groups(model, follow(model, example), count(example), frozenset(order))
     layers: list[ChannelLayer] = []
     ignored: dict[str, str] = {}
     for producers in groups.producers(order):
@@ -80,8 +80,9 @@ class _Member:
 class _Groups:
     """Labels that were united, as channels (`units`) and tensors' dimensions (`members`)."""
 
-    def __init__(self, model: nn.Module, trace: Trace, images: int):
+    def __init__(self, model: nn.Module, trace: Trace, images: int, order: Collection[str]):
         self.model = model
+        self.order = order
         self.images = images
         self.trace = trace
         self.channel = _united(trace)
@@ -146,7 +147,10 @@ class _Groups:
         return set(self.channel[np.asarray(labels, dtype=np.int64)].tolist()) - {0}
 
     def _named(self, member: _Member) -> _Member:
-        return _Member(member.module, member.tensor, member.dim, member.role, self.channel[member.labels])
+        """What only training calls shrinks along, and is no consumer: no image is seen there."""
+        only_in_training = member.role == "in" and member.tensor in WEIGHTS and member.module not in self.order
+        role: Role = "through" if only_in_training else member.role
+        return _Member(member.module, member.tensor, member.dim, role, self.channel[member.labels])
 
     def _members(self) -> Iterator[_Member]:
         for (parameter, dim), labels in self.trace.dims.items():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...networks import SampledConv2d
 from ...networks.norms import CONVOLUTIONS
+from ...networks.own_convolutions import PREPARING
 
 SAMPLES = 64  # output positions an image that a fit looks at
 
@@ -42,8 +42,8 @@ class Sampler:
         if isinstance(module, nn.Linear):
             return x.reshape(-1, x.shape[-1]).unsqueeze(0)
         assert isinstance(module, CONVOLUTIONS)
-        if isinstance(module, SampledConv2d):
-            x = x.index_select(1, module.source)
+        if isinstance(module, PREPARING):
+            x = module.prepared(x)
         padding = module._reversed_padding_repeated_twice  # last dimension first, as F.pad wants it
         if any(padding):
             x = F.pad(x, padding, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import secateur
+import zoo
 from secateur.configs import ConfigError, load_config
 from secateur.reports.progress import RichReporter
 from secateur.training.inputs import call, flat
@@ -89,6 +90,7 @@ def batch(kind: str, seed: int) -> Any:
         "rows": lambda: (noise(20, 6, seed=seed), classes),
         "by name": lambda: {"pixels": image, "tokens": (classes[:, None] + torch.arange(4)) % 5, "labels": classes},
         "by position": lambda: (image, (classes[:, None] + torch.arange(4)) % 5, classes),
+        "auxiliary": lambda: (image.expand(-1, 3, -1, -1).repeat(1, 1, 2, 2)[..., :8, :8], classes),
         "own": lambda: (image, classes),
     }[kind]()
 
@@ -102,6 +104,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "rows": (Perceptron, "cross-entropy", "channels"),
     "by name": (TwoInputs, "cross-entropy", "channels"),
     "by position": (TwoInputs, "cross-entropy", "weights"),
+    "auxiliary": (zoo.Auxiliary, {"name": "cross-entropy", "kwargs": {"auxiliary": 0.5}}, "channels"),
     "own": (lambda: Body(2, 3), hinge(), "channels"),
 }
 
@@ -150,6 +153,18 @@ def test_from_the_search_to_the_saved_network(kind, tmp_path):
     assert {(tree["objective"], tree["measure"]) for tree in written} == {(objective.name, objective.measure)}
     assert json.loads((done.folder / "network.json").read_text())["objective"]["name"] == objective.name
     assert secateur.RatioPlan.load(found.folder).objective == load_config(found.folder / "config.yaml").objective
+
+
+def test_auxiliary_heads_are_cut_with_what_they_look_at_and_trained(tmp_path):
+    mine = session("auxiliary", repair={"final": {"kind": "none"}})
+    kept = mine.structure.units // 2
+    plan = mine.plan_of(kept, allocator="uniform", seed=0, candidates=0)
+    done = secateur.apply(plan, mine, finetune=1, out=tmp_path / "small")
+    before = mine.compressor.compress(kept).model
+    assert before.aux[0][0].in_channels == before.stem[0].out_channels == 3
+    assert done.model(mine.search[0][0]).shape == (20, zoo.CLASSES)
+    assert done.model.train()(mine.search[0][0])["aux"].shape == (20, zoo.CLASSES)
+    assert not torch.equal(done.model.aux[1][2].weight, before.aux[1][2].weight)
 
 
 @pytest.mark.parametrize("criterion", ["car", "rar", "taylor", "dcp"])

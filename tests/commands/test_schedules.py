@@ -288,6 +288,23 @@ def test_a_schedule_of_ones_own(session, tmp_path):
     assert not list(done.folder.glob("finetune*"))
 
 
+def test_a_network_with_standardised_weights_is_trained_kept_cut_and_rewound(tmp_path):
+    overrides = ["network.name=small:standardised", "network.kwargs={}", "network.pretrain.epochs=2"]
+    overrides += ["network.pretrain.keep_epoch=1", "data.calibration=40", "data.search=40", "data.test=40"]
+    trained = secateur.Session("digits", overrides=overrides, trust_code=True)
+    assert type(trained.model[0]) is nn.Conv2d
+    assert trained.loaded.early.keys() == trained.model.state_dict().keys()
+    first = secateur.apply(plan_of(trained), trained, schedule="rewind", finetune=1, out=tmp_path / "first")
+    images = trained.test[0][0]
+    loaded = secateur.load(first.folder, trust_code=True)
+    assert loaded[0].out_channels == 3
+    torch.testing.assert_close(loaded(images), first.model(images))
+    again = secateur.Session("digits", overrides=overrides, trust_code=True).beside(folder=first.folder)
+    torch.testing.assert_close(again.model(images), trained.model(images))
+    scratch = secateur.apply(plan_of(trained), trained, schedule="scratch_e", finetune=1, out=tmp_path / "scratch")
+    assert scratch.model(images).shape == (len(images), 10)
+
+
 def test_rewind_takes_what_pretraining_kept_from_the_run_folder_too(tmp_path, monkeypatch):
     seen = watched(monkeypatch)
     overrides = ["network.pretrain.epochs=2", "network.pretrain.keep_epoch=1", "data.calibration=20", "data.search=20"]

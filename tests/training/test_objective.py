@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from secateur.training.inputs import (
     count,
     flat,
     joined,
+    parts,
     picked,
     random_inputs,
     shape_of,
@@ -46,6 +47,42 @@ GOOD: dict[str, tuple[Any, Any]] = {
     "regression": (drawn(8, 2), drawn(8, 2) * 2),
     "multilabel": (drawn(8, 4), (drawn(8, 4) > 0.3).float()),
 }
+
+
+class TrainingOutputs(NamedTuple):
+    """As torchvision's GoogLeNet's."""
+
+    logits: Tensor
+    aux_logits2: Tensor
+    aux_logits1: Tensor
+
+
+@pytest.mark.parametrize(
+    ("outputs", "options", "others"),
+    [
+        (TrainingOutputs(drawn(8, 3), drawn(8, 3) + 1, drawn(8, 3) * 2), {}, [1, 2]),
+        ((drawn(8, 3), drawn(8, 3) * 2), {}, [1]),
+        ((drawn(8, 3), drawn(8, 3) * 2), {"output": 0}, []),  # told which: the other one is something else
+        ({"out": drawn(8, 3), "aux": drawn(8, 3) * 2, "features": drawn(8, 5)}, {}, [1]),
+        ({"aux": drawn(8, 3), "logits": drawn(8, 3) * 2}, {"output": "aux"}, []),
+        (drawn(8, 3), {}, []),
+    ],
+    ids=["named", "tuple", "told", "dict", "other", "one"],
+)
+def test_auxiliary_outputs_count_in_training_alone(outputs: Any, options: dict[str, Any], others: list[int]) -> None:
+    tensors = [outputs] if isinstance(outputs, Tensor) else [tensor for _, tensor in parts(outputs)]
+    alone = [F.cross_entropy(tensors[number], LABELS) for number in (0, *others)]
+    objective = CrossEntropy(auxiliary=0.25, **options)
+    torch.testing.assert_close(objective.loss_in_training(outputs, LABELS), alone[0] + 0.25 * sum(alone[1:]))
+    assert CrossEntropy(auxiliary=0, **options).loss_in_training(outputs, LABELS) == alone[0]
+    if options or type(outputs) is not tuple:
+        assert objective.loss(outputs, LABELS) == alone[0]
+        assert torch.equal(objective.score(outputs, LABELS), objective.score(tensors[0], LABELS))
+
+
+def test_auxiliary_outputs_weigh_nothing_or_more() -> None:
+    with pytest.raises(ValueError, match=r"objective\.kwargs\.auxiliary = -1: must be 0 or more"):
+        CrossEntropy(auxiliary=-1)
 
 
 def test_every_objective_is_looked_at_here() -> None:
