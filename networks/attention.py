@@ -129,7 +129,7 @@ class WindowAttention(nn.Module):
         weights = F.dropout(torch.softmax(scores, dim=-1), self.attention_dropout, self.training)
         mixed = (weights @ v).transpose(-3, -2).flatten(-2)
         out = F.dropout(self.proj(mixed), self.dropout, self.training)
-        out = out.unflatten(3, (down, across)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        out = out.reshape(*out.shape[:3], down, across, -1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
         return torch.roll(out, shifts, (1, 2))[:, :height, :width]
 
     @property
@@ -138,17 +138,21 @@ class WindowAttention(nn.Module):
 
     def _places(self) -> Tensor:
         """(heads, tokens, tokens) what is added for where two tokens are to each other."""
-        table = self.cpb_mlp(self.relative_coords_table).flatten(0, -2) if self._second else None
         tokens = self.window_size[0] * self.window_size[1]
-        if table is None:
+        if self._second:
+            table: Tensor = self.cpb_mlp(self.relative_coords_table).flatten(0, -2)
+        else:
             table = self.relative_position_bias_table
-        found = table[self.relative_position_index].unflatten(0, (tokens, tokens)).permute(2, 0, 1)  # type: ignore[no-untyped-call]
+        found = table[self.relative_position_index].reshape(tokens, tokens, -1).permute(2, 0, 1)
         return 16.0 * torch.sigmoid(found) if self._second else found
 
 
 def _windows(x: Tensor, window: list[int]) -> Tensor:
     """(N, H, W, …) to (N, windows down, windows across, tokens, …)."""
-    return x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0])).transpose(2, 3).flatten(3, 4)  # type: ignore[no-untyped-call]
+    images, tall, wide, *others = x.shape
+    down, across = window
+    parts = x.reshape(images, tall // down, down, wide // across, across, *others)
+    return parts.transpose(2, 3).flatten(3, 4)
 
 
 def _apart(sizes: list[int], window: list[int], shifts: list[int], device: torch.device) -> Tensor:

@@ -32,7 +32,8 @@ def told_apart(graph: fx.Graph, model: nn.Module) -> None:
     for node in graph.nodes:
         changed = node.args[0] if node.args and _changes(model, node) else None
         if isinstance(changed, fx.Node):
-            changed.replace_all_uses_with(node, lambda user, at=place[node]: place[user] > at)
+            for user in [user for user in changed.users if place[user] > place[node]]:
+                user.replace_input_with(changed, node)
 
 
 def _changes(model: nn.Module, node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ every call by its own size ("SAME": networks that come from TensorFlow) is padde
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,9 +84,10 @@ def open_convolutions(model: nn.Module) -> nn.Module:
         ours = type(module).__module__.startswith(f"{__package__}.")
         if name and isinstance(module, CONVOLUTIONS) and not ours and not is_plain(module):
             plain = _plain(module)
-            for path, other in list(model.named_modules(remove_duplicate=False)) if plain is not None else ():
-                if other is module:
-                    model.set_submodule(path, plain)
+            if plain is not None:
+                for path, other in list(model.named_modules(remove_duplicate=False)):
+                    if other is module:
+                        model.set_submodule(path, plain)
     return model
 
 
@@ -110,7 +111,7 @@ def _plain(module: Any) -> nn.Module | None:
             found.bias = module.bias if bias is module.bias or bias is None else _parameter(bias, module.bias)
             same = [found(x) for x in inputs]
             if all(a.shape == b.shape and torch.allclose(a, b, 1e-4, 1e-5) for a, b in zip(same, wanted, strict=True)):
-                return found.train(training)
+                return cast(nn.Module, found.train(training))
     except FAILURES:  # its forward is not for inputs of this form
         pass
     finally:

@@ -171,7 +171,7 @@ class OneOutput(Objective):
     """An objective that looks at one tensor; in training also at those of auxiliary heads, which evaluation ignores.
 
     Auxiliary is what a network returns beside that tensor under a name that begins with `aux` (torchvision's GoogLeNet,
-    Inception v3 and segmentation networks); or in training mode alone, behind it in a tuple, of the same shape (timm's).
+    Inception v3 and segmentation networks); or, in training mode alone, behind it in a tuple, of its shape (timm's).
 
     Attributes:
         output: of a network that returns several tensors, the one that counts, by its name or number; none takes
@@ -201,11 +201,8 @@ class OneOutput(Objective):
         """What the loss is of, and the auxiliary outputs."""
         if isinstance(outputs, Tensor):
             return outputs, []
-        if (
-            self.output is None
-            and type(outputs) in (tuple, list)
-            and len({getattr(t, "shape", t) for t in outputs}) == 1
-        ):
+        unnamed = self.output is None and type(outputs) in (tuple, list)
+        if unnamed and len({getattr(tensor, "shape", tensor) for tensor in outputs}) == 1:
             return outputs[0], list(outputs[1:])  # in evaluation it returns one tensor, or it would be asked which
         main = one_tensor(outputs, self.output, "the task's")
         return main, [part for name, part in parts(outputs) if name.startswith("aux") and part is not main]
