@@ -48,7 +48,7 @@ TIMM = "resnet18d seresnet18 ghostnet_100 repvgg_a0,all mobilenetv3_large_100 mo
 TIMM += "tf_efficientnet_b0 regnety_002 res2net50_26w_4s hrnet_w18_small dla34 cspresnet50 darknet53 vgg11_bn "
 TIMM += "inception_v3 xception41 convnextv2_atto vit_tiny_patch16_224 deit_tiny_patch16_224 "
 TIMM += (
-    "swin_tiny_patch4_window7_224 mobileone_s0,all fastvit_t8 edgenext_xx_small dpn68 skresnet18 nfnet_f0 resnext26ts"
+    "swin_tiny_patch4_window7_224 mobileone_s0,all fastvit_t8 edgenext_xx_small dpn68 skresnet18 nfnet_l0 resnext26ts"
 )
 NAMES = [f"torchvision:{name}" for name in TORCHVISION.split()] + [f"timm:{name}" for name in TIMM.split()]
 SIZES = {"inception_v3": 299, "vit": 224, "deit": 224, "swin": 224, "fastvit": 224, "edgenext": 224}

@@ -58,6 +58,10 @@ class _Proxy(fx.Proxy):
     def __index__(self) -> int:
         return operator.index(self.tracer.known(self))
 
+    def __getattr__(self, name: str) -> Any:
+        value = self.tracer.values.get(self.node) if name in ("device", "dtype") else None
+        return getattr(value, name) if isinstance(value, Tensor) else super().__getattr__(name)
+
 
 class _Tracer(fx.Tracer):
     """Goes into everything that has layers inside, and takes the way that the forward takes on images of this form.
@@ -74,7 +78,7 @@ class _Tracer(fx.Tracer):
         self._inputs = inputs
         self._tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
         self._outputs = self._run()  # beforehand: while a forward is traced, modules do not compute
-        self._values: dict[fx.Node, Any] = {}
+        self.values: dict[fx.Node, Any] = {}
         self._placeholders = 0
 
     def _run(self) -> dict[str, list[Any]]:
@@ -103,15 +107,15 @@ class _Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, *others, **named)
         if kind == "placeholder":
-            self._values[node] = self._given(str(target), args)
+            self.values[node] = self._given(str(target), args)
         elif kind == "get_attr":
             name = str(target)
-            self._values[node] = self._tensors[name] if name in self._tensors else vars(self._model)[name]
+            self.values[node] = self._tensors[name] if name in self._tensors else vars(self._model)[name]
         elif kind == "call_module":
-            self._values[node] = self._outputs[str(target)].pop(0)
+            self.values[node] = self._outputs[str(target)].pop(0)
         elif kind != "output":
-            given = fx.map_arg((args, kwargs), self._values.__getitem__)
-            self._values[node] = call_node(self._model, node, *given)
+            given = fx.map_arg((args, kwargs), self.values.__getitem__)
+            self.values[node] = call_node(self._model, node, *given)
         return node
 
     def known(self, proxy: fx.Proxy) -> Any:
@@ -120,7 +124,7 @@ class _Tracer(fx.Tracer):
         Raises:
             TypeError: it is a single number in a tensor.
         """
-        value = self._values[proxy.node]
+        value = self.values[proxy.node]
         if isinstance(value, Tensor) and not value.dim():
             raise TypeError("its way depends on what is in the images")
         return value

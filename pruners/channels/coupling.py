@@ -179,7 +179,7 @@ def _verified(model: nn.Module, structure: ChannelStructure, example: Inputs) ->
 
 
 def _failing(model: nn.Module, structure: ChannelStructure, example: Inputs) -> str:
-    """The end of a message: the module that does not run in the cut network, if it is one with tensors of its own."""
+    """The end of a message: the module that does not run in the cut network, if it is to blame itself."""
     inside: list[str] = []
     try:
         small = shrink(model, structure, _some(structure, 0))
@@ -188,8 +188,11 @@ def _failing(model: nn.Module, structure: ChannelStructure, example: Inputs) -> 
             module.register_forward_hook(lambda *_call: inside.pop() and None)
         with torch.no_grad():
             call(small, example)
-    except FAILURES:
+    except FAILURES as error:
         module = small.get_submodule(inside[-1]) if inside else nn.Identity()
+        if "invalid for input of size" in str(error):  # torch's word for a reshape or view that does not fit
+            where = f"{inside[-1]}, a {type(module).__name__}," if inside and inside[-1] else "its forward"
+            return f" ({where} reshapes to a size that it takes from its input or a constant: make that size -1)"
         if any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             return f" ({inside[-1]}, a {type(module).__name__}, does not run on what is left)"
     return ""

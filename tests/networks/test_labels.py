@@ -156,6 +156,21 @@ def test_a_trace_follows_what_is_changed_in_place() -> None:
         torch.testing.assert_close(Walk(graph, model, [x]).result()[0], model(x))
 
 
+class OnDevice(nn.Module):
+    """Asks where its input lies, and of what type it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            mean = x.double().mean((2, 3)).to(x.dtype)
+        return mean if x.device.type != "meta" else mean * 2.0
+
+
+def test_a_trace_knows_device_and_type() -> None:
+    model, x = OnDevice().eval(), torch.randn(5, 6, 4, 4)
+    graph = trace(model, x[:1])
+    torch.testing.assert_close(Walk(graph, model, [x]).result()[0], x.mean((2, 3)))
+
+
 class OwnLinear(nn.Linear):
     """As timm's: a forward of its own, which says the same."""
 

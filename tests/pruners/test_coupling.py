@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import zoo
@@ -305,3 +306,21 @@ def test_a_module_of_ones_own_that_keeps_its_size_is_named() -> None:
     assert [layer.name for layer in found.layers] == ["3"]
     assert found.ignored["0"].endswith("could not be traced (1, a Scaled, does not run on what is left)")
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class BySize(zoo.Attention):
+    """Attention whose last reshape is to the width of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, tokens, width))
+
+
+def test_a_size_that_is_taken_from_the_input_is_named_with_the_remedy() -> None:
+    model = zoo.Transformer(fused=True)
+    model.attention = BySize(12, 4, fused=True)
+    structure = find_layers(model.eval(), zoo.RGB)
+    assert [layer.name for layer in structure.layers] == ["mlp.0"]
+    assert "attention, a BySize, reshapes to a size that it takes from its input" in structure.ignored["attention.qkv"]
+    assert "make that size -1" in structure.ignored["attention.qkv"]
