@@ -16,7 +16,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -47,7 +47,7 @@ class Site:
         node: its call in the graph.
         name: its module.
         norm: the batch norm behind it, if any.
-        other: the other operand of the residual sum its output joins, if any.
+        others: the other operands of the residual sum its output joins, of one after the other.
         inputs: weights of each of its outputs.
         cut: whether it was cut itself; if not, its inputs only drifted (its producers were re-fitted or cut).
     """
@@ -55,19 +55,19 @@ class Site:
     node: fx.Node
     name: str
     norm: str | None
-    other: fx.Node | None
+    others: tuple[fx.Node, ...]
     inputs: int
     cut: bool = False
 
     @property
     def nodes(self) -> list[fx.Node]:
         """What the dense network is asked for."""
-        return [self.node] if self.other is None else [self.node, self.other]
+        return [self.node, *self.others]
 
     @property
     def reads(self) -> list[fx.Node]:
         """What the pruned network is asked for."""
-        return [self.node.all_input_nodes[0], *self.nodes[1:]]
+        return [self.node.all_input_nodes[0], *self.others]
 
 
 class Feature(NamedTuple):
@@ -75,6 +75,11 @@ class Feature(NamedTuple):
 
     output: Tensor
     other: Tensor | None
+
+    @classmethod
+    def of(cls, output: Tensor, *others: Tensor) -> Feature:
+        """With the other operands of a sum, added up."""
+        return cls(output, reduce(operator.add, others) if others else None)
 
 
 class SequentialRepair:
@@ -157,7 +162,7 @@ class SequentialRepair:
         for values in self._stream(batches, self._sites).read(*looks):
             seen = iter(values)
             for site in self._sites:
-                found[site.name].append(Feature(next(seen), None if site.other is None else next(seen)))
+                found[site.name].append(Feature.of(*(next(seen) for _ in site.nodes)))
         return found
 
     def _source(self, sites: Collection[Site]) -> Callable[[Site], Iterator[Feature]]:
@@ -165,7 +170,7 @@ class SequentialRepair:
             stream = self._stream(self.images, sites)
 
             def walk(site: Site) -> Iterator[Feature]:
-                return (Feature(*values, *[None][: 2 - len(values)]) for values in stream.read(*self._looks(site)))
+                return (Feature.of(*values) for values in stream.read(*self._looks(site)))
 
             return walk
         features = self._features
@@ -181,12 +186,12 @@ class SequentialRepair:
 
     @torch.no_grad()
     def _joining(self, sites: Sequence[Site], example: Batches) -> list[Site]:
-        """The sites, without the other operands that are constants, which do not drift, or broadcast."""
+        """The sites, without other operands that are constants, which do not drift, or broadcast."""
         shapes = [(node, lambda value: getattr(value, "shape", None)) for site in sites for node in site.nodes]
         values = next(self._stream(example, sites).read(*shapes)) if sites else []
         found = dict(zip((node for node, _ in shapes), values, strict=True))
         return [
-            site if site.other is None or found[site.other] == found[site.node] else replace(site, other=None)
+            replace(site, others=tuple(other for other in site.others if found[other] == found[site.node]))
             for site in sites
         ]
 
@@ -216,7 +221,7 @@ def _possible_sites(graph: fx.Graph, dense: nn.Module, norms: Mapping[str, str])
             # a module that is called twice has no single input to be fitted to
             norm = norms.get(name)
             inputs = dense.get_parameter(f"{name}.weight")[0].numel()
-            sites.append(Site(nodes[0], name, norm, _other_operand(nodes[0], norm), inputs))
+            sites.append(Site(nodes[0], name, norm, _other_operands(nodes[0], norm), inputs))
     return sites
 
 
@@ -227,21 +232,20 @@ def _chosen_sites(possible: Sequence[Site], cut: Collection[str], refit: bool) -
     found.sort(key=lambda site: (not site.cut, -site.inputs))
     sites: dict[fx.Node, Site] = {}
     for site in found:
-        if site.other is not None and _needs(site.other, site.node, sites):
-            site = replace(site, other=None)
-        sites[site.node] = site
+        others = tuple(other for other in site.others if not _needs(other, site.node, sites))
+        sites[site.node] = replace(site, others=others)
     return sites
 
 
-def _other_operand(node: fx.Node, norm: str | None) -> fx.Node | None:
-    """What a consumer's output, after its batch norm, is added to."""
+def _other_operands(node: fx.Node, norm: str | None) -> tuple[fx.Node, ...]:
+    """What a consumer's output, after its batch norm, is added to, and the sum of the two in its turn (RepVGG)."""
     if norm is not None:
         node = next(iter(node.users))
-    users = list(node.users)
-    operands = summands(users[0]) if len(users) == 1 else []
-    if not operands:
-        return None
-    return operands[1] if operands[0] is node else operands[0]
+    others: list[fx.Node] = []
+    while len(node.users) == 1 and (operands := summands(next(iter(node.users)))):
+        others += [operand for operand in operands if operand is not node]
+        node = next(iter(node.users))
+    return tuple(others)
 
 
 def summands(node: fx.Node) -> list[fx.Node]:
@@ -264,15 +268,14 @@ def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> boo
             seen.add(top)
             stack += top.all_input_nodes
             site = sites.get(top)
-            if site is not None and site.other is not None:
-                stack.append(site.other)
+            stack += site.others if site is not None else ()
     return False
 
 
 def _needed(sites: Mapping[fx.Node, Site], node: fx.Node) -> list[fx.Node]:
     """The inputs, and what the site's sum has on its other side."""
     site = sites.get(node)
-    return list(node.all_input_nodes) + ([] if site is None or site.other is None else [site.other])
+    return [*node.all_input_nodes, *(site.others if site is not None else ())]
 
 
 class _Fitting:
@@ -291,11 +294,11 @@ class _Fitting:
         fitting = self.model.get_submodule(site.name)
         module: Any = whole_layer(fitting)
         sampler = Sampler(module, self.samples)
-        looks: list[Callable[[Any], Any]] = [lambda x: (len(x), sampler.inputs(x)), sampler.rows]
-        pruned = self.stream.read(*zip(site.reads, looks, strict=False))
+        looks = [lambda x: (len(x), sampler.inputs(x)), *[sampler.rows] * len(site.others)]
+        pruned = self.stream.read(*zip(site.reads, looks, strict=True))
         batches = (
-            (count, x, self._target(site, feature, *other))
-            for ((count, x), *other), feature in zip(pruned, features, strict=True)
+            (count, x, self._target(site, feature, *others))
+            for ((count, x), *others), feature in zip(pruned, features, strict=True)
         )
         count, x, target = next(batches)
         per_image = self.images / self.stream.first
@@ -313,12 +316,12 @@ class _Fitting:
         set_weight(fitting, sampler.unweight(fitted, module.weight))
         shift_output(self.model, site.name, site.norm, constant.flatten() - self._constant(site, module.bias))
 
-    def _target(self, site: Site, feature: Feature, other: Tensor | None = None) -> Tensor:
+    def _target(self, site: Site, feature: Feature, *others: Tensor) -> Tensor:
         """(samples, outputs): Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
         target = self._rows(site, feature.output)
-        if site.other is None or feature.other is None or other is None:
+        if feature.other is None or not others:
             return target
-        return target + (self._rows(site, feature.other) - other) * self._gain(site)
+        return target + (self._rows(site, feature.other) - reduce(operator.add, others)) * self._gain(site)
 
     def _rows(self, site: Site, feature: Tensor) -> Tensor:
         """The outputs that are left."""

@@ -180,6 +180,37 @@ def test_the_sum_is_fitted_where_there_is_no_batch_norm() -> None:
     assert_fitted(pruned.conv2, before.conv2, small["conv2"][0], target, pruned.conv2.bias)
 
 
+class Three(nn.Module):
+    """A sum of three, one after the other, as RepVGG's: the one that is fitted, one beside it, and the trunk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.mid = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.inner, self.last = nn.Conv2d(8, 6, 3, padding=1), nn.Conv2d(6, 8, 3, padding=1)
+        self.side = nn.Conv2d(8, 8, 1)
+        self.head = zoo.Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.mid(F.relu(self.stem(x))))
+        return self.head(self.last(F.relu(self.inner(x))) + self.side(x) + x)
+
+
+def test_a_sum_of_three_is_fitted_as_a_whole() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Three().eval()
+    structure = find_layers(model, zoo.RGB)
+    assert [layer.name for layer in structure.layers] == ["stem", "inner"]
+    selection = half(structure)
+    batches = zoo.batches("vgg", (60, 40))
+    before, pruned = shrink(model, structure, selection), repaired(model, structure, selection, batches)
+    x = torch.cat([images for images, _ in batches])
+    dense, small = watch(model, x), watch(pruned, x)
+    errors = [dense["side"][1] - small["side"][1], dense["side"][0] - small["side"][0]]
+    assert all(error.abs().max() > 1e-2 for error in errors)
+    assert_fitted(pruned.last, before.last, small["last"][0], dense["last"][1] + sum(errors), pruned.last.bias)
+
+
 class Weighted(nn.Module):
     """A sum that weighs one of its operands, and so is none that a target could be taken from."""
 
