@@ -134,6 +134,7 @@ def test_killed_in_the_middle_of_pretraining_the_same_command_ends_as_the_uninte
     assert len(steps) == once + once // 2 * 3  # of its own, all three epochs
 
 
+@pytest.mark.slow
 def test_a_gradual_schedule_that_is_interrupted_ends_as_the_uninterrupted_one(session, tmp_path, monkeypatch):
     mine = session.beside(overrides=["method=weights", "gradual.every=1", "repair.final.kind=none"])
     plan = mine.plan_of(part(mine, 0.5), allocator="uniform", seed=0, candidates=0)
@@ -274,6 +275,7 @@ def test_on_a_full_disk_nothing_is_lost(run, session, whole, tmp_path):
     assert_same_network(folder, whole.folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, session, tmp_path, monkeypatch):
     mine = session.beside(overrides=["correlate.plans=3", "correlate.finetune=2", "correlate.finetune_plans=3"])
     compared = {"plans": [run.folder], "session": session, "against": ["uniform", "deep"], "finetune": 2}

@@ -92,6 +92,7 @@ def test_every_plan_is_trained_alike_and_nothing_twice(session, tmp_path, monkey
     assert len(steps) == (8 - 4) * 2 * 3 - 3  # of the fifth training one epoch is there
 
 
+@pytest.mark.slow
 def test_workers_train_what_one_process_does(session, tmp_path):
     arguments = {**ARGUMENTS, "against": ["uniform"], "finetune": 1, "schedules": ["one_shot", "scratch_e"]}
     alone = secateur.compare((), session, **arguments, out=tmp_path / "alone")
