@@ -298,6 +298,23 @@ def test_a_comparison_goes_on_with_its_own_arguments_and_images(compared, whole,
     assert not (compared / "compare.json").exists()
 
 
+@pytest.mark.slow
+def test_a_comparison_trains_on_with_its_own_images(whole, base, tmp_path):
+    def given(train):
+        return session("finetune.batch_size=10", train=train)
+
+    arguments = {"against": ["random"], "candidates": 1, "finetune": 1}
+    folder = tmp_path / "compare"
+    secateur.compare([whole.plan], given(SEARCH), out=folder, **arguments)
+    (folder / "compare.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"other training images \(training images was '2 batches', is '1 batches' now"
+    ):
+        secateur.compare([whole.plan], given(SEARCH[:1]), resume=folder, **arguments)
+    secateur.compare([whole.plan], given(SEARCH), resume=folder, **arguments)
+    assert (folder / "compare.json").is_file()
+
+
 def test_a_correlation_goes_on_with_its_own_images(base, tmp_path):
     folder = tmp_path / "run"
     secateur.correlate(base, out=folder)

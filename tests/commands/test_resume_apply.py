@@ -187,6 +187,9 @@ def test_it_goes_on_with_nothing_else_than_it_was_begun_with(run, session, whole
     refused(
         "another calibration images", secateur.Session(run.folder / "config.yaml", images=images, overrides=OVERRIDES)
     )
+    batches = list(session.train_loader(50))
+    images = secateur.Images(session.calibration, session.search, session.test, train=batches[1:])
+    refused("another training images", secateur.Session(run.folder / "config.yaml", images=images, overrides=OVERRIDES))
     refused("takes plan, epochs, schedule and folder from the folder itself", plan=run.folder)
     refused("takes plan, epochs, schedule and folder from the folder itself", finetune=2)
     with pytest.raises(ValueError, match=rf"is not empty, and nothing is overwritten; .* --resume {folder}"):
