@@ -81,7 +81,7 @@ def test_every_plan_is_trained_alike_and_nothing_twice(session, tmp_path, monkey
         secateur.compare((), other, **ARGUMENTS, resume=folder)
     tensors, about = read_tensors(finished)
     write_tensors(finished, tensors, {**about, "plan": "[1]"})
-    with pytest.raises(ValueError, match=r"row\.safetensors is of another plan or training: delete its folder"):
+    with pytest.raises(ValueError, match=r"row\.safetensors is of another plan, or of a training with other images"):
         secateur.compare((), session, **ARGUMENTS, resume=folder)
     write_tensors(finished, tensors, about)
     steps, step = [], torch.optim.SGD.step
