@@ -54,7 +54,9 @@ def _from_moments(
         moments.add(x, t)
     mean_x, mean_t, xx, xt = moments.centered()
     if not intercept:
+        del xx, xt
         xx, xt = moments.raw()
+    del moments  # of a wide layer as large as each matrix that the solution needs
     return solve(xx, xt - xx @ weight.transpose(1, 2), ridge), mean_x, mean_t
 
 
