@@ -3,7 +3,8 @@
 Whoever fits layer after layer looks at the same images again and again, a little further behind each time. Walked node
 by node with all images at a time, two feature maps of all of them are in memory: 3 GB for 500 images of 224×224 in
 front of a ResNet's first layer, 13 GB for a VGG. Here images go batch by batch as far as is asked, and what others
-will go on from (the front) is kept as long as it fits; where it does not, the walk begins again where it last did.
+will go on from (the front) is kept as long as it fits, and in a file where it does not; where there is no room for
+that, the walk begins again where it last did.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from torch.utils._pytree import tree_leaves
 from ..training.inputs import count
 from .batches import Batches, targets_of
 from .graph import arguments, call_node
+from .spill import Spill, Spilled
 
-FRONT = 2**30  # bytes that the values of all images may take from which a walk goes on
+FRONT = 2**28  # bytes in memory that the values of all images may take from which a walk goes on
 
 Look = tuple[fx.Node, Callable[[Any], Any]]
 """A node, and what is made of its value at once, so that the value itself can go."""
@@ -48,7 +50,7 @@ class Stream:
             model: the network, or one with the same forward.
             images: (N, C, H, W) and labels, or what else the network and the objective take, in batches.
             reads: nodes that will be read, each as often as it will.
-            held: bytes that the front may take.
+            held: bytes that the front may take in memory.
         """
         self.model = model
         self.passes: Counter[str] = Counter()
@@ -77,12 +79,16 @@ class Stream:
         }
         self.passes.update(node.name for node in nodes)
         sizes = list(map(count, targets_of(self._images)))
-        fits = True
+        fits, file = True, None
         for number in range(len(sizes)):
             seen, values = self._compute(number, nodes, looks, front)
             if number == 0:
-                fits = _bytes(values) * sum(sizes) <= self._held * sizes[0]
-            if fits:
+                size = _bytes(values) * sum(sizes) // sizes[0]
+                file = None if size <= self._held else _spill(size)
+                fits = size <= self._held or file is not None
+            if file is not None:
+                fits = fits and _spilled(file, values, front)
+            elif fits:
                 for kept in self._front.values():
                     kept[number] = None
                 for node, kept in front.items():
@@ -102,7 +108,8 @@ class Stream:
         self, number: int, nodes: Sequence[fx.Node], looks: Sequence[Look], keep: Collection[fx.Node]
     ) -> tuple[list[Any], dict[fx.Node, Any]]:
         """One batch: what is made of the values, and the values that are to be kept."""
-        values = {node: kept[number] for node, kept in self._front.items()}
+        front = {node: kept[number] for node, kept in self._front.items()}
+        values = {node: kept.value if isinstance(kept, Spilled) else kept for node, kept in front.items()}
         seen = {i: see(values[node]) for i, (node, see) in enumerate(looks) if node in values}
         uses = Counter(before for node in nodes for before in node.all_input_nodes)
         placeholders = [node for node in nodes if node.op == "placeholder"]
@@ -120,6 +127,24 @@ class Stream:
                 if uses[used] <= 0 and used not in keep:
                     del values[used]
         return [seen[i] for i in range(len(looks))], {node: values[node] for node in keep}
+
+
+def _spill(size: int) -> Spill | None:
+    """A file for so many bytes; none where there is no room."""
+    try:
+        return Spill(size)
+    except OSError:
+        return None
+
+
+def _spilled(file: Spill, values: dict[fx.Node, Any], front: dict[fx.Node, list[Any]]) -> bool:
+    """Whether a batch's values have gone into the file."""
+    try:
+        for node, kept in front.items():
+            kept.append(file.put(values[node]))
+    except OSError:  # the disk is full, by whoever filled it
+        return False
+    return True
 
 
 def behind(nodes: Iterable[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:

@@ -54,7 +54,9 @@ def _from_moments(
         moments.add(x, t)
     mean_x, mean_t, xx, xt = moments.centered()
     if not intercept:
+        del xx, xt
         xx, xt = moments.raw()
+    del moments  # of a wide layer as large as each matrix that the solution needs
     return solve(xx, xt - xx @ weight.transpose(1, 2), ridge), mean_x, mean_t
 
 
@@ -188,5 +190,6 @@ def damped_inverse(gram: Tensor) -> tuple[Tensor, Tensor]:
         diagonal += 9.0 * ridge[:, None]
         ridge = 10.0 * ridge
         factor, info = torch.linalg.cholesky_ex(damped)
+    del damped, diagonal  # as large as the result, and no longer looked at
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     return torch.cholesky_solve(eye, factor), ridge  # `cholesky_inverse` takes six times as long

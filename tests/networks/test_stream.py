@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from secateur.networks import spill as spill_module
+from secateur.networks import stream as stream_module
 from secateur.networks.batches import Batches
 from secateur.networks.graph import trace
+from secateur.networks.spill import Spill
 from secateur.networks.stream import Stream, computing_order
 
 
@@ -42,9 +49,31 @@ def whole(value: Tensor) -> Tensor:
     return value
 
 
+class Full(Spill):
+    """On a disk that has room for so many tensors."""
+
+    tensors = 0
+
+    def _write(self, tensor: Tensor) -> Any:
+        Full.tensors -= 1
+        if Full.tensors < 0:
+            raise OSError(errno.ENOSPC, "full")
+        return super()._write(tensor)
+
+
+@pytest.fixture
+def room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
+    """Tensors that the disk has room for."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path))
+    monkeypatch.setattr(stream_module, "Spill", Full)
+    monkeypatch.setattr(Full, "tensors", request.param)
+    return int(request.param)
+
+
 @pytest.mark.parametrize("held", [0, 8 * 4 * 6 * 6 * 4 + 100, 2**20])
+@pytest.mark.parametrize("room", [0, 5, 1000], indirect=True)
 @torch.no_grad()
-def test_values_are_the_networks_however_little_is_kept(held: int) -> None:
+def test_values_are_the_networks_however_little_is_kept(held: int, room: int) -> None:
     model, graph, batches = ladder()
     reads = [node.all_input_nodes[0] for node in steps(graph)] + [steps(graph)[1]]
     stream = Stream(graph.nodes, model, batches, reads, held)
@@ -67,7 +96,27 @@ def test_values_are_the_networks_however_little_is_kept(held: int) -> None:
         kept = [t for values in stream._front.values() for t in values if isinstance(t, Tensor)]
         assert sum(t.numel() * 4 for t in kept) <= held
     most = max(count for name, count in stream.passes.items() if name.startswith("steps"))
-    assert most == {0: 3, 2**20: 1}.get(held, most)
+    assert most == ({0: 3, 2**20: 1}.get(held, most) if room == 0 else 1 if room == 1000 else most)
+
+
+def test_what_is_spilled_is_what_was_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+    last = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors = [last, torch.randn(3, 4).t(), torch.randn(0, 2), torch.tensor(1.5), torch.randn(2).bfloat16()]
+    tensors += [torch.arange(6).reshape(2, 3), torch.tensor([True, False])]
+    file = Spill(1000)
+    values = [file.put({"a": tensor, "b": (tensor.shape, 7)}) for tensor in tensors]
+    assert list((tmp_path / "cache").iterdir()) == []  # nothing that a killed process would leave
+    for spilled, tensor in reversed(list(zip(values, tensors, strict=True))):
+        found = spilled.value
+        assert torch.equal(found["a"], tensor)
+        assert (found["a"].dtype, found["a"].stride()) == (tensor.dtype, tensor.stride())
+        assert found["b"] == (tensor.shape, 7)
+        found["a"].zero_()
+        assert torch.equal(spilled.value["a"], tensor)
+    monkeypatch.setattr(spill_module, "SPARE", 2**62)
+    with pytest.raises(OSError, match="GB to spare"):
+        Spill(1000)
 
 
 @torch.no_grad()
