@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,6 +56,20 @@ class Correction:
         x = np.clip((features - self.centre) / self.scale, -FAR, FAR)
         u, v = self.weight @ x.T + self.bias[:, None]
         return MOST_SCALE * np.tanh(u), MOST_BEND * np.tanh(v)
+
+    def doubt(self, features: Floats) -> str | None:
+        """Why such layers (layers, features) are too unlike those that were learnt from; none where they are not."""
+        return None
+
+    @property
+    def identity(self) -> str:
+        """Of its features' version and of all its numbers."""
+        numbers = b"".join(np.asarray(getattr(self, name), dtype=np.float64).tobytes() for name in SIZES)
+        return f"{VERSION}-{hashlib.sha256(numbers).hexdigest()[:8]}"
+
+    def __str__(self) -> str:
+        networks = len(self.about.get("learnt from", "").split(", "))
+        return f"correction {self.identity}, of {self.about.get('plans', '?')} plans of {networks} networks"
 
     def applied(self, losses: LossModel, features: Floats, budget: Budget) -> LossModel:
         """The loss model with corrected curves, for a budget.

@@ -34,6 +34,7 @@ class Policy:
         fingerprint: of the layers of the network it was trained on.
         factors: (layers,) of the loss model, for that network.
         tensors: of its networks.
+        start: identity of the correction that its loss model began with (`Start`); empty where there was none.
         name: what messages call it: its file, if it comes from one.
     """
 
@@ -42,11 +43,12 @@ class Policy:
     fingerprint: str
     factors: NDArray[np.float64]
     tensors: dict[str, Tensor]
+    start: str = ""
     name: str = "the policy"
 
     @classmethod
-    def of(cls, learner: Learner) -> Policy:
-        """What a learner has learnt so far, its last episodes among it."""
+    def of(cls, learner: Learner, start: str = "") -> Policy:
+        """What a learner has learnt so far, its last episodes among it; `start` as of `Policy`."""
         learner.env.refit()
         return cls(
             AgentConfig(algorithm=learner.config.algorithm, hidden=learner.config.hidden),
@@ -54,6 +56,7 @@ class Policy:
             learner.asked.structure.fingerprint,
             learner.env.loss_model.factors,
             {name: tensor.contiguous().clone() for name, tensor in learner.model.policy.state_dict().items()},
+            start,
         )
 
     def save(self, path: Path) -> None:
@@ -67,6 +70,7 @@ class Policy:
             "hidden": json.dumps(self.config.hidden),
             "features": json.dumps(self.features),
             "fingerprint": self.fingerprint,
+            "start": self.start,
         }
         tensors = {**self.tensors, FACTORS: torch.from_numpy(self.factors)}
         check_finite(path, tensors)
@@ -92,7 +96,7 @@ class Policy:
         except ValueError as error:
             raise ValueError(f"{path} is another version's ({error}): train it anew") from None
         config = AgentConfig(algorithm=told.algorithm, hidden=told.hidden)
-        return cls(config, told.features, told.fingerprint, factors.numpy(), tensors, str(path))
+        return cls(config, told.features, told.fingerprint, factors.numpy(), tensors, told.start, str(path))
 
     def knows(self, env: LayerSparsityEnv) -> bool:
         """Whether it was trained on this environment's network."""
@@ -133,6 +137,7 @@ class _About(BaseModel):
     hidden: list[Annotated[int, Field(ge=1)]]
     features: list[str]
     fingerprint: str
+    start: str = ""
 
 
 def _check_tensors(told: _About, factors: Tensor, tensors: Mapping[str, Tensor]) -> None:

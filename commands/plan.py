@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agents import SearchProblem, get_allocator
+from ..agents.correction import shipped
 from ..agents.policy import Policy, policy_path
+from ..agents.start import warm
 from ..configs.registry import admit
 from ..networks.world import undisturbed, use_threads
+from ..pruners import LossModel
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.figures import plan_figure
 from ..reports.handle import Opens
@@ -91,12 +94,30 @@ def _of_policy(session: Session, agent: Policy) -> tuple[RatioPlan, bool]:
     _begin(session)
     env = session.env()
     known = agent.knows(env)
+    env.set_loss_model(_as_begun(session, agent, known=known))
     if not known:
         session.reporter.say(
             "the policy was trained on another network: it carries over what does not depend on the layer"
         )
     name = f"{agent.config.algorithm} policy"
     return session.plan_of(agent.plan(env), allocator=name, seed=session.config.seed, candidates=0), known
+
+
+def _as_begun(session: Session, agent: Policy, *, known: bool) -> LossModel:
+    """What the policy's actions correct: the loss model as its training began with, for the budget asked.
+
+    Raises:
+        ValueError: it began with what this version of the package does not have.
+    """
+    context, budget, correction = session.context, session.budget, shipped()
+    if not agent.start:
+        return LossModel.of(context)
+    if agent.start != correction.identity:
+        raise ValueError(
+            f"{agent.name} was trained from correction {agent.start}, this version has {correction.identity}: "
+            "train it anew"
+        )
+    return correction.corrected(context, budget) if known else warm(context, budget).losses
 
 
 def _of_rule(session: Session, name: str) -> tuple[RatioPlan, bool]:
