@@ -25,6 +25,7 @@ from .features import FEATURES, VERSION, base_terms, layer_features
 
 SHIPPED = "correction.safetensors"
 FAR = 3.0  # standard deviations from the mean of what was learnt from; beyond, a feature counts as if it were there
+MOST_BEYOND = 0.02  # of the features of a network's layers, where its word is taken unseen; docs/policy.md
 MOST_SCALE, MOST_BEND = 2.0, 0.6  # of a factor's logarithm, and of a curve's exponent
 SIZES = {"centre": (len(FEATURES),), "scale": (len(FEATURES),), "weight": (2, len(FEATURES)), "bias": (2,)}
 
@@ -58,8 +59,19 @@ class Correction:
         return MOST_SCALE * np.tanh(u), MOST_BEND * np.tanh(v)
 
     def doubt(self, features: Floats) -> str | None:
-        """Why such layers (layers, features) are too unlike those that were learnt from; none where they are not."""
-        return None
+        """Why nobody should rely on it for such layers, too unlike those that were learnt from; none where one may.
+
+        What lies beyond `FAR` counts as if it were there: where much does, the answers are no longer what was learnt.
+
+        Args:
+            features: (layers, features) of `layer_features`.
+        """
+        beyond = np.abs((features - self.centre) / self.scale) > FAR
+        if beyond.mean() <= MOST_BEYOND:
+            return None
+        most = np.argsort(-beyond.mean(axis=0), kind="stable")[:3]
+        named = ", ".join(FEATURES[i] for i in most if beyond[:, i].any())
+        return f"{100 * beyond.mean():.1f} % of its layers' features are unlike all that was learnt from ({named})"
 
     @property
     def identity(self) -> str:

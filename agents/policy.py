@@ -16,9 +16,14 @@ from torch import Tensor
 
 from ..configs.schema import AgentConfig
 from ..envs import LayerSparsityEnv
+from ..pruners.budget import Budget
+from ..pruners.context import Context
+from ..pruners.loss_model import LossModel
 from ..storage.files import check_finite, read_tensors, write_tensors
 from ..storage.reading import parse_json, validated
+from .correction import shipped
 from .learner import Learner
+from .start import serves
 
 POLICY_NAME = "policy.safetensors"
 FACTORS = "loss_model.factors"
@@ -102,11 +107,31 @@ class Policy:
         """Whether it was trained on this environment's network."""
         return self.fingerprint == env.budget.structure.fingerprint
 
+    def began(self, context: Context, budget: Budget) -> LossModel:
+        """What its actions correct, before the factors that it learnt: the loss model as its training began with.
+
+        Args:
+            context: of its network, or of another.
+            budget: that a plan is asked for.
+
+        Raises:
+            ValueError: it began with what this version of the package does not have.
+        """
+        if not (self.start and serves(context.structure.method)):
+            return LossModel.of(context)
+        if self.start != shipped().identity:
+            raise ValueError(
+                f"{self.name} was trained from correction {self.start}, this version has {shipped().identity}: "
+                "train it anew"
+            )
+        return shipped().corrected(context, budget)
+
     def plan(self, env: LayerSparsityEnv) -> NDArray[np.int64]:
         """(layers,) kept for the environment's budget; no candidate is evaluated.
 
-        On the network it was trained on, the loss model has the factors that were learnt there; on another one it is
-        as predicted, and only the policy's corrections are carried over.
+        The environment's loss model is to be the one that it `began` with. On the network it was trained on, it is
+        given the factors that were learnt there; on another one it stays as it is, and only the policy's corrections
+        are carried over.
 
         Raises:
             ValueError: it was trained on other observations, or its networks are not those that its metadata tell of.

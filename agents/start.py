@@ -39,7 +39,7 @@ def cold(context: Context, reason: str = "from scratch, as asked") -> Start:
 
 
 def warm(context: Context, budget: Budget) -> Start:
-    """As the correction that comes with the package has it, where that was learnt for such networks.
+    """As the correction that comes with the package has it, where one was learnt for the method.
 
     Args:
         context: the dense network; no candidate is evaluated.
@@ -48,11 +48,16 @@ def warm(context: Context, budget: Budget) -> Start:
     correction, method = shipped(), context.structure.method
     if not serves(method):
         return cold(context, f"no correction was learnt for method {method}")
-    losses = LossModel.of(context)
-    features = layer_features(context, losses, budget)
-    if (doubt := correction.doubt(features)) is not None:
-        return cold(context, doubt)
-    return Start(correction.applied(losses, features, budget), correction.identity, str(correction))
+    return Start(correction.corrected(context, budget), correction.identity, str(correction))
+
+
+def doubt(context: Context, budget: Budget) -> str | None:
+    """Why the correction is not to be relied on where no candidate is evaluated, in a line; none where it is."""
+    if not serves(context.structure.method):
+        return f"no correction was learnt for method {context.structure.method}"
+    if others := [kind for kind in budget.fractions if kind != "flops"]:
+        return f"corrections were learnt from budgets of FLOPs, not of {others[0]}"
+    return shipped().doubt(layer_features(context, LossModel.of(context), budget))
 
 
 def serves(method: str) -> bool:

@@ -232,7 +232,7 @@ def plan_command(
     ] = None,
     allocator: Annotated[
         str | None,
-        typer.Option("--allocator", help="With a config: policy, knapsack or another rule. [default: knapsack]"),
+        typer.Option("--allocator", help="With a config: policy, knapsack or another rule. [default: see below]"),
     ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -243,7 +243,7 @@ def plan_command(
     Example: secateur plan runs/r20 --flops 0.4; secateur plan digits --allocator policy --flops 0.2
 
     A policy that was trained with --set agent.budgets=[0.3,0.7] has seen all budgets in between. The allocator policy
-    asks what a population of other networks has taught.
+    asks what a population of other networks has taught; it is the default where a network is like those, else knapsack.
     """
     from .plan import plan
     from .session import Session

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..agents import SearchProblem, get_allocator
-from ..agents.correction import shipped
 from ..agents.policy import Policy, policy_path
-from ..agents.start import warm
+from ..agents.start import doubt
 from ..configs.registry import admit
 from ..networks.world import undisturbed, use_threads
-from ..pruners import LossModel
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..reports.figures import plan_figure
 from ..reports.handle import Opens
@@ -19,7 +17,7 @@ from ..storage.folders import check_free, new_folder
 from .resolve import Given
 from .session import Session
 
-DEFAULT_ALLOCATOR = "knapsack"
+LEARNT, RULE = "policy", "knapsack"  # allocators: the first where it can be relied on, if nobody names one
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,8 @@ def plan(
     Args:
         policy: `policy.safetensors`, or the run folder that holds it; none asks the allocator.
         session: a session, or a config, its name or its file; none takes the config beside the policy.
-        allocator: one that evaluates nothing, in the place of a policy; none is `knapsack`. `policy` is what a
-            population of other networks has taught.
+        allocator: one that evaluates nothing, in the place of a policy; none is `policy`, what a population of other
+            networks has taught, and `knapsack` where the network is unlike all of those (which is said).
         flops: the budget, a fraction of the FLOPs, or an amount ("20M"); without any the config's own budget counts.
         params: of the parameters; of several budgets the plan meets all.
         latency: of the measured latency.
@@ -75,7 +73,7 @@ def plan(
     if policy is None:
         session = Session.of(session).beside(overrides=overrides)
         default = Path("runs") / f"{session.config.name}-plan"
-        found, known = _of_rule(session, allocator or DEFAULT_ALLOCATOR)
+        found, known = _of_rule(session, allocator)
     else:
         path = policy_path(policy)
         agent = Policy.load(path)
@@ -94,7 +92,7 @@ def _of_policy(session: Session, agent: Policy) -> tuple[RatioPlan, bool]:
     _begin(session)
     env = session.env()
     known = agent.knows(env)
-    env.set_loss_model(_as_begun(session, agent, known=known))
+    env.set_loss_model(agent.began(session.context, session.budget))
     if not known:
         session.reporter.say(
             "the policy was trained on another network: it carries over what does not depend on the layer"
@@ -103,32 +101,30 @@ def _of_policy(session: Session, agent: Policy) -> tuple[RatioPlan, bool]:
     return session.plan_of(agent.plan(env), allocator=name, seed=session.config.seed, candidates=0), known
 
 
-def _as_begun(session: Session, agent: Policy, *, known: bool) -> LossModel:
-    """What the policy's actions correct: the loss model as its training began with, for the budget asked.
-
-    Raises:
-        ValueError: it began with what this version of the package does not have.
-    """
-    context, budget, correction = session.context, session.budget, shipped()
-    if not agent.start:
-        return LossModel.of(context)
-    if agent.start != correction.identity:
-        raise ValueError(
-            f"{agent.name} was trained from correction {agent.start}, this version has {correction.identity}: "
-            "train it anew"
-        )
-    return correction.corrected(context, budget) if known else warm(context, budget).losses
-
-
-def _of_rule(session: Session, name: str) -> tuple[RatioPlan, bool]:
+def _of_rule(session: Session, name: str | None) -> tuple[RatioPlan, bool]:
     """The plan of an allocator that evaluates nothing; it was trained on no network of the user's."""
-    admit({"allocator": name}, trust_code=session.trust_code)
-    allocator = get_allocator(name, session.config.method)
-    if allocator.searches:
-        raise ValueError(f"allocator {name} evaluates candidates: `secateur compare --against {name}` gives its plan")
+    if name is not None:
+        admit({"allocator": name}, trust_code=session.trust_code)
+        allocator = get_allocator(name, session.config.method)
+        if allocator.searches:
+            raise ValueError(
+                f"allocator {name} evaluates candidates: `secateur compare --against {name}` gives its plan"
+            )
     _begin(session)
-    kept = allocator.allocate(SearchProblem(session.budget, session.context))
+    if name is None:
+        why = _doubt(session)
+        name = LEARNT if why is None else RULE
+        session.reporter.say(f"allocator {name}" + (f", not {LEARNT}: {why}" if why else ""))
+    kept = get_allocator(name).allocate(SearchProblem(session.budget, session.context))
     return session.plan_of(kept, allocator=name, seed=session.config.seed, candidates=0), False
+
+
+def _doubt(session: Session) -> str | None:
+    """Why the learnt allocator is not asked; none where it is."""
+    kind = session.config.repair.final.kind
+    if kind != "sequential":
+        return f"it was learnt from networks that were repaired in sequence, not with repair.final.kind={kind}"
+    return doubt(session.context, session.budget)
 
 
 def _begin(session: Session) -> None:

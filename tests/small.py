@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.networks import ChannelPad
+from secateur.reports.progress import Reporter
 from secateur.storage.files import write_tensors
 
 
@@ -30,6 +31,16 @@ class Small(nn.Module):
         x = (self.pad(x) + self.back1(self.norm1(self.inner1(x)).relu())).relu()
         x = (x + self.back2(self.norm2(self.inner2(x)).relu())).relu()
         return self.out(x.mean((2, 3)))
+
+
+class Saying(Reporter):
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:

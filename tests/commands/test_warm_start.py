@@ -19,20 +19,9 @@ from secateur.agents.policy import Policy
 from secateur.commands.cli import app
 from secateur.envs import LayerSparsityEnv, layer_statistics
 from secateur.pruners import LossModel
-from secateur.reports.progress import Reporter
 from secateur.storage.files import read_tensors, write_tensors
 
 AGENT = {"episodes": 4, "warmup": 1, "updates": 1, "hidden": [4], "rerank": 1}
-
-
-class Saying(Reporter):
-    """Remembers what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -77,7 +66,7 @@ def test_a_run_says_what_it_began_with(session, run, tmp_path):
     assert lines(run.folder)[0]["fingerprint"]["agent"]["correction"] == identity
     assert run.summary["start"]["correction"] == identity
     assert "1512 plans of 18 networks" in run.summary["start"]["reason"]
-    reporter = Saying()
+    reporter = small.Saying()
     other = small.make(tmp_path, "weights", agent=AGENT)
     other.reporter = reporter
     done = secateur.train(other, out=tmp_path / "run")
