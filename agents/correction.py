@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -66,12 +67,16 @@ class Correction:
         Args:
             features: (layers, features) of `layer_features`.
         """
-        beyond = np.abs((features - self.centre) / self.scale) > FAR
+        beyond = self.beyond(features)
         if beyond.mean() <= MOST_BEYOND:
             return None
         most = np.argsort(-beyond.mean(axis=0), kind="stable")[:3]
         named = ", ".join(FEATURES[i] for i in most if beyond[:, i].any())
         return f"{100 * beyond.mean():.1f} % of its layers' features are unlike all that was learnt from ({named})"
+
+    def beyond(self, features: Floats) -> NDArray[np.bool_]:
+        """(layers, features) which of them lie further out than what was learnt from is taken to tell of."""
+        return np.asarray(np.abs((features - self.centre) / self.scale) > FAR)
 
     @property
     def identity(self) -> str:
