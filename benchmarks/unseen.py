@@ -12,8 +12,8 @@ there already (`measured.json` in a network's folder) are not measured again. `-
 
 `--unlike ROWS` says how unlike each network is all others that the package's own correction was learnt from: the part
 of its layers' features that lies beyond three standard deviations, the network itself taken out of mean and deviation.
-ROWS is how many rows (layers, of every network and budget) that correction was learnt from; a network that was not among
-them (`--depths`) is not taken out. No plan is needed for it.
+ROWS is how many rows (layers, of every network and budget) that correction was learnt from; a network that was not
+among them (`--depths`) is not taken out. No plan is needed for it.
 """
 
 from __future__ import annotations
