@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from .features import FEATURES, VERSION, base_terms, layer_features
 
 SHIPPED = "correction.safetensors"
 FAR = 3.0  # standard deviations from the mean of what was learnt from; beyond, a feature counts as if it were there
+MOST_BEYOND = 0.02  # of the features of a network's layers, where its word is taken unseen; docs/policy.md
 MOST_SCALE, MOST_BEND = 2.0, 0.6  # of a factor's logarithm, and of a curve's exponent
 SIZES = {"centre": (len(FEATURES),), "scale": (len(FEATURES),), "weight": (2, len(FEATURES)), "bias": (2,)}
 
@@ -55,6 +58,35 @@ class Correction:
         x = np.clip((features - self.centre) / self.scale, -FAR, FAR)
         u, v = self.weight @ x.T + self.bias[:, None]
         return MOST_SCALE * np.tanh(u), MOST_BEND * np.tanh(v)
+
+    def doubt(self, features: Floats) -> str | None:
+        """Why nobody should rely on it for such layers, too unlike those that were learnt from; none where one may.
+
+        What lies beyond `FAR` counts as if it were there: where much does, the answers are no longer what was learnt.
+
+        Args:
+            features: (layers, features) of `layer_features`.
+        """
+        beyond = self.beyond(features)
+        if beyond.mean() <= MOST_BEYOND:
+            return None
+        most = np.argsort(-beyond.mean(axis=0), kind="stable")[:3]
+        named = ", ".join(FEATURES[i] for i in most if beyond[:, i].any())
+        return f"{100 * beyond.mean():.1f} % of its layers' features are unlike all that was learnt from ({named})"
+
+    def beyond(self, features: Floats) -> NDArray[np.bool_]:
+        """(layers, features) which of them lie further out than what was learnt from is taken to tell of."""
+        return np.asarray(np.abs((features - self.centre) / self.scale) > FAR)
+
+    @property
+    def identity(self) -> str:
+        """Of its features' version and of all its numbers."""
+        numbers = b"".join(np.asarray(getattr(self, name), dtype=np.float64).tobytes() for name in SIZES)
+        return f"{VERSION}-{hashlib.sha256(numbers).hexdigest()[:8]}"
+
+    def __str__(self) -> str:
+        networks = len(self.about.get("learnt from", "").split(", "))
+        return f"correction {self.identity}, of {self.about.get('plans', '?')} plans of {networks} networks"
 
     def applied(self, losses: LossModel, features: Floats, budget: Budget) -> LossModel:
         """The loss model with corrected curves, for a budget.

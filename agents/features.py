@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..envs.observation import STATIC_FEATURES, layer_statistics
@@ -96,6 +97,11 @@ def _model_features(context: Context, losses: LossModel, budget: Budget) -> Floa
 
 def _ranks(context: Context) -> Floats:
     """(layers,) the mean over consumers of (Σλ)² / (n Σλ²), λ the eigenvalues; ½ where nothing was collected."""
+    kept = context.store.get(f"ranks-{VERSION}", lambda: {"ranks": torch.from_numpy(_measured_ranks(context))})
+    return np.asarray(kept["ranks"].numpy())
+
+
+def _measured_ranks(context: Context) -> Floats:
     found = {name: _participation(moments.centered()[2].numpy()) for name, moments in context.moments.inputs.items()}
     means = [[found[name] for name in layer.consumers if name in found] for layer in context.structure.layers]
     return np.array([float(np.mean(values)) if values else 0.5 for values in means])

@@ -124,6 +124,15 @@ class PlanLog:
         """
         return _bare(list(self._parse(self._whole()[1])))
 
+    def settings(self) -> dict[str, dict[str, Any]] | None:
+        """The fingerprint that is written there, empty where none was; none where there is no line yet.
+
+        Raises:
+            ValueError: a line is damaged or was changed.
+        """
+        records = list(self._parse(self._whole()[1])) if self.path.exists() else []
+        return next((record["fingerprint"] for record in records if "fingerprint" in record), {}) if records else None
+
     def _whole(self) -> tuple[bytes, bytes]:
         """The file, and of it the lines that are whole."""
         text = regular(self.path).read_bytes()

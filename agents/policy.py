@@ -16,9 +16,14 @@ from torch import Tensor
 
 from ..configs.schema import AgentConfig
 from ..envs import LayerSparsityEnv
+from ..pruners.budget import Budget
+from ..pruners.context import Context
+from ..pruners.loss_model import LossModel
 from ..storage.files import check_finite, read_tensors, write_tensors
 from ..storage.reading import parse_json, validated
+from .correction import shipped
 from .learner import Learner
+from .start import serves
 
 POLICY_NAME = "policy.safetensors"
 FACTORS = "loss_model.factors"
@@ -34,6 +39,7 @@ class Policy:
         fingerprint: of the layers of the network it was trained on.
         factors: (layers,) of the loss model, for that network.
         tensors: of its networks.
+        start: identity of the correction that its loss model began with (`Start`); empty where there was none.
         name: what messages call it: its file, if it comes from one.
     """
 
@@ -42,11 +48,12 @@ class Policy:
     fingerprint: str
     factors: NDArray[np.float64]
     tensors: dict[str, Tensor]
+    start: str = ""
     name: str = "the policy"
 
     @classmethod
-    def of(cls, learner: Learner) -> Policy:
-        """What a learner has learnt so far, its last episodes among it."""
+    def of(cls, learner: Learner, start: str = "") -> Policy:
+        """What a learner has learnt so far, its last episodes among it; `start` as of `Policy`."""
         learner.env.refit()
         return cls(
             AgentConfig(algorithm=learner.config.algorithm, hidden=learner.config.hidden),
@@ -54,6 +61,7 @@ class Policy:
             learner.asked.structure.fingerprint,
             learner.env.loss_model.factors,
             {name: tensor.contiguous().clone() for name, tensor in learner.model.policy.state_dict().items()},
+            start,
         )
 
     def save(self, path: Path) -> None:
@@ -67,6 +75,7 @@ class Policy:
             "hidden": json.dumps(self.config.hidden),
             "features": json.dumps(self.features),
             "fingerprint": self.fingerprint,
+            "start": self.start,
         }
         tensors = {**self.tensors, FACTORS: torch.from_numpy(self.factors)}
         check_finite(path, tensors)
@@ -92,17 +101,37 @@ class Policy:
         except ValueError as error:
             raise ValueError(f"{path} is another version's ({error}): train it anew") from None
         config = AgentConfig(algorithm=told.algorithm, hidden=told.hidden)
-        return cls(config, told.features, told.fingerprint, factors.numpy(), tensors, str(path))
+        return cls(config, told.features, told.fingerprint, factors.numpy(), tensors, told.start, str(path))
 
     def knows(self, env: LayerSparsityEnv) -> bool:
         """Whether it was trained on this environment's network."""
         return self.fingerprint == env.budget.structure.fingerprint
 
+    def began(self, context: Context, budget: Budget) -> LossModel:
+        """What its actions correct, before the factors that it learnt: the loss model as its training began with.
+
+        Args:
+            context: of its network, or of another.
+            budget: that a plan is asked for.
+
+        Raises:
+            ValueError: it began with what this version of the package does not have.
+        """
+        if not (self.start and serves(context.structure.method)):
+            return LossModel.of(context)
+        if self.start != shipped().identity:
+            raise ValueError(
+                f"{self.name} was trained from correction {self.start}, this version has {shipped().identity}: "
+                "train it anew"
+            )
+        return shipped().corrected(context, budget)
+
     def plan(self, env: LayerSparsityEnv) -> NDArray[np.int64]:
         """(layers,) kept for the environment's budget; no candidate is evaluated.
 
-        On the network it was trained on, the loss model has the factors that were learnt there; on another one it is
-        as predicted, and only the policy's corrections are carried over.
+        The environment's loss model is to be the one that it `began` with. On the network it was trained on, it is
+        given the factors that were learnt there; on another one it stays as it is, and only the policy's corrections
+        are carried over.
 
         Raises:
             ValueError: it was trained on other observations, or its networks are not those that its metadata tell of.
@@ -133,6 +162,7 @@ class _About(BaseModel):
     hidden: list[Annotated[int, Field(ge=1)]]
     features: list[str]
     fingerprint: str
+    start: str = ""
 
 
 def _check_tensors(told: _About, factors: Tensor, tensors: Mapping[str, Tensor]) -> None:

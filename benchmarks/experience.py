@@ -27,6 +27,7 @@ from secateur.pruners.structure import Floats
 
 STEPS = 50
 LEAST_LOSS = 1e-5
+LEAST_SCALE = 1e-3  # a standard deviation of a feature that is all but constant
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def learn(groups: Sequence[Group], *, seed: int, ridge: float = 3.0, draws: int 
         draws: fits that are averaged.
     """
     stacked = np.concatenate([group.features for group in groups])
-    centre, scale = stacked.mean(axis=0), np.maximum(stacked.std(axis=0), 1e-3)
+    centre, scale = stacked.mean(axis=0), np.maximum(stacked.std(axis=0), LEAST_SCALE)
     rng = np.random.default_rng(seed)
     names = sorted({group.network for group in groups})
     fits = []

@@ -22,7 +22,7 @@ from common import cifar_config, compared, header, mean, table, trained
 
 import secateur
 from secateur.agents.policy import Policy, policy_path
-from secateur.pruners.loss_model import LossModel, best_steps
+from secateur.pruners.loss_model import best_steps
 from secateur.pruners.plan import PLAN_NAME
 
 RULES = ["uniform", "threshold", "knapsack"]
@@ -91,7 +91,8 @@ def modelled(run: Path, settings: secateur.Config, folder: Path) -> Path:
     """The folder of the plan of a policy's loss model; nothing is evaluated."""
     if not (folder / PLAN_NAME).is_file():
         session = secateur.Session(settings)
-        losses = replace(LossModel.of(session.context), factors=Policy.load(policy_path(run)).factors)
+        policy = Policy.load(policy_path(run))
+        losses = replace(policy.began(session.context, session.budget), factors=policy.factors)
         kept = best_steps(session.budget, losses.gains(session.budget))
         plan = session.plan_of(kept, allocator="loss model", seed=settings.seed, candidates=0)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Plans for networks of a family that nothing was learnt from, against the closed-form rule; and what features explain.
 
 python benchmarks/unseen.py --data DIR --out DIR [--write FILE]
+python benchmarks/unseen.py --data DIR --out DIR --unlike 1092
 
 `--out DIR` is a population that `population.py` has trained and logged. For every family a correction of the loss model
 (`secateur.agents.correction`) is learnt from all other families, three times from three seeds. Its plans and those of
@@ -8,6 +9,11 @@ python benchmarks/unseen.py --data DIR --out DIR [--write FILE]
 on search images (distance of the logits) and test images (accuracy). `own` is the loss model with factors fitted
 to the network's own log: what as many candidates as that would have taught, and so what could be won. Figures that are
 there already (`measured.json` in a network's folder) are not measured again. `--write` learns from all families.
+
+`--unlike ROWS` says how unlike each network is all others that the package's own correction was learnt from: the part
+of its layers' features that lies beyond three standard deviations, the network itself taken out of mean and deviation.
+ROWS is how many rows (layers, of every network and budget) that correction was learnt from; a network that was not
+among them (`--depths`) is not taken out. No plan is needed for it.
 """
 
 from __future__ import annotations
@@ -21,18 +27,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import error, header, table
-from experience import Group, groups_of, learn, logged, unexplained
+from experience import LEAST_SCALE, Group, groups_of, learn, logged, unexplained
 from explained import factor_tables
 from imagined import Walker
-from population import Recipe, add_population, affordable, ready, recipes_of
+from population import BUDGETS, Recipe, add_population, affordable, ready, recipes_of
 
 from secateur import Session
-from secateur.agents.correction import Correction
-from secateur.agents.features import layer_features
+from secateur.agents.correction import Correction, shipped
+from secateur.agents.features import FEATURES, layer_features
 from secateur.networks.inference import statistics
 from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel, best_steps
-from secateur.pruners.structure import Kept
+from secateur.pruners.structure import Floats, Kept
 from secateur.storage.files import write_json
 
 MEASURED_NAME = "measured.json"
@@ -59,11 +65,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--measure", nargs="+", help="these networks alone, by name; `none` measures nothing")
     parser.add_argument("--imagined", type=int, default=0, help="episodes of a policy that DDPG learns, too")
+    parser.add_argument("--unlike", type=int, metavar="ROWS", help="how unlike all others the networks are, alone")
     parser.add_argument("--write", type=Path, help="the correction learnt from all, for the package")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
     recipes = [recipe for recipe in recipes_of(args) if recipe.trained(args.out)]
+    if args.unlike is not None:
+        print(unlike(recipes, args.out, args.unlike))
+        return
     groups = [group for recipe in recipes for group in groups_of(recipe, ready(recipe, args.out), args.out)]
     held_out = {
         family: [learn(others(groups, family), seed=seed) for seed in range(args.seeds)]
@@ -83,6 +93,37 @@ def main() -> None:
         print(f"\n{100 * fraction:g} % of the FLOPs\n\n{summary([row for row in rows if row.budget == fraction])}")
     if args.write is not None:
         write(args.write, groups)
+
+
+def unlike(recipes: Sequence[Recipe], out: Path, rows: int) -> str:
+    """A line a network: the part of its features beyond, at every budget, and which they are most of all."""
+    lines = []
+    for recipe in recipes:
+        session = ready(recipe, out)
+        losses = LossModel.of(session.context)
+        budgets = {fraction: affordable(session.budget, fraction) for fraction in BUDGETS}
+        found = {
+            fraction: layer_features(session.context, losses, budget)
+            for fraction, budget in budgets.items()
+            if budget is not None
+        }
+        among = recipe.name in shipped().about["learnt from"].split(", ")
+        rest = without(shipped(), np.concatenate([*found.values()]), rows) if among else shipped()
+        beyond = {fraction: rest.beyond(features) for fraction, features in found.items()}
+        often = np.mean([part.mean(axis=0) for part in beyond.values()], axis=0)
+        most = ", ".join(FEATURES[i] for i in np.argsort(-often, kind="stable")[:3] if often[i])
+        shares = [f"{100 * beyond[f].mean():.1f} %" if f in beyond else "" for f in BUDGETS]
+        lines.append([recipe.name, "yes" if among else "no", *shares, most])
+    return table(["network", "among them", *(f"{100 * fraction:g} %" for fraction in BUDGETS), "most of all"], lines)
+
+
+def without(correction: Correction, features: Floats, rows: int) -> Correction:
+    """Its mean and standard deviation, of so many rows, as they were without these (rows of one network, features)."""
+    left = rows - len(features)
+    centre = (rows * correction.centre - features.sum(axis=0)) / left
+    squares = rows * (correction.scale**2 + correction.centre**2) - np.square(features).sum(axis=0)
+    scale = np.sqrt(np.maximum(squares / left - centre**2, LEAST_SCALE**2))
+    return replace(correction, centre=centre, scale=scale)
 
 
 def others(groups: Sequence[Group], family: str) -> list[Group]:

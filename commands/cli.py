@@ -55,6 +55,9 @@ def train_command(
     target: Annotated[
         float | None, typer.Option("--target", help="Ends where a plan has this much on the search images.")
     ] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin with nothing that other networks have taught.")
+    ] = False,
     ray_address: RayAddress = None,
     as_json: Json = False,
     trust_code: TrustCode = False,
@@ -73,8 +76,9 @@ def train_command(
     reporter = reporter_of(as_json=as_json)
     if resume is not None and (config is not None or out is not None):
         raise ValueError("--resume takes network, images and folder from the run itself: leave CONFIG and --out out")
+    overrides = [*(overrides or ()), *(["agent.warm_start=false"] if from_scratch else [])]
     session = Session(
-        config, overrides=overrides or (), seed=seed, ray_address=ray_address, reporter=reporter, trust_code=trust_code
+        config, overrides=overrides, seed=seed, ray_address=ray_address, reporter=reporter, trust_code=trust_code
     )
     done = train(session, out=out, resume=resume, timeout=timeout, target=target)
     best, base = done.summary["best"], done.summary["base"]
@@ -228,7 +232,7 @@ def plan_command(
     ] = None,
     allocator: Annotated[
         str | None,
-        typer.Option("--allocator", help="With a config: policy, knapsack or another rule. [default: knapsack]"),
+        typer.Option("--allocator", help="With a config: policy, knapsack or another rule. [default: see below]"),
     ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
@@ -239,7 +243,7 @@ def plan_command(
     Example: secateur plan runs/r20 --flops 0.4; secateur plan digits --allocator policy --flops 0.2
 
     A policy that was trained with --set agent.budgets=[0.3,0.7] has seen all budgets in between. The allocator policy
-    asks what a population of other networks has taught.
+    asks what a population of other networks has taught; it is the default where a network is like those, else knapsack.
     """
     from .plan import plan
     from .session import Session

@@ -11,7 +11,9 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from ..agents.correction import shipped
 from ..agents.fingerprint import Fingerprint
+from ..agents.start import serves
 from ..networks.inference import Batches
 from ..pruners import RatioPlan
 from ..storage.cache import digest
@@ -50,7 +52,11 @@ WHOLE = (  # how long is searched, and what is measured again in the end: asked 
 
 def of_training(session: Session) -> Fingerprint:
     """What the episodes of a training depend on."""
-    return _fingerprint(session, {**PARTS, **LEARNT})
+    found = _fingerprint(session, {**PARTS, **LEARNT})
+    if session.config.agent.warm_start and serves(session.config.method):
+        agent = {**found.parts["agent"], "correction": shipped().identity}
+        found = Fingerprint({**found.parts, "agent": agent})
+    return found
 
 
 def of_comparison(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..agents import SearchProblem, get_allocator
 from ..agents.policy import Policy, policy_path
+from ..agents.start import doubt
 from ..configs.registry import admit
 from ..networks.world import undisturbed, use_threads
 from ..pruners.plan import PLAN_NAME, RatioPlan
@@ -16,7 +17,7 @@ from ..storage.folders import check_free, new_folder
 from .resolve import Given
 from .session import Session
 
-DEFAULT_ALLOCATOR = "knapsack"
+LEARNT, RULE = "policy", "knapsack"  # allocators: the first where it can be relied on, if nobody names one
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def plan(
     Args:
         policy: `policy.safetensors`, or the run folder that holds it; none asks the allocator.
         session: a session, or a config, its name or its file; none takes the config beside the policy.
-        allocator: one that evaluates nothing, in the place of a policy; none is `knapsack`. `policy` is what a
-            population of other networks has taught.
+        allocator: one that evaluates nothing, in the place of a policy; none is `policy`, what a population of other
+            networks has taught, and `knapsack` where the network is unlike all of those (which is said).
         flops: the budget, a fraction of the FLOPs, or an amount ("20M"); without any the config's own budget counts.
         params: of the parameters; of several budgets the plan meets all.
         latency: of the measured latency.
@@ -72,7 +73,7 @@ def plan(
     if policy is None:
         session = Session.of(session).beside(overrides=overrides)
         default = Path("runs") / f"{session.config.name}-plan"
-        found, known = _of_rule(session, allocator or DEFAULT_ALLOCATOR)
+        found, known = _of_rule(session, allocator)
     else:
         path = policy_path(policy)
         agent = Policy.load(path)
@@ -91,6 +92,7 @@ def _of_policy(session: Session, agent: Policy) -> tuple[RatioPlan, bool]:
     _begin(session)
     env = session.env()
     known = agent.knows(env)
+    env.set_loss_model(agent.began(session.context, session.budget))
     if not known:
         session.reporter.say(
             "the policy was trained on another network: it carries over what does not depend on the layer"
@@ -99,15 +101,30 @@ def _of_policy(session: Session, agent: Policy) -> tuple[RatioPlan, bool]:
     return session.plan_of(agent.plan(env), allocator=name, seed=session.config.seed, candidates=0), known
 
 
-def _of_rule(session: Session, name: str) -> tuple[RatioPlan, bool]:
+def _of_rule(session: Session, name: str | None) -> tuple[RatioPlan, bool]:
     """The plan of an allocator that evaluates nothing; it was trained on no network of the user's."""
-    admit({"allocator": name}, trust_code=session.trust_code)
-    allocator = get_allocator(name, session.config.method)
-    if allocator.searches:
-        raise ValueError(f"allocator {name} evaluates candidates: `secateur compare --against {name}` gives its plan")
+    if name is not None:
+        admit({"allocator": name}, trust_code=session.trust_code)
+        allocator = get_allocator(name, session.config.method)
+        if allocator.searches:
+            raise ValueError(
+                f"allocator {name} evaluates candidates: `secateur compare --against {name}` gives its plan"
+            )
     _begin(session)
-    kept = allocator.allocate(SearchProblem(session.budget, session.context))
+    if name is None:
+        why = _doubt(session)
+        name = LEARNT if why is None else RULE
+        session.reporter.say(f"allocator {name}" + (f", not {LEARNT}: {why}" if why else ""))
+    kept = get_allocator(name).allocate(SearchProblem(session.budget, session.context))
     return session.plan_of(kept, allocator=name, seed=session.config.seed, candidates=0), False
+
+
+def _doubt(session: Session) -> str | None:
+    """Why the learnt allocator is not asked; none where it is."""
+    kind = session.config.repair.final.kind
+    if kind != "sequential":
+        return f"it was learnt from networks that were repaired in sequence, not with repair.final.kind={kind}"
+    return doubt(session.context, session.budget)
 
 
 def _begin(session: Session) -> None:

@@ -25,7 +25,7 @@ from .describe import dense_latency, describe, warned
 from .loading import Images, Loaded, LoaderOf, load, save_trained
 from .outline import check_budget, check_names, find_budget, find_structure, image_shape, untrained
 from .resolve import Given, absolute, home_of, resolve_config, save_config
-from .setup import set_up
+from .setup import environment, set_up
 from .tuning import TuneOptions, check_trainable, finetune
 
 T = TypeVar("T")
@@ -174,11 +174,8 @@ class Session:
         key = ("loaded", home, *map(repr, parts))
         given: dict[str, Any] = {"model": self._model, "images": self._images, "objective": self.objective}
         given |= {"reporter": self.reporter, "trust_code": self.trust_code, "folder": self._folder}
-        given |= (
-            {"before_training": partial(check_budget, config, self.reporter.bar)}
-            if self._spends and self._plan is None
-            else {}
-        )
+        if self._spends and self._plan is None:
+            given["before_training"] = partial(check_budget, config, self.reporter.bar)
         return self._once(key, lambda: load(config, **given))
 
     @property
@@ -285,9 +282,7 @@ class Session:
 
     def env(self) -> LayerSparsityEnv:
         """A new environment that walks this network."""
-        statistics, losses = self._once(("set-up", id(self.context)), lambda: set_up(self))
-        penalty = self.config.agent.action_penalty
-        return LayerSparsityEnv(self.budget, self.evaluator, statistics, self.weights, losses, action_penalty=penalty)
+        return environment(self, self._once(("set-up", id(self.context)), lambda: set_up(self)))
 
     @property
     def dense_latency(self) -> Mapping[str, float]:

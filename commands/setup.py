@@ -9,23 +9,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..envs import layer_statistics
-from ..pruners import Context, LossModel
+from ..agents.start import Start, cold, warm
+from ..envs import LayerSparsityEnv, layer_statistics
+from ..pruners import Context
 from ..reports.progress import Reporter
 
 if TYPE_CHECKING:
     from .session import Session
 
 
-def set_up(session: Session) -> tuple[NDArray[np.float32], LossModel]:
-    """The layers' statistics and the loss model of a session, its evaluator made; read where they were kept."""
+def set_up(session: Session) -> NDArray[np.float32]:
+    """The statistics of a session's layers, its evaluator and its loss model made; read where they were kept."""
     context = session.context
     with _watched(context, session.reporter):
         _ = session.evaluator
-        found = layer_statistics(context), LossModel.of(context)
+        found = layer_statistics(context)
+        start_of(session)
     if session.config.repair.search.kind != "gram":
         context.forget_moments()
     return found
+
+
+def environment(session: Session, statistics: NDArray[np.float32]) -> LayerSparsityEnv:
+    """A new one that walks the session's network."""
+    losses, penalty = start_of(session).losses, session.config.agent.action_penalty
+    return LayerSparsityEnv(
+        session.budget, session.evaluator, statistics, session.weights, losses, action_penalty=penalty
+    )
+
+
+def start_of(session: Session) -> Start:
+    """What a search of a session begins with; found once for a budget."""
+    context, asked = session.context, repr(session.budget.fractions) if session.config.agent.warm_start else ""
+    if (key := f"start {asked}") not in context.memo:
+        context.memo[key] = warm(context, session.budget) if asked else cold(context)
+    start: Start = context.memo[key]
+    return start
 
 
 @contextmanager

@@ -28,8 +28,10 @@ from .fingerprints import of_training
 from .rerank import Reranked, rerank
 from .resolve import Given, save_config
 from .session import Session
+from .setup import start_of
 
 SUMMARY_NAME = "summary.json"
+WARM_START = "agent.warm_start"
 Ended = Literal["episodes", "timeout", "target", "interrupted"]
 
 
@@ -67,6 +69,9 @@ def train(
     replays the log: the agent learns again what it had learnt, without evaluating any candidate twice, and continues as
     if it had never stopped.
 
+    The loss model begins as other networks have corrected it (`secateur.agents.start`), unless `agent.warm_start` is
+    false; where they cannot be trusted to tell of this one, or of its method, it begins as predicted, and says so.
+
     It goes on with the network, images and settings that it was begun with, and is refused with others (`Fingerprint`
     says what is compared). What may differ: where files lie, the number of threads (with a warning: rounding errors),
     `agent.rerank`, a lower `agent.learning_rate`, and `agent.episodes`, down to what is logged; with more of them the
@@ -100,12 +105,21 @@ def train(
             save_config(session.config, folder)  # from here on the run can be resumed
         if not (folder / LOG_NAME).exists():
             session.save(folder)  # a network that was just trained, before anything else
+        session = _as_begun(session, folder)
         log = EpisodeLog(folder / LOG_NAME, of_training(session))
         past = _past(session, log)
         session.save(folder)  # not before it is known to go with what is there
         record(session, folder)
         stop = _Stop(None if timeout is None else start + 60 * timeout, target)
         return _search(session, folder, log, past, on_episode, start, stop)
+
+
+def _as_begun(session: Session, folder: Path) -> Session:
+    """From scratch, where the run was begun by a version that knew nothing else."""
+    settings = EpisodeLog(folder / LOG_NAME).settings()
+    if settings is None or WARM_START in settings.get("agent", {}):
+        return session
+    return session.beside(overrides=[f"{WARM_START}=false"])
 
 
 @dataclass(frozen=True)
@@ -151,6 +165,7 @@ def _search(
     reporter = session.reporter
     reporter.say(session.describe())
     env = session.env()
+    reporter.say(f"the loss model begins {start_of(session)}")
 
     session.evaluator.known.update({tuple(record["kept"]): evaluation_of(record) for record in past})
     learner = Learner(env, session.config.agent, session.config.seed, session.config.workers)
@@ -200,7 +215,7 @@ def _search(
     summary = _summary(session, episodes, reranked, len(past), parts, time.perf_counter() - start)
     summary["ended"] = ended
     write_json(folder / SUMMARY_NAME, summary)
-    Policy.of(learner).save(folder / POLICY_NAME)
+    Policy.of(learner, start_of(session).correction).save(folder / POLICY_NAME)
     plan_figure(plan, folder / "plan.png")
     quality_figure([episode.quality for episode in episodes], folder / "quality.png")
     write_report(folder)
@@ -301,6 +316,7 @@ def _summary(
             }
             for f in reranked
         ],
+        "start": start_of(session).as_dict(),
         "hand_set": hand_set(session),
         "images": image_counts(session),
         "episodes": len(episodes),

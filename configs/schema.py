@@ -230,6 +230,10 @@ class AgentConfig(Section):
 
     algorithm: Literal["ddpg", "td3", "sac"] = "ddpg"
     episodes: Candidates = 200
+    warm_start: bool = Field(
+        default=True,
+        description="channels: the loss model begins as other networks have corrected it (allocator `policy`)",
+    )
     budgets: tuple[Fraction, Fraction] | None = Field(
         default=None,
         description="least and most: every episode walks on a budget drawn from there; see `secateur plan`",

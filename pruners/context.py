@@ -77,7 +77,7 @@ class Context:
 
     @cached_property
     def memo(self) -> dict[str, Any]:
-        """What a method keeps for the next call, in this process."""
+        """What is kept for the next call, in this process."""
         return {}
 
 

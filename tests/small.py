@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.networks import ChannelPad
+from secateur.reports.progress import Reporter
 from secateur.storage.files import write_tensors
 
 
@@ -47,6 +48,16 @@ class Standardised(nn.Conv2d):
 def standardised() -> nn.Module:
     layers = (Standardised(1, 6, 3), nn.ReLU(), Standardised(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
     return nn.Sequential(*layers)
+
+
+class Saying(Reporter):
+    """Remembers what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
 
 
 def batches(count: int, seed: int) -> list[tuple[Tensor, Tensor]]:

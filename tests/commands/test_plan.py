@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+import small
+import torch
 from typer.testing import CliRunner
 
 import secateur
 from secateur.commands.cli import app
-from secateur.commands.plan import DEFAULT_ALLOCATOR
+from secateur.commands.plan import LEARNT, RULE
 from secateur.envs import CandidateEvaluator
 
 
@@ -71,7 +75,49 @@ def test_a_rule_on_the_command_line(run, tmp_path):
     config, out = str(run.folder / "config.yaml"), tmp_path / "p"
     result = CliRunner().invoke(app, ["plan", config, "--flops", "30%", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert secateur.RatioPlan.load(out).provenance.allocator == DEFAULT_ALLOCATOR
+    assert "allocator policy\n" in result.output
+    assert secateur.RatioPlan.load(out).provenance.allocator == LEARNT
+    named = secateur.plan(session=config, allocator=LEARNT, flops=0.3, out=tmp_path / "named").plan
+    assert secateur.RatioPlan.load(out).kept.tolist() == named.kept.tolist()
+
+
+def well_trained(run) -> secateur.Session:
+    """The network of the run with norms and filters of very different strength, as long training leaves them."""
+    session = secateur.Session(run.folder / "config.yaml")
+    model, strengths = session.model, torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for norm in [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]:
+            norm.weight.mul_((2.0 * torch.randn(len(norm.weight), generator=strengths)).exp())
+    loaded = session.loaded
+    images = secateur.Images(loaded.calibration, loaded.search, loaded.test)
+    return secateur.Session(session.config, model=model, images=images)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["layers.cut=all"], r"[0-9.]+ % of its layers' features are unlike all that was learnt from \(.*trunk"),
+        (["budget.params=0.3"], "corrections were learnt from budgets of FLOPs, not of params"),
+        (["method=weights", "budget.params=0.3"], "no correction was learnt for method weights"),
+        (["repair.final.kind=gram"], "it was learnt from networks that were repaired in sequence, not with"),
+    ],
+)
+def test_what_is_unlike_all_that_was_learnt_from_is_left_to_a_rule(run, tmp_path, overrides, why):
+    reporter = small.Saying()
+    session = secateur.Session(run.folder / "config.yaml", overrides=overrides, reporter=reporter)
+    done = secateur.plan(session=session, out=tmp_path / "p")
+    assert re.fullmatch(f"allocator knapsack, not policy: {why}.*", reporter.said[-1])
+    assert done.plan.provenance.allocator == RULE
+    expected = secateur.plan(session=session, allocator=RULE, out=tmp_path / "rule").plan
+    assert done.plan.kept.tolist() == expected.kept.tolist()
+
+
+def test_so_is_a_network_that_was_trained_longer(run, tmp_path):
+    session = well_trained(run)
+    session.reporter = small.Saying()
+    done = secateur.plan(session=session, out=tmp_path / "p")
+    assert done.plan.provenance.allocator == RULE
+    assert "bn_spread" in session.reporter.said[-1]
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ def as_0_1(folder: Path) -> Path:
     tree = yaml.safe_load((folder / "config.yaml").read_text())
     for gone in ("method", "criterion", "repair", "gradual"):
         del tree[gone]
+    del tree["agent"]["warm_start"]  # every search began from scratch
     tree["layers"] = {"cut": "inner", "exclude": [], "max_sparsity": 0.95}
     tree["pruning"] = {"criterion": "obs", "search_repair": "sequential", "search_images": None, "final_adaptive_bn": 0}
     tree["agent"]["effort"] = tree["agent"].pop("action_penalty")
@@ -172,18 +173,20 @@ def as_0_1(folder: Path) -> Path:
 
 
 def test_a_run_goes_on_and_ends_as_it_would_have(run, tmp_path):
+    config = run.folder / "config.yaml"
+    whole = secateur.train(secateur.Session(config, overrides=["agent.warm_start=false"]), out=tmp_path / "whole")
     folder = tmp_path / "run"
-    shutil.copytree(run.folder, folder)
+    shutil.copytree(whole.folder, folder)
     log = as_0_1(folder) / "episodes.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:4]))
     assert [record["kept"] for record in EpisodeLog(log).read(6)] == [
-        json.loads(line)["kept"] for line in (run.folder / "episodes.jsonl").read_text().splitlines()[:4]
+        json.loads(line)["kept"] for line in (whole.folder / "episodes.jsonl").read_text().splitlines()[:4]
     ]
     assert "episode 3: quality" in secateur.report(folder).read_text(encoding="utf-8")
     resumed = secateur.train(resume=folder)
     assert resumed.summary["replayed"] == 4
-    assert resumed.plan == run.plan
-    assert resumed.summary["best"] == run.summary["best"]
+    assert resumed.plan == whole.plan
+    assert resumed.summary["best"] == whole.summary["best"]
     records = [json.loads(line) for line in log.read_text().splitlines()]
     assert ["fingerprint" in record for record in records] == [False] * 4 + [True, False]  # what is new is marked
     log.write_text(log.read_text().replace('"seconds": ', '"remark": "", "seconds": ', 1))  # in a line of 0.1
