@@ -59,6 +59,11 @@ def step_of(name: str, round_to: int | Mapping[str, int]) -> int:
     return ([1] + [step for pattern, step in round_to.items() if fnmatchcase(name, pattern)])[-1]
 
 
+def sparsity_range(name: str, bounds: Mapping[str, tuple[float, float]], most: float) -> tuple[float, float]:
+    """The least and the most sparsity of a layer: as the last bound that fits its name says, else from 0 to `most`."""
+    return ([(0.0, most)] + [bound for pattern, bound in bounds.items() if fnmatchcase(name, pattern)])[-1]
+
+
 def tied_names(names: Sequence[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:
     """The layers of every group of names and patterns, in the order of the walk.
 

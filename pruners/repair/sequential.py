@@ -13,9 +13,8 @@ so that small networks take one pass of the images, and memory does not grow wit
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ...networks.constant import Constant
 from ...networks.factors import set_weight, whole_layer
 from ...networks.graph import UntraceableError as UntraceableError
 from ...networks.graph import trace
@@ -31,43 +31,12 @@ from ...networks.norms import following_norms, shift_output
 from ...networks.stream import FRONT, Stream, computing_order
 from ...training.inputs import taken
 from ..method import Compressed
+from .sites import Site, chosen_sites, needed, possible_sites
 from .solve import RIDGE, damping, fit
 from .statistics import SAMPLES, Sampler, repairable
 
 REFIT_RIDGE = 1e-2
 HELD = 2**30  # bytes of the dense network's features that are kept for the next candidate
-_ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A convolution or linear layer that is solved when the images reach it.
-
-    Attributes:
-        node: its call in the graph.
-        name: its module.
-        norm: the batch norm behind it, if any.
-        other: the other operand of the residual sum its output joins, if any.
-        inputs: weights of each of its outputs.
-        cut: whether it was cut itself; if not, its inputs only drifted (its producers were re-fitted or cut).
-    """
-
-    node: fx.Node
-    name: str
-    norm: str | None
-    other: fx.Node | None
-    inputs: int
-    cut: bool = False
-
-    @property
-    def nodes(self) -> list[fx.Node]:
-        """What the dense network is asked for."""
-        return [self.node] if self.other is None else [self.node, self.other]
-
-    @property
-    def reads(self) -> list[fx.Node]:
-        """What the pruned network is asked for."""
-        return [self.node.all_input_nodes[0], *self.nodes[1:]]
 
 
 class Feature(NamedTuple):
@@ -108,7 +77,7 @@ class SequentialRepair:
         self._example: Batches = [taken(batches[0], slice(1))]
         image, _ = self._example[0]
         self._graph = trace(dense, image)
-        sites = _possible_sites(self._graph, dense, following_norms(dense, image))
+        sites = possible_sites(self._graph, dense, following_norms(dense, image))
         self._sites = self._joining(sites, [taken(batches[0], slice(2))])
 
     @torch.no_grad()
@@ -120,17 +89,17 @@ class SequentialRepair:
             refit: also re-fit what sits before a cut: producers whose inputs drifted, with a ridge towards their old
                 weights.
         """
-        if not compressed.cut:
-            return
         seen = {str(node.target) for node in self._graph.nodes}
         hidden = {name for name in compressed.cut - seen if repairable(self.dense.get_submodule(name))}
         if hidden:
             raise UntraceableError(f"torch.fx cannot follow what goes into {', '.join(sorted(hidden)[:3])}")
-        chosen = _chosen_sites(self._sites, compressed.cut, refit)
-        order = computing_order(self._graph, partial(_needed, chosen))
+        chosen = chosen_sites(self._sites, compressed, refit)
+        order = computing_order(self._graph, partial(needed, chosen))
         sites = [chosen[node] for node in order if node in chosen]
         first = next((i for i, site in enumerate(sites) if site.cut), len(sites))
         sites = sites[first:]  # in front of the first cut nothing has drifted
+        if not sites:
+            return
         reads = [node for site in sites for node in site.reads]
         pruned = Stream(order, compressed.model, self.images, reads, self._front)
         fitting = _Fitting(compressed, self.dense, pruned, self._samples, count_images(self.images))
@@ -202,76 +171,6 @@ def independent(samples: int, images: int) -> float:
     return math.sqrt(samples * images)
 
 
-def _possible_sites(graph: fx.Graph, dense: nn.Module, norms: Mapping[str, str]) -> list[Site]:
-    calls: dict[str, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
-    sites = []
-    for name, nodes in calls.items():
-        if len(nodes) == 1 and repairable(dense.get_submodule(name)):
-            # a module that is called twice has no single input to be fitted to
-            norm = norms.get(name)
-            inputs = dense.get_parameter(f"{name}.weight")[0].numel()
-            sites.append(Site(nodes[0], name, norm, _other_operand(nodes[0], norm), inputs))
-    return sites
-
-
-def _chosen_sites(possible: Sequence[Site], cut: Collection[str], refit: bool) -> dict[fx.Node, Site]:
-    found = [replace(site, cut=site.name in cut) for site in possible]
-    found = [site for site in found if site.cut or refit]
-    # Of two sites that join one sum only one can wait for the other: the one that has more weights to fit with.
-    found.sort(key=lambda site: (not site.cut, -site.inputs))
-    sites: dict[fx.Node, Site] = {}
-    for site in found:
-        if site.other is not None and _needs(site.other, site.node, sites):
-            site = replace(site, other=None)
-        sites[site.node] = site
-    return sites
-
-
-def _other_operand(node: fx.Node, norm: str | None) -> fx.Node | None:
-    """What a consumer's output, after its batch norm, is added to."""
-    if norm is not None:
-        node = next(iter(node.users))
-    users = list(node.users)
-    operands = summands(users[0]) if len(users) == 1 else []
-    if not operands:
-        return None
-    return operands[1] if operands[0] is node else operands[0]
-
-
-def summands(node: fx.Node) -> list[fx.Node]:
-    """The two values that a node adds, or nothing if it does something else."""
-    if node.target not in _ADDITIONS or node.kwargs:
-        return []
-    operands = [a for a in node.args if isinstance(a, fx.Node)]
-    return operands if len(operands) == 2 and operands[0] is not operands[1] else []
-
-
-def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> bool:
-    """Whether `wanted` must be computed before `node`."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        if top is wanted:
-            return True
-        if top not in seen:
-            seen.add(top)
-            stack += top.all_input_nodes
-            site = sites.get(top)
-            if site is not None and site.other is not None:
-                stack.append(site.other)
-    return False
-
-
-def _needed(sites: Mapping[fx.Node, Site], node: fx.Node) -> list[fx.Node]:
-    """The inputs, and what the site's sum has on its other side."""
-    site = sites.get(node)
-    return list(node.all_input_nodes) + ([] if site is None or site.other is None else [site.other])
-
-
 class _Fitting:
     """Fits the pruned network's sites, each before anything behind it is computed."""
 
@@ -286,6 +185,9 @@ class _Fitting:
     def solve(self, site: Site, features: Iterator[Feature]) -> None:
         """Fit one site to what the dense network computes there."""
         fitting = self.model.get_submodule(site.name)
+        if isinstance(fitting, Constant):
+            self._shift(fitting, site, features)
+            return
         module: Any = whole_layer(fitting)
         sampler = Sampler(module, self.samples)
         looks: list[Callable[[Any], Any]] = [lambda x: (len(x), sampler.inputs(x)), sampler.rows]
@@ -309,6 +211,18 @@ class _Fitting:
         )
         set_weight(fitting, sampler.unweight(fitted, module.weight))
         shift_output(self.model, site.name, site.norm, constant.flatten() - self._constant(site, module.bias))
+
+    def _shift(self, constant: Constant, site: Site, features: Iterator[Feature]) -> None:
+        """What is added in the place of a branch also makes up for the other operand's drift, on the mean."""
+        sampler = Sampler(self.dense.get_submodule(site.name), self.samples)
+        rows = self.compressed.rows.get(site.norm or site.name)
+        drifts = []
+        for (other,), feature in zip(self.stream.read((site.reads[0], sampler.rows)), features, strict=True):
+            assert feature.other is not None
+            before = feature.other if rows is None else feature.other[:, torch.from_numpy(rows).to(other.device)]
+            drifts.append((len(other), (before - other).double().sum(0)))
+        mean = torch.stack([drift for _, drift in drifts]).sum(0) / sum(count for count, _ in drifts)
+        constant.mean.data += mean.to(constant.mean.dtype)
 
     def _target(self, site: Site, feature: Feature, other: Tensor | None = None) -> Tensor:
         """(samples, outputs): Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""
