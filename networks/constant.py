@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
 from .channel_norms import normalised_dim
@@ -65,11 +62,3 @@ class Constant(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print(network)."""
         return f"{0 if self.mean is None else len(self.mean)}, dim={self.dim}, windows={self.windows}"
-
-
-def resting(layer: nn.Module, norm: nn.Module | None) -> Tensor:
-    """(channels,) the constant that a layer, and the batch norm behind it, were trained to add: the last one's bias."""
-    last = layer if norm is None else norm
-    bias: Any = getattr(last, "bias", None)
-    weight = layer.get_parameter("weight")
-    return torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device) if bias is None else bias.detach()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
-from ...networks.constant import Constant, resting
+from ...networks.constant import Constant
 from ...networks.copying import rebuilt
 from ...networks.graph import UntraceableError, trace
 from ...networks.inference import Batches
@@ -73,18 +74,29 @@ def without(model: nn.Module, branches: Iterable[Branch], means: Means | None = 
     for branch in branches:
         for name in branch.inside:
             small.set_submodule(name, Constant(model.get_submodule(name)))
-        close(small, model, branch, means)
+        small.set_submodule(branch.exit, Constant(model.get_submodule(branch.exit), constant_of(model, branch, means)))
+        if branch.norm is not None:
+            small.set_submodule(branch.norm, nn.Identity())
     return small.train(model.training)
 
 
-def close(small: nn.Module, model: nn.Module, branch: Branch, means: Means | None = None) -> None:
-    """Let a constant come out of a branch, in place, whatever is inside; see `without`."""
-    last = model.get_submodule(branch.exit)
-    norm = None if branch.norm is None else model.get_submodule(branch.norm)
-    mean = (means or {}).get(branch.exit, resting(last, norm))
-    small.set_submodule(branch.exit, Constant(last, mean.to(last.get_parameter("weight"))))
-    if branch.norm is not None:
-        small.set_submodule(branch.norm, nn.Identity())
+def close(masked: nn.Module, branch: Branch, constant: Tensor) -> None:
+    """Let a constant (channels,) come out of a branch whatever its layers compute, in place."""
+    last = masked.get_submodule(branch.norm or branch.exit)
+    last.register_forward_hook(partial(_instead, constant, channel_dim(masked.get_submodule(branch.exit))))
+
+
+def constant_of(model: nn.Module, branch: Branch, means: Means | None = None) -> Tensor:
+    """(channels,) what is added in the place of a branch; see `without`."""
+    weight = model.get_submodule(branch.exit).get_parameter("weight")
+    if means is not None:
+        return means[branch.exit].to(weight)
+    bias = getattr(model.get_submodule(branch.norm or branch.exit), "bias", None)
+    return bias.detach() if isinstance(bias, Tensor) else weight.new_zeros(len(weight))
+
+
+def _instead(constant: Tensor, dim: int, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    return constant.expand(output.movedim(dim, -1).shape).movedim(-1, dim).clone()
 
 
 def mean_outputs(context: Context) -> Means:

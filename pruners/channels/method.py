@@ -158,8 +158,8 @@ def cut(model: nn.Module, structure: ChannelStructure, selection: Selection, mea
         return {name.removesuffix(".weight"): at for name, at in found.items()}
 
     columns = along("in")
-    means = {branch: (f"{branch.exit}.mean", 0) for branch in gone}
-    constants = {b.norm or b.exit: positions[key] for b, key in means.items() if key in positions}
+    named = {branch.norm or branch.exit: (f"{branch.exit}.mean", 0) for branch in gone}
+    constants = {name: positions[key] for name, key in named.items() if key in positions}
     return Compressed(
         model=shrink(model, structure, selection, means).eval(),
         recipe={

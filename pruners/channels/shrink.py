@@ -15,7 +15,7 @@ from ...networks.channel_norms import NormOfKept, normalised_dim
 from ...networks.copying import rebuilt
 from ...networks.norms import CONVOLUTIONS, TRANSPOSED
 from ..structure import Kept, Structure
-from .branches import Means, close, without
+from .branches import Means, close, constant_of, without
 from .slices import SOURCE, ChannelStructure, Selection
 
 
@@ -145,11 +145,11 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection, me
             pad.source[torch.isin(indices, positions.to(pad.source.device))] = -1
             pad.intact = False
     for branch in structure.gone([len(keep) for keep in selection]):
-        close(masked, model, branch, means)
-        narrowed = masked.get_parameter(f"{branch.exit}.mean")
+        constant = constant_of(model, branch, means).clone()
         for dim, positions in zeroed.get(f"{branch.exit}.weight", ()):
             if dim == 0:
-                narrowed.data.index_fill_(0, positions.to(narrowed.device), 0.0)
+                constant.index_fill_(0, positions.to(constant.device), 0.0)
+        close(masked, branch, constant)
     return masked
 
 
