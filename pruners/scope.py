@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..configs import did_you_mean
+from ..configs.schema import LayersConfig
 from .structure import PlanError
 
 
@@ -38,6 +39,12 @@ def ignored_names(
             raise PlanError(f"layers.ignore names {pattern!r}, which is no layer here, nor a module's type{near}")
         found |= fits
     return found
+
+
+def no_branches(config: LayersConfig, method: str) -> None:
+    """Raises PlanError where a config asks for what channels alone have."""
+    if config.branches:
+        raise PlanError(f"layers.branches is for method: channels; leave it out with method: {method}")
 
 
 def choices_of(name: str, units: int, round_to: int | Mapping[str, int]) -> tuple[int, ...]:

@@ -58,7 +58,9 @@ def find_branches(model: nn.Module, layers: Sequence[ChannelLayer], example: Inp
     names = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     found = [operand for node in graph.nodes for operand in _operands(node, graph, model, layers, norms)]
     found = [one for one in found if all(names[id(p)] == 1 for p in _parameters(model, one.branch))]
-    inner = [one for one in found if not any(other.branch.modules < one.branch.modules for other in found)]
+    first = {one.branch.modules: one for one in reversed(found)}  # a sum that is added to another is one operand of it
+    inner = [one for one in first.values() if not any(modules < one.branch.modules for modules in first)]
+    inner.sort(key=lambda one: list(graph.nodes).index(one.sum))
     return [one.branch for one in inner if sum(one.sum is other.sum for other in inner) == 1]
 
 
