@@ -197,7 +197,9 @@ class LatencyConfig(Section):
         default=5, description="passes of every network that the table is made from"
     )
     channels_last: bool = Field(default=False, description="the memory format of weights and images")
-    runtime: str = Field(default="eager", description="eager, onnxruntime, openvino, or package.module:callable")
+    runtime: str = Field(
+        default="eager", description="eager, compile, onnxruntime, openvino, or package.module:callable"
+    )
     precision: Literal["fp32", "int8"] = Field(default="fp32", description="int8: quantised by the runtime's own tools")
 
 
