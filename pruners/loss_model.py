@@ -39,8 +39,8 @@ def loss_curves(context: Context) -> list[Floats]:
 
     The method's curve, times the layer's sensitivity. To first order the error that a layer leaves in its consumers'
     output passes through the rest of the network linearly, so that the squared distance is proportional to it; and the
-    errors of different layers, being all but uncorrelated, add up. Where nothing is kept of a layer, its branch is gone:
-    too far for a first order, so that this distance is measured.
+    errors of different layers, being all but uncorrelated, add up. Where nothing is kept of a layer its branch is gone,
+    too far for a first order: this distance is measured.
     """
     pairs = zip(_measured(context), context.method.curves(context), strict=True)
     return [_with_none(float(told["factor"]) * curve, told.get("none")) for told, curve in pairs]

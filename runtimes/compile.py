@@ -52,8 +52,8 @@ outputs = network({arrays})"""
         """
         if not any(map(shutil.which, (os.environ.get("CXX") or COMPILERS[0], *COMPILERS[1:]))):
             raise ValueError(
-                f"torch.compile needs a compiler of C++ ({', '.join(COMPILERS)}), and none is on the PATH: install one, "
-                "name it in CXX, or set latency.runtime=eager"
+                f"torch.compile needs a compiler of C++ ({', '.join(COMPILERS)}), and none is on the PATH: install "
+                "one, name it in CXX, or set latency.runtime=eager"
             )
 
 

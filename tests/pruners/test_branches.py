@@ -1,4 +1,4 @@
-"""Residual branches that go altogether: the smaller network against the masked one, torch's counters, a mean by hand."""
+"""Residual branches that go altogether: against the masked network, torch's counters, and means taken by hand."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from secateur.pruners.loss_model import LossModel
 from secateur.pruners.method import METHODS
 from secateur.pruners.plan import RatioPlan
 from secateur.pruners.structure import Kept, PlanError
+from secateur.runtimes import RUNTIMES, Program
 
 BRANCHES = {  # network → of each branch its inner layers
     "residual": [["layer1.0.conv1"], ["layer2.0.conv1"], ["layer3.0.conv1"]],
@@ -305,3 +306,24 @@ def test_cut_channels_names_what_of_the_constant_is_left():
     compressed = cut_channels(model, layers, selected(layers, kept, 0))
     assert compressed.cut.isdisjoint(name for branch in layers.branches for name in branch.modules)
     assert len(compressed.rows["layer2.0.bn2"]) == kept[layers.index("layer2.0.conv2")]
+
+
+@pytest.mark.parametrize(
+    "runtime", [name if name == "eager" else pytest.param(name, marks=pytest.mark.slow) for name in RUNTIMES]
+)
+def test_a_file_of_a_network_without_a_branch(runtime: str, tmp_path) -> None:
+    """The branch is written in place in `downsample`, out of place in `preactivation`."""
+    for package in RUNTIMES[runtime].packages:
+        pytest.importorskip(package)
+    for name in ("downsample", "preactivation"):
+        layers = structure(name)
+        small = shrink(zoo.make(name), layers, selected(layers, drawn(layers, 0), 0))
+        path = tmp_path / f"{name}{RUNTIMES[runtime].suffix}"
+        program = Program.of(small, zoo.images(name, 2))
+        RUNTIMES[runtime].export(program, path, {})
+        for count in (1, 3):
+            x = zoo.images(name, count, count)
+            with torch.no_grad():
+                torch.testing.assert_close(
+                    program.outputs_of(RUNTIMES[runtime].open(path, 1)([x])), small(x), rtol=1e-4, atol=1e-5
+                )
