@@ -40,11 +40,14 @@ def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(QUICK)
 
 
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    """What is Lightning's own to be warned of is not ours."""
+    slow = [] if name in ALWAYS else [pytest.mark.slow]
+    return [*slow, pytest.mark.filterwarnings("ignore")] if name in NEEDS else slow
+
+
 @pytest.mark.filterwarnings("ignore:the sequential repair was not taken:RuntimeWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::DeprecationWarning:lightning")
-@pytest.mark.parametrize(
-    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in QUICK]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in QUICK])
 def test_an_example(name: str) -> None:
     if name in NEEDS:
         pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
