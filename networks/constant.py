@@ -20,6 +20,8 @@ class Constant(nn.Module):
         windows: for each spatial dimension kernel, step and border, by which its size follows; none where it stays.
     """
 
+    mean: nn.Parameter | None
+
     def __init__(self, layer: nn.Module, mean: Tensor | None = None):
         """In a layer's place.
 

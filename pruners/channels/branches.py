@@ -189,7 +189,7 @@ def _for_nothing_else(operand: fx.Node, node: fx.Node, graph: fx.Graph) -> set[f
 
 def _exit(node: fx.Node, alone: set[fx.Node], model: nn.Module, norms: Mapping[str, str]) -> str | None:
     """The layer by which a branch ends: behind it come its batch norm and what has no weights."""
-    passed = set()
+    passed = set[str]()
     while node in alone:
         if node.op == "call_module":
             name, module = str(node.target), model.get_submodule(str(node.target))

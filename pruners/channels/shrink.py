@@ -134,9 +134,9 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection, me
     for name, module in list(masked.named_modules()):
         removed = zeroed.get(f"{name}.weight".strip("."))
         if removed is not None and normalised_dim(module) is not None:
-            gone = torch.cat([positions for _, positions in removed])
-            if len(gone) < len(module.get_parameter("weight")):
-                masked.set_submodule(name, _of_kept(module, gone))
+            absent = torch.cat([positions for _, positions in removed])
+            if len(absent) < len(module.get_parameter("weight")):
+                masked.set_submodule(name, _of_kept(module, absent))
     for source, name in pads.items():
         pad = masked.get_submodule(name)
         assert isinstance(pad, ChannelPad)

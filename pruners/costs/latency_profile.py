@@ -69,14 +69,16 @@ def take_table(
     def table(chosen: NDArray[np.bool_], fixed: float) -> LatencyTable:
         """Of some of the segments."""
         shared: dict[tuple[int, Form], Floats] = {}  # a branch's apart: what it costs is taken off where it is gone
-        surfaces = []
+        surfaces: list[tuple[Curve, Curve, float]] = []
         for i in np.flatnonzero(chosen):
             pair = [int(colours[np.argmax(side)]) for side in units[i]]
             if units[i].any(axis=1).all() and pair[0] != pair[1]:
                 sides = np.eye(2, dtype=bool)
                 forms = [Form.of(np.where(side, sizes[i], 1), units[i] * side[:, None]) for side in sides]
-                curves = (Curve.below(f, dense - edges[c], apart[c][:, i]) for f, c in zip(forms, pair, strict=True))
-                surfaces.append((*curves, float(together[0, i])))
+                first, second = (
+                    Curve.below(f, dense - edges[c], apart[c][:, i]) for f, c in zip(forms, pair, strict=True)
+                )
+                surfaces.append((first, second, float(together[0, i])))
             else:
                 key = int(branch_of[i]), Form.of(sizes[i], units[i])
                 shared[key] = shared.get(key, 0.0) + together[:, i]

@@ -216,6 +216,7 @@ class _Fitting:
         """What is added in the place of a branch also makes up for the other operand's drift, on the mean."""
         sampler = Sampler(self.dense.get_submodule(site.name), self.samples)
         rows = self.compressed.rows.get(site.norm or site.name)
+        assert constant.mean is not None
         drifts = []
         for (other,), feature in zip(self.stream.read((site.reads[0], sampler.rows)), features, strict=True):
             assert feature.other is not None

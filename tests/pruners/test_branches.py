@@ -27,6 +27,7 @@ from secateur.pruners.method import METHODS
 from secateur.pruners.plan import RatioPlan
 from secateur.pruners.structure import Kept, PlanError
 from secateur.runtimes import RUNTIMES, Program
+from secateur.testing import check_method
 
 BRANCHES = {  # network → of each branch its inner layers
     "residual": [["layer1.0.conv1"], ["layer2.0.conv1"], ["layer3.0.conv1"]],
@@ -327,3 +328,11 @@ def test_a_file_of_a_network_without_a_branch(runtime: str, tmp_path) -> None:
                 torch.testing.assert_close(
                     program.outputs_of(RUNTIMES[runtime].open(path, 1)([x])), small(x), rtol=1e-4, atol=1e-5
                 )
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"), [("bottleneck", "all"), pytest.param("transformer", "inner", marks=pytest.mark.slow)]
+)
+def test_every_rule_of_a_method_holds(name: str, cut: str) -> None:
+    config = CONFIG.model_copy(update={"cut": cut})
+    check_method("channels", zoo.make(name).eval(), zoo.batches(name), config=config)
