@@ -228,7 +228,8 @@ def _inspection(config: Config, structure: Structure, operations: Sequence[Opera
 def _row(structure: Structure, layer: Layer, least: int, most: int, operations: Sequence[Operation]) -> LayerRow:
     index = structure.index(layer.name)
     costs = {kind: structure.choice_costs(kind)[index] for kind in structure.costs}
-    removed = max(1, layer.units - layer.choices[0])
+    first = int(not layer.choices[0] and len(layer.choices) > 2)  # without a branch it is not one unit less
+    removed = max(1, layer.units - layer.choices[first])
     tensors = [member.partition(":")[0] for member in layer.members]
     own = {"", layer.name, *(tensor.rpartition(".")[0] for tensor in layer.parameters[:1])}
     modules = dict.fromkeys(tensor.rpartition(".")[0] for tensor in tensors)
@@ -242,7 +243,7 @@ def _row(structure: Structure, layer: Layer, least: int, most: int, operations: 
             "flops": sum(op.flops for op in operations if op.parameter in layer.parameters),
             "params": sum(int(np.prod(structure.shapes[tensor])) for tensor in layer.parameters),
         },
-        unit={kind: float(cost[-1] - cost[0]) / removed for kind, cost in costs.items()},
+        unit={kind: float(cost[-1] - cost[first]) / removed for kind, cost in costs.items()},
         coupled=tuple(name for name in modules if name not in {*own, *layer.consumers}),
         consumers=tuple(name for name in layer.consumers if name not in own),
     )

@@ -33,6 +33,7 @@ Number = Annotated[float, BeforeValidator(_no_truth)]
 File = Annotated[Path, BeforeValidator(_path)]
 Fraction = Annotated[Number, Field(gt=0.0, le=1.0)]
 Sparsity = Annotated[Number, Field(ge=0.0, lt=1.0)]
+MostSparsity = Annotated[Number, Field(ge=0.0, le=1.0)]  # 1: nothing is left, where that is a choice
 Natural = Annotated[Integer, Field(ge=0, le=1_000_000)]
 Count = Annotated[Integer, Field(ge=1, le=1_000_000)]  # of what there is only so much of anyway; more is a slip
 Batch = Annotated[Integer, Field(ge=1, le=65_536)]  # that is one tensor

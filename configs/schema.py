@@ -19,6 +19,7 @@ from .scalars import (
     FileName,
     Fraction,
     Integer,
+    MostSparsity,
     Number,
     Section,
     Seed,
@@ -136,7 +137,7 @@ class LayersConfig(Section):
     max_sparsity: Annotated[Number, Field(gt=0.0, lt=1.0)] | None = Field(
         default=None, description="of any one layer; none: the method's own"
     )
-    bounds: dict[str, tuple[Sparsity, Sparsity]] = Field(
+    bounds: dict[str, tuple[Sparsity, MostSparsity]] = Field(
         default_factory=dict, description="least and most sparsity of layers by name or pattern"
     )
     pattern: Literal["2:4"] | None = Field(
@@ -149,6 +150,10 @@ class LayersConfig(Section):
 
     activation_bits: Annotated[Integer, Field(ge=2, le=16)] | None = Field(
         default=None, description="bits: of the inputs of every layer whose weights are rounded; none: they stay floats"
+    )
+    branches: bool = Field(
+        default=False,
+        description="channels: a residual branch may go altogether (its layers keep 0): its mean is added instead",
     )
 
     @model_validator(mode="after")
@@ -192,7 +197,9 @@ class LatencyConfig(Section):
         default=5, description="passes of every network that the table is made from"
     )
     channels_last: bool = Field(default=False, description="the memory format of weights and images")
-    runtime: str = Field(default="eager", description="eager, onnxruntime, openvino, or package.module:callable")
+    runtime: str = Field(
+        default="eager", description="eager, compile, onnxruntime, openvino, or package.module:callable"
+    )
     precision: Literal["fp32", "int8"] = Field(default="fp32", description="int8: quantised by the runtime's own tools")
 
 

@@ -70,8 +70,9 @@ class Fused:
         if name in self._in_place:
             module = copy.copy(module)
             module.inplace = True
-        if name in self._norms:
-            module = fold(module, model.get_submodule(self._norms[name]))
+        norm = model.get_submodule(self._norms[name]) if name in self._norms else None
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):  # not one that went with its branch
+            module = fold(module, norm)
             for parameter in module.parameters():
                 parameter.data = channels_last(parameter.data)
         return cast(nn.Module, module)

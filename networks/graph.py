@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..training.inputs import Inputs, call, joined
 from . import in_place
 from .channel_pad import ChannelPad
+from .constant import Constant
 from .copying import copied
 from .inference import FAILURES, alike
 from .norms import LAYERS
@@ -99,7 +100,7 @@ class _Tracer(fx.Tracer):
         known = isinstance(m, nn.Linear) or super().is_leaf_module(
             m, module_qualified_name
         )  # timm has a Linear of its own
-        return isinstance(m, (ChannelPad, Quantised, *PREPARING)) or (not layers and known)
+        return isinstance(m, (ChannelPad, Constant, Quantised, *PREPARING)) or (not layers and known)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

@@ -32,7 +32,7 @@ from .repair.gram import variance
 from .repair.rounding import ROUNDINGS, Rounded, Rounding, rounded
 from .repair.solve import RIDGE, damping, masked_ridge_step, ridge_step
 from .repair.statistics import Sampler
-from .scope import step_of
+from .scope import no_branches, step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
 from .weights import Weights
 
@@ -80,6 +80,7 @@ class Bits:
             ValueError: the network does not run on such an image, or returns no row for each.
             PlanError: no weight is there, or the config names an unknown one, or what is for other methods.
         """
+        no_branches(config, self.name)
         if config.pattern or config.tie:
             raise PlanError(f"layers.{'pattern' if config.pattern else 'tie'} is not for method: bits; leave it out")
         found = Weights().find(model, input_shape, LayersConfig(ignore=config.ignore))

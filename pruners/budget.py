@@ -11,6 +11,7 @@ import numpy as np
 
 from ..configs import CostKind
 from ..configs.amounts import DIGITS, amount, told
+from .scope import sparsity_range
 from .structure import Floats, Kept, PlanError, Structure
 
 
@@ -26,7 +27,7 @@ class Budget:
         structure: the dense network's layers.
         kind: `flops`, `params`, `latency`, …: one of the structure's costs.
         fraction: of the dense network's cost, in (0, 1].
-        max_sparsity: of any one layer, in (0, 1).
+        max_sparsity: of any one layer, in (0, 1), but for one of a branch that goes altogether.
         bounds: least and most sparsity of layers by name or pattern (`layer4.*`); where several fit, the last counts.
         besides: further budgets that every plan meets as well, kind → fraction.
 
@@ -109,14 +110,18 @@ class Budget:
 
     @cached_property
     def _allowed(self) -> tuple[Kept, Kept]:
-        unused = set(self.bounds)
+        names = [layer.name for layer in self.structure.layers]
+        unused = [pattern for pattern in self.bounds if not any(fnmatchcase(name, pattern) for name in names)]
+        if unused:
+            raise PlanError(f"layers.bounds names {min(unused)!r}, which fits no layer: they are {', '.join(names)}")
+        free = {name for branch in self.structure.branches for name in branch.layers} - {
+            name for name in names for pattern in self.bounds if fnmatchcase(name, pattern)
+        }
         pairs = []
         for layer in self.structure.layers:
-            low, high = 0.0, self.max_sparsity
-            for pattern, bound in self.bounds.items():
-                if fnmatchcase(layer.name, pattern):
-                    low, high = bound
-                    unused.discard(pattern)
+            low, high = sparsity_range(layer.name, self.bounds, self.max_sparsity)
+            if layer.name in free:  # `max_sparsity` is of what stays
+                high = 1.0
             fits = [n for n in layer.choices if (1 - high) * layer.units - 1e-9 <= n <= (1 - low) * layer.units + 1e-9]
             if not fits:
                 raise PlanError(
@@ -124,9 +129,6 @@ class Budget:
                     f"units) has a sparsity in [{low:g}, {high:g}]: widen layers.bounds or lower layers.round_to"
                 )
             pairs.append((fits[0], fits[-1]))
-        if unused:
-            names = ", ".join(layer.name for layer in self.structure.layers)
-            raise PlanError(f"layers.bounds names {min(unused)!r}, which fits no layer: they are {names}")
         least, most = np.array(pairs, dtype=np.int64).T
         return least, most
 

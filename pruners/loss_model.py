@@ -39,10 +39,15 @@ def loss_curves(context: Context) -> list[Floats]:
 
     The method's curve, times the layer's sensitivity. To first order the error that a layer leaves in its consumers'
     output passes through the rest of the network linearly, so that the squared distance is proportional to it; and the
-    errors of different layers, being all but uncorrelated, add up.
+    errors of different layers, being all but uncorrelated, add up. Where nothing is kept of a layer its branch is gone,
+    too far for a first order: this distance is measured.
     """
-    curves = context.method.curves(context)
-    return [factor * curve for factor, curve in zip(layer_sensitivity(context), curves, strict=True)]
+    pairs = zip(_measured(context), context.method.curves(context), strict=True)
+    return [_with_none(float(told["factor"]) * curve, told.get("none")) for told, curve in pairs]
+
+
+def _with_none(curve: Floats, none: Tensor | None) -> Floats:
+    return curve if none is None else np.array([max(float(none), curve[1]), *curve[1:]])
 
 
 def layer_sensitivity(context: Context) -> Floats:
@@ -52,6 +57,11 @@ def layer_sensitivity(context: Context) -> Floats:
     whole. The distance is that of the reward, over the variance of the dense logits. Every layer costs a pass of these
     images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
     """
+    return np.array([float(told["factor"]) for told in _measured(context)])
+
+
+def _measured(context: Context) -> list[dict[str, Tensor]]:
+    """For every layer its `factor`, and the distance where `none` of it is kept if that is a choice."""
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
     images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
     images = in_channels_last(images)
@@ -68,15 +78,22 @@ def layer_sensitivity(context: Context) -> Floats:
         return answers(context.model)
 
     def measured(index: int, curve: Floats) -> dict[str, Tensor]:
-        distance, lost = _cut_alone(context, index, curve, answers, dense())
-        return {"factor": torch.tensor(distance / max(lost, LOST), dtype=torch.float64)}
+        layer = context.structure.layers[index]
+        telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
+        choice = int(telling[-1]) if len(telling) else 0
+        found = {"factor": away(index, choice) / max(float(curve[choice]), LOST)}
+        if not layer.choices[0]:
+            found["none"] = away(index, 0)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
+
+    def away(index: int, choice: int) -> float:
+        return _cut_alone(context, index, choice, answers, dense())
 
     layers = zip(context.structure.layers, context.method.curves(context), strict=True)
-    found = [
-        context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve))["factor"]
+    return [
+        dict(context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve)))
         for index, (layer, curve) in enumerate(layers)
     ]
-    return np.array([float(factor) for factor in found])
 
 
 def _large(shape: InputShape) -> bool:
@@ -89,19 +106,15 @@ def _large(shape: InputShape) -> bool:
 
 
 def _cut_alone(
-    context: Context, index: int, curve: Floats, answers: Callable[[nn.Module], Tensor], dense: Tensor
-) -> tuple[float, float]:
-    """The distance that one layer's cut brings, and what its consumers lose by it."""
-    layer = context.structure.layers[index]
-    telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
-    choice = int(telling[-1]) if len(telling) else 0
+    context: Context, index: int, choice: int, answers: Callable[[nn.Module], Tensor], dense: Tensor
+) -> float:
+    """The distance that one layer's cut brings."""
     kept = context.structure.units.copy()
-    kept[index] = layer.levels[choice]
+    kept[index] = context.structure.layers[index].levels[choice]
     compressed = context.method.apply(context, kept)
     repair_from_moments(compressed, context.model, context.moments)
     spread = float(dense.var(dim=0).sum())
-    distance = float((answers(compressed.model) - dense).square().sum(dim=1).mean()) / spread
-    return distance, float(curve[choice])
+    return float((answers(compressed.model) - dense).square().sum(dim=1).mean()) / spread
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from .costs.ranks import RankCost
 from .method import METHODS, Compressed
 from .repair.reduced_rank import RankSolve, Reduced, Reduction
 from .repair.statistics import Sampler
-from .scope import choices_of, ignored_names
+from .scope import choices_of, ignored_names, no_branches
 from .structure import Floats, Kept, Layer, PlanError, Structure
 
 Metric = Callable[[Context, str], Tensor | None]
@@ -101,6 +101,7 @@ class LowRank:
             ValueError: the network does not run on such an image, or returns no row for each.
             PlanError: no layer is left, or the config names an unknown one, or what is not for ranks.
         """
+        no_branches(config, self.name)
         for name in ("tie", "pattern"):
             if getattr(config, name):
                 raise PlanError(f"layers.{name}: not for ranks; leave it out with method: lowrank")

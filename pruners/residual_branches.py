@@ -15,7 +15,7 @@ from ..networks.graph import UntraceableError, Walk, trace
 from ..networks.inference import first_images
 from ..training.inputs import Inputs, taken
 from .context import Context
-from .repair.sequential import summands
+from .repair.sites import summands
 
 IMAGES = 100  # calibration images that the means are taken over
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ..configs import did_you_mean
+from ..configs.schema import LayersConfig
 from .structure import PlanError
 
 
@@ -40,6 +41,12 @@ def ignored_names(
     return found
 
 
+def no_branches(config: LayersConfig, method: str) -> None:
+    """Raises PlanError where a config asks for what channels alone have."""
+    if config.branches:
+        raise PlanError(f"layers.branches is for method: channels; leave it out with method: {method}")
+
+
 def choices_of(name: str, units: int, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
     """How many units of a layer may be kept: multiples of `round_to`, and all.
 
@@ -57,6 +64,11 @@ def step_of(name: str, round_to: int | Mapping[str, int]) -> int:
     if isinstance(round_to, int):
         return round_to
     return ([1] + [step for pattern, step in round_to.items() if fnmatchcase(name, pattern)])[-1]
+
+
+def sparsity_range(name: str, bounds: Mapping[str, tuple[float, float]], most: float) -> tuple[float, float]:
+    """The least and the most sparsity of a layer: as the last bound that fits its name says, else from 0 to `most`."""
+    return ([(0.0, most)] + [bound for pattern, bound in bounds.items() if fnmatchcase(name, pattern)])[-1]
 
 
 def tied_names(names: Sequence[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:

@@ -56,6 +56,25 @@ class Layer:
         return np.array(self.choices, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch that may go altogether; no two have a module in common.
+
+    Attributes:
+        layers: names of those inside: where one of them keeps 0 units, the branch is gone.
+        exit: its last layer, where its mean output comes out then.
+        norm: the batch norm behind that, if any.
+        inside: modules with weights in front of the exit.
+        modules: all that the forward calls for the branch alone.
+    """
+
+    layers: tuple[str, ...]
+    exit: str
+    norm: str | None
+    inside: tuple[str, ...]
+    modules: frozenset[str]
+
+
 class CostModel(Protocol):
     """A cost as a function of what is kept; it never falls where a layer keeps more."""
 
@@ -76,6 +95,7 @@ class Structure:
         ignored: every layer that is left whole, with the reason; one that is coupled to another names it.
         shapes: every parameter's dense shape, by name.
         input_shape: (C, H, W) of one image, or what `shape_of` says of other inputs.
+        branches: that go where one of their layers keeps 0 units.
         first_units: (network, structure, units kept) → a network of that size, whichever units it holds, for a latency
             table to time; none where keeping less makes no dense kernel faster.
     """
@@ -86,6 +106,7 @@ class Structure:
     ignored: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     input_shape: InputShape
+    branches: tuple[Branch, ...] = ()
     first_units: Callable[[nn.Module, Structure, Kept], nn.Module] | None = None
 
     @cached_property
@@ -96,6 +117,16 @@ class Structure:
     def index(self, name: str) -> int:
         """Position of a layer in the walk."""
         return next(i for i, layer in enumerate(self.layers) if layer.name == name)
+
+    def gone(self, kept: Kept | Sequence[int]) -> list[Branch]:
+        """The branches that are not there where so many units (layers,) are kept."""
+        counts = {layer.name: int(count) for layer, count in zip(self.layers, kept, strict=True)}
+        return [branch for branch in self.branches if any(not counts[name] for name in branch.layers)]
+
+    def settled(self, kept: Kept) -> Kept:
+        """(layers,) the same plan, with nothing kept of the other layers of a branch that is gone."""
+        out = {name for branch in self.gone(kept) for name in branch.layers}
+        return np.array([0 if layer.name in out else n for layer, n in zip(self.layers, kept, strict=True)], np.int64)
 
     def cost(self, kind: str, kept: Kept | Sequence[int]) -> int:
         """What a network costs that keeps so many units (layers,), counted with integers."""
@@ -150,7 +181,8 @@ class Structure:
         for layer, count in zip(self.layers, array, strict=True):
             least = min(1, layer.choices[0])
             if not least <= count <= layer.units:
-                raise PlanError(f"layer {layer.name}: {count} units kept is outside {least} … {layer.units}")
+                hint = "" if count else "; with layers.branches=true a residual branch may go altogether"
+                raise PlanError(f"layer {layer.name}: {count} units kept is outside {least} … {layer.units}{hint}")
         return array
 
     def snap(self, index: int, wish: float) -> int:

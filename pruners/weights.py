@@ -30,7 +30,7 @@ from .method import METHODS, Compressed
 from .repair.gram import variance
 from .repair.solve import RIDGE, damped_inverse, masked_ridge_step
 from .repair.statistics import Sampler
-from .scope import ignored_names, step_of
+from .scope import ignored_names, no_branches, step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
 
 CURVE_POINTS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # fractions kept
@@ -93,6 +93,7 @@ class Weights:
             ValueError: the network does not run on such an image, or returns no row for each.
             PlanError: no weight is left to prune, or the config names an unknown one.
         """
+        no_branches(config, self.name)
         if config.tie:
             raise PlanError("layers.tie: weight tensors are not tied; leave it out with method: weights")
         if config.activation_bits:

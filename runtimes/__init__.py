@@ -3,6 +3,7 @@
 A runtime is a class with four methods (`Runtime`), known by its name in `RUNTIMES` or as `package.module:callable`.
 """
 
+from .compile import Compile as Compile
 from .eager import Eager as Eager
 from .onnxruntime import OnnxRuntime as OnnxRuntime
 from .openvino import OpenVino as OpenVino

@@ -141,7 +141,7 @@ def move(budget: Budget, kept: Kept, giver: int, taker: int, count: int) -> Kept
 
 @register_allocator("evolution", searches=True, needs="cma")
 def evolution(problem: SearchProblem) -> Kept:
-    """CMA-ES (Hansen, 2016) over real sparsities in [0, max_sparsity], each decoded onto the budget.
+    """CMA-ES (Hansen, 2016) over real sparsities, from 0 to the most of any layer, each decoded onto the budget.
 
     The first mean is the `knapsack` plan, which is evaluated first.
     """
@@ -149,13 +149,13 @@ def evolution(problem: SearchProblem) -> Kept:
 
     budget, dense = problem.budget, problem.dense
     evaluated = Evaluated(problem)
-    start = knapsack(problem)
+    start, most = knapsack(problem), float((1.0 - budget.least / dense).max())
     evaluated([start])
     strategy = cma.CMAEvolutionStrategy(
         1.0 - start / dense,
-        SPREAD * budget.max_sparsity,
+        SPREAD * most,
         {
-            "bounds": [0.0, budget.max_sparsity],
+            "bounds": [0.0, most],
             "randn": lambda *shape: problem.rng.standard_normal(shape),
             "seed": np.nan,  # leaves numpy's global generator alone
             "verbose": -9,

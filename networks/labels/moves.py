@@ -145,6 +145,7 @@ def pooling(follower: Follower, called: Call) -> None:
 
 
 @rule("size", "shape", "dim", "numel", "is_floating_point", "device", "dtype", "ndim", "len", "item", "bool", "stride")
+@rule("new_zeros", "new_ones", "new_empty", "new_full")
 def told(_follower: Follower, _called: Call) -> None:
     """Nothing that holds a channel."""
 

@@ -7,7 +7,7 @@ outputs with the masked one's. A group that fails is left whole, and named.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +20,10 @@ from ...networks.copying import copied
 from ...networks.inference import FAILURES, example_images
 from ...networks.world import undisturbed
 from ...training.inputs import Inputs, InputShape, as_shape, call, flat
-from ..costs.counts import ChannelCost, count_operations, uncounted_flops
+from ..costs.counts import BranchCost, ChannelCost, count_operations, uncounted_flops
 from ..scope import choices_of, ignored_names, tied_names
 from ..structure import CostModel, PlanError
+from .branches import find_branches
 from .dependency import UNTRACED, leave_whole, trace_groups
 from .shrink import first_units, mask, shrink
 from .slices import SOURCE, ChannelLayer, ChannelStructure, Selection, Slice
@@ -39,6 +40,7 @@ def find_layers(
     ignore: Sequence[str] = (),
     tie: Sequence[Sequence[str]] = (),
     round_to: int | Mapping[str, int] = 1,
+    most: Callable[[str], float] | None = None,
 ) -> ChannelStructure:
     """The layers of a network, in the order of execution.
 
@@ -50,10 +52,11 @@ def find_layers(
         ignore: layers to leave whole, by name, pattern or type; see `ignored_names`.
         tie: groups of layers, by name or pattern, whose units go together: one step of the walk.
         round_to: units kept are a multiple of it, for all layers or by pattern.
+        most: where residual branches may go altogether, the most sparsity of a layer (by name) whose branch stays.
 
     Raises:
         ValueError: the network does not run on such an image, or returns no row for each.
-        PlanError: nothing can be cut, or a name fits no layer.
+        PlanError: nothing can be cut, no branch can go where one may, or a name fits no layer.
     """
     check_weights(model)
     model = copied(model).eval()
@@ -78,6 +81,8 @@ def find_layers(
     if not structure.layers:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(structure.ignored.items())[:3])
         raise PlanError(f"nothing in this network can be cut ({reasons or 'no convolution or linear layer inside'})")
+    if most is not None:
+        structure = _with_branches(model, structure, example, most)
     return replace(structure, costs=channel_costs(structure, uncounted_flops(model, example, operations)))
 
 
@@ -94,10 +99,58 @@ def channel_costs(structure: ChannelStructure, uncounted: int = 0) -> dict[str, 
     by_unit = [layer.product_flops for layer in structure.layers]
     products = sum(layer.units * layer.product_flops for layer in structure.layers)
     tied = sum(op.flops for op in structure.operations if op.parameter not in structure.shapes)
-    return {
+    costs: dict[str, CostModel] = {
         "flops": ChannelCost(structure.layers, structure.shapes, factors, tied + uncounted - products, by_unit),
         "params": ChannelCost(structure.layers, structure.shapes, dict.fromkeys(structure.shapes, 1)),
     }
+    if not structure.branches:
+        return costs
+    nothing = ChannelCost(structure.layers, {}, {})
+    parts: dict[str, list[tuple[Sequence[int], CostModel, CostModel]]] = {kind: [] for kind in costs}
+    for branch in structure.branches:
+        layers = [structure.index(name) for name in branch.layers]
+        own = {name: shape for name, shape in structure.shapes.items() if name.rpartition(".")[0] in branch.modules}
+        outputs = {f"{branch.exit}.weight": own[f"{branch.exit}.weight"][:1]}  # as many numbers as it has
+        constant = ChannelCost(structure.layers, outputs, dict.fromkeys(outputs, 1))
+        parts["flops"].append((layers, ChannelCost(structure.layers, own, factors), nothing))
+        parts["params"].append((layers, ChannelCost(structure.layers, own, dict.fromkeys(own, 1)), constant))
+    return {kind: BranchCost(cost, parts[kind]) for kind, cost in costs.items()}
+
+
+def _with_branches(
+    model: nn.Module, structure: ChannelStructure, example: Inputs, most: Callable[[str], float]
+) -> ChannelStructure:
+    """With 0 among the choices of the layers of every branch that can go altogether.
+
+    Raises:
+        PlanError: there is none.
+    """
+    branches = find_branches(model, structure.layers, example)
+    good = tuple(branch for branch in branches if _goes(model, replace(structure, branches=(branch,)), example))
+    if not good:
+        raise PlanError(
+            "layers.branches: no residual branch of this network can go altogether (one that ends in a convolution or "
+            "linear layer, with layers inside that can be cut): leave it out"
+        )
+    names = {name for branch in good for name in branch.layers}
+
+    def choices(layer: ChannelLayer) -> tuple[int, ...]:
+        least = (1.0 - most(layer.name)) * layer.units - 1e-9
+        return (0, *(n for n in layer.choices if n >= least))
+
+    layers = (replace(layer, choices=choices(layer)) if layer.name in names else layer for layer in structure.layers)
+    return replace(structure, layers=tuple(layers), branches=good)
+
+
+def _goes(model: nn.Module, structure: ChannelStructure, example: Inputs) -> bool:
+    """Whether a network without a structure's one branch is what the masked one is."""
+    (branch,) = structure.branches
+    empty = np.zeros(0, dtype=np.int64)
+    selection = [
+        empty if layer.name in branch.layers else units
+        for layer, units in zip(structure.layers, _some(structure, 0), strict=True)
+    ]
+    return _same(model, structure, selection, example)
 
 
 def _sampled(model: nn.Module, layers: Sequence[ChannelLayer]) -> list[ChannelLayer]:
@@ -213,7 +266,10 @@ def _agrees(model: nn.Module, structure: ChannelStructure, example: Inputs) -> b
 
 
 def _agrees_once(model: nn.Module, structure: ChannelStructure, example: Inputs, seed: int) -> bool:
-    selection = _some(structure, seed)
+    return _same(model, structure, _some(structure, seed), example)
+
+
+def _same(model: nn.Module, structure: ChannelStructure, selection: Selection, example: Inputs) -> bool:
     with torch.no_grad():
         expected = flat(call(mask(model, structure, selection), example))
         try:

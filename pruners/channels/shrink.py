@@ -15,10 +15,13 @@ from ...networks.channel_norms import NormOfKept, normalised_dim
 from ...networks.copying import rebuilt
 from ...networks.norms import CONVOLUTIONS, TRANSPOSED
 from ..structure import Kept, Structure
+from .branches import Means, close, constant_of, without
 from .slices import SOURCE, ChannelStructure, Selection
 
 
-def shrink(model: nn.Module, structure: ChannelStructure, selection: Selection) -> nn.Module:
+def shrink(
+    model: nn.Module, structure: ChannelStructure, selection: Selection, means: Means | None = None
+) -> nn.Module:
     """A smaller network that holds only the selected units.
 
     Tensors that do not shrink are shared with `model`, buffers excepted (batch-norm statistics may be re-estimated
@@ -28,8 +31,11 @@ def shrink(model: nn.Module, structure: ChannelStructure, selection: Selection) 
         model: the dense network; not changed.
         structure: its layers.
         selection: for every layer the units that stay, ascending.
+        means: what is added where a branch is gone; see `without`.
     """
-    return narrow(model, structure.positions(selection))
+    gone = structure.gone([len(keep) for keep in selection])
+    whole = without(model, gone, means) if gone else model
+    return narrow(whole, structure.positions(selection))
 
 
 def first_units(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
@@ -101,11 +107,12 @@ def check_positions(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.
             )
 
 
-def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) -> nn.Module:
+def mask(model: nn.Module, structure: ChannelStructure, selection: Selection, means: Means | None = None) -> nn.Module:
     """The dense-shaped network with the removed units zeroed, in producers, between, and in consumers.
 
     It computes what `shrink` gives and saves nothing: the oracle. Zeroing the consumers' inputs matters, since
-    a masked convolution's batch norm and activation still emit a constant.
+    a masked convolution's batch norm and activation still emit a constant. Where a branch is gone, everything in front
+    of its last layer is still computed, and what comes out is the constant.
     """
     zeroed: dict[str, list[tuple[int, Tensor]]] = {}
     for layer, keep in zip(structure.layers, selection, strict=True):
@@ -127,7 +134,9 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) ->
     for name, module in list(masked.named_modules()):
         removed = zeroed.get(f"{name}.weight".strip("."))
         if removed is not None and normalised_dim(module) is not None:
-            masked.set_submodule(name, _of_kept(module, torch.cat([positions for _, positions in removed])))
+            absent = torch.cat([positions for _, positions in removed])
+            if len(absent) < len(module.get_parameter("weight")):
+                masked.set_submodule(name, _of_kept(module, absent))
     for source, name in pads.items():
         pad = masked.get_submodule(name)
         assert isinstance(pad, ChannelPad)
@@ -135,6 +144,12 @@ def mask(model: nn.Module, structure: ChannelStructure, selection: Selection) ->
             indices = pad.source if dim == 1 else torch.arange(pad.out_channels, device=pad.source.device)
             pad.source[torch.isin(indices, positions.to(pad.source.device))] = -1
             pad.intact = False
+    for branch in structure.gone([len(keep) for keep in selection]):
+        constant = constant_of(model, branch, means).clone()
+        for dim, positions in zeroed.get(f"{branch.exit}.weight", ()):
+            if dim == 0:
+                constant.index_fill_(0, positions.to(constant.device), 0.0)
+        close(masked, branch, constant)
     return masked
 
 

@@ -109,16 +109,27 @@ class ChannelStructure(Structure):
         return [keep if i == index else np.arange(layer.units) for i, layer in enumerate(self.layers)]
 
     def positions(self, selection: Selection) -> dict[tuple[str, int], NDArray[np.int64]]:
-        """(parameter, dim) → positions that stay, ascending, for every slice that shrinks."""
+        """(parameter, dim) → positions that stay, ascending, for every slice that shrinks.
+
+        Of a branch that is gone there is only its constant (`networks/constant.py`).
+        """
         stays: dict[tuple[str, int], NDArray[np.bool_]] = {}
+        gone = self.gone([len(keep) for keep in selection])
+        constants = {f"{branch.exit}.weight": f"{branch.exit}.mean" for branch in gone}
+        absent = frozenset[str]().union(*(branch.modules for branch in gone))
         for layer, keep in zip(self.layers, selection, strict=True):
             if len(keep) == layer.units:
                 continue
-            gone = np.ones(layer.units, dtype=bool)
-            gone[keep] = False
+            out = np.ones(layer.units, dtype=bool)
+            out[keep] = False
             for part in layer.slices:
-                mask = stays.setdefault((part.parameter, part.dim), np.ones(part.size, dtype=bool))
-                mask[part.positions[gone]] = False
+                name = part.parameter
+                if part.module in absent:
+                    if name not in constants or part.dim:
+                        continue
+                    name = constants[name]
+                mask = stays.setdefault((name, part.dim), np.ones(part.size, dtype=bool))
+                mask[part.positions[out]] = False
         return {key: np.flatnonzero(mask) for key, mask in stays.items()}
 
 

@@ -18,6 +18,7 @@ from ...networks.attention import HeadAttention
 from ...networks.norms import LAYERS, TRANSPOSED, channel_dim
 from ...networks.world import without_fast_attention
 from ...training.inputs import Inputs, call, taken
+from ..structure import CostModel
 
 _WEIGHTS: dict[Any, tuple[str, ...]] = {  # those that are laid on an input, where it is not one `weight`
     HeadAttention: ("in_proj_weight",),
@@ -191,3 +192,27 @@ class LinearCost:
     def __call__(self, kept: NDArray[Any]) -> Any:
         """(…, layers) → (…)."""
         return self.fixed + kept @ self.factors
+
+
+class BranchCost:
+    """A cost without that of the branches that are gone: those of which a layer keeps 0 units.
+
+    Args:
+        whole: as if all were there.
+        parts: for every branch its layers, its part of that, and what takes its place.
+    """
+
+    def __init__(self, whole: CostModel, parts: Sequence[tuple[Sequence[int], CostModel, CostModel]]):
+        self.whole = whole
+        self.parts = [(part, left) for _, part, left in parts]
+        self.layers = np.array([layer for layers, *_ in parts for layer in layers], dtype=np.int64)
+        self.starts = np.cumsum([0, *(len(layers) for layers, *_ in parts)])[:-1]
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) → (…); between 0 units and 1 it rises with the number, as all costs do."""
+        total = self.whole(kept)
+        there = np.minimum.reduceat(kept[..., self.layers], self.starts, axis=-1).clip(0, 1)
+        for number in np.flatnonzero((there < 1).reshape(-1, len(self.parts)).any(axis=0)):
+            part, left = self.parts[number]
+            total = total - (1 - there[..., number]) * (part(kept) - left(kept))
+        return total

@@ -10,11 +10,13 @@ pairs of sizes, a multiple and the next one, and straight in between.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from ...configs import LatencyConfig
-from ..structure import PlanError, Structure
+from ..structure import CostModel, PlanError, Structure
+from .counts import BranchCost, LinearCost
 from .file_profiler import FileProfiler
 from .latency_files import in_torch
 from .latency_table import Curve, Floats, Form, Ints, LatencyTable
@@ -30,7 +32,7 @@ def take_table(
     *,
     timer: Timer | None = None,
     bar: Bar = no_bar,
-) -> LatencyTable:
+) -> CostModel:
     """Measure what the cache does not hold, and make the table.
 
     Args:
@@ -53,24 +55,48 @@ def take_table(
     colours = _colours(units)
     steps = _steps(dense)
     edges = [np.where(colours == colour, steps, dense) for colour in range(colours.max() + 1)]
-    profiler.measure(np.concatenate([steps, *edges]), timer)
+    inside = [name for branch in structure.branches for name in branch.layers]
+    gone = np.array([0 if layer.name in inside else layer.units for layer in structure.layers], dtype=np.int64)
+    profiler.measure(np.concatenate([steps, *edges, *([gone[None]] if inside else [])]), timer)
 
+    modules = [segment.module for segment in profiler.segments(dense)]
+    branch_of = np.full(len(modules), -1)
+    for number, branch in enumerate(structure.branches):
+        branch_of[[module in branch.modules for module in modules]] = number
     together = profiler.times(steps)
     apart = [profiler.times(edge) for edge in edges]
-    shared: dict[Form, Floats] = {}
-    surfaces = []
-    for i in range(len(sizes)):
-        pair = [int(colours[np.argmax(side)]) for side in units[i]]
-        if units[i].any(axis=1).all() and pair[0] != pair[1]:
-            forms = [Form.of(np.where(side, sizes[i], 1), units[i] * side[:, None]) for side in np.eye(2, dtype=bool)]
-            first, second = (Curve.below(f, dense - edges[c], apart[c][:, i]) for f, c in zip(forms, pair, strict=True))
-            surfaces.append((first, second, float(together[0, i])))
-        else:
-            form = Form.of(sizes[i], units[i])
-            shared[form] = shared.get(form, 0.0) + together[:, i]
-    fixed = profiler.base + sum(float(times[-1]) for form, times in shared.items() if not form.varies)
-    curves = [Curve.below(form, dense - steps, times) for form, times in shared.items() if form.varies]
-    return LatencyTable(dense, fixed, curves, surfaces)
+
+    def table(chosen: NDArray[np.bool_], fixed: float) -> LatencyTable:
+        """Of some of the segments."""
+        shared: dict[tuple[int, Form], Floats] = {}  # a branch's apart: what it costs is taken off where it is gone
+        surfaces: list[tuple[Curve, Curve, float]] = []
+        for i in np.flatnonzero(chosen):
+            pair = [int(colours[np.argmax(side)]) for side in units[i]]
+            if units[i].any(axis=1).all() and pair[0] != pair[1]:
+                sides = np.eye(2, dtype=bool)
+                forms = [Form.of(np.where(side, sizes[i], 1), units[i] * side[:, None]) for side in sides]
+                first, second = (
+                    Curve.below(f, dense - edges[c], apart[c][:, i]) for f, c in zip(forms, pair, strict=True)
+                )
+                surfaces.append((first, second, float(together[0, i])))
+            else:
+                key = int(branch_of[i]), Form.of(sizes[i], units[i])
+                shared[key] = shared.get(key, 0.0) + together[:, i]
+        fixed += sum(float(times[-1]) for (_, form), times in shared.items() if not form.varies)
+        found = [Curve.below(form, dense - steps, times) for (_, form), times in shared.items() if form.varies]
+        return LatencyTable(dense, fixed, found, surfaces)
+
+    whole = table(np.ones(len(sizes), dtype=bool), profiler.base)
+    if not structure.branches:
+        return whole
+    without = profiler.times(gone[None])[0]
+    parts: list[tuple[list[int], CostModel, CostModel]] = []
+    for number, branch in enumerate(structure.branches):
+        own = branch_of == number
+        part = table(own, 0.0)
+        left = min(float(without[own].sum()), part(np.ones_like(dense)))  # or keeping less would cost more
+        parts.append(([structure.index(name) for name in branch.layers], part, LinearCost(np.zeros(len(dense)), left)))
+    return BranchCost(whole, parts)
 
 
 def _shapes(profiler: Profiler) -> tuple[Ints, Ints]:

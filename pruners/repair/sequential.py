@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial, reduce
 from itertools import chain
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from ...networks.constant import Constant
 from ...networks.factors import set_weight, whole_layer
 from ...networks.graph import UntraceableError as UntraceableError
 from ...networks.graph import trace
@@ -31,43 +32,12 @@ from ...networks.norms import following_norms, shift_output
 from ...networks.stream import FRONT, Stream, computing_order
 from ...training.inputs import taken
 from ..method import Compressed
+from .sites import Site, chosen_sites, needed, possible_sites
 from .solve import RIDGE, damping, fit
 from .statistics import SAMPLES, Sampler, repairable
 
 REFIT_RIDGE = 1e-2
 HELD = 2**30  # bytes of the dense network's features that are kept for the next candidate
-_ADDITIONS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass(frozen=True)
-class Site:
-    """A convolution or linear layer that is solved when the images reach it.
-
-    Attributes:
-        node: its call in the graph.
-        name: its module.
-        norm: the batch norm behind it, if any.
-        others: the other operands of the residual sum its output joins, of one after the other.
-        inputs: weights of each of its outputs.
-        cut: whether it was cut itself; if not, its inputs only drifted (its producers were re-fitted or cut).
-    """
-
-    node: fx.Node
-    name: str
-    norm: str | None
-    others: tuple[fx.Node, ...]
-    inputs: int
-    cut: bool = False
-
-    @property
-    def nodes(self) -> list[fx.Node]:
-        """What the dense network is asked for."""
-        return [self.node, *self.others]
-
-    @property
-    def reads(self) -> list[fx.Node]:
-        """What the pruned network is asked for."""
-        return [self.node.all_input_nodes[0], *self.others]
 
 
 class Feature(NamedTuple):
@@ -113,7 +83,7 @@ class SequentialRepair:
         self._example: Batches = [taken(batches[0], slice(1))]
         image, _ = self._example[0]
         self._graph = trace(dense, image)
-        sites = _possible_sites(self._graph, dense, following_norms(dense, image))
+        sites = possible_sites(self._graph, dense, following_norms(dense, image))
         self._sites = self._joining(sites, [taken(batches[0], slice(2))])
 
     @torch.no_grad()
@@ -125,17 +95,17 @@ class SequentialRepair:
             refit: also re-fit what sits before a cut: producers whose inputs drifted, with a ridge towards their old
                 weights.
         """
-        if not compressed.cut:
-            return
         seen = {str(node.target) for node in self._graph.nodes}
         hidden = {name for name in compressed.cut - seen if repairable(self.dense.get_submodule(name))}
         if hidden:
             raise UntraceableError(f"torch.fx cannot follow what goes into {', '.join(sorted(hidden)[:3])}")
-        chosen = _chosen_sites(self._sites, compressed.cut, refit)
-        order = computing_order(self._graph, partial(_needed, chosen))
+        chosen = chosen_sites(self._sites, compressed, refit)
+        order = computing_order(self._graph, partial(needed, chosen))
         sites = [chosen[node] for node in order if node in chosen]
         first = next((i for i, site in enumerate(sites) if site.cut), len(sites))
         sites = sites[first:]  # in front of the first cut nothing has drifted
+        if not sites:
+            return
         reads = [node for site in sites for node in site.reads]
         pruned = Stream(order, compressed.model, self.images, reads, self._front)
         fitting = _Fitting(compressed, self.dense, pruned, self._samples, count_images(self.images))
@@ -148,21 +118,21 @@ class SequentialRepair:
     def bytes(self) -> int:
         """What the dense network's features take."""
         alone = self._read(self._example)
-        tensors = [t for features in alone.values() for feature in features for t in feature if t is not None]
+        tensors = [t for batches in alone.values() for values in batches for t in values]
         return sum(t.numel() * t.element_size() for t in tensors) * count_images(self.images)
 
     @cached_property
-    def _features(self) -> Mapping[str, Sequence[Feature]]:
+    def _features(self) -> Mapping[str, Sequence[Sequence[Tensor]]]:
         return self._read(self.images)
 
-    def _read(self, batches: Batches) -> dict[str, list[Feature]]:
-        """The features of all sites, in one pass."""
+    def _read(self, batches: Batches) -> dict[str, list[list[Tensor]]]:
+        """What all sites ask for, a batch at a time, in one pass."""
         looks = [look for site in self._sites for look in self._looks(site)]
-        found: dict[str, list[Feature]] = {site.name: [] for site in self._sites}
+        found: dict[str, list[list[Tensor]]] = {site.name: [] for site in self._sites}
         for values in self._stream(batches, self._sites).read(*looks):
             seen = iter(values)
             for site in self._sites:
-                found[site.name].append(Feature.of(*(next(seen) for _ in site.nodes)))
+                found[site.name].append([next(seen) for _ in site.nodes])
         return found
 
     def _source(self, sites: Collection[Site]) -> Callable[[Site], Iterator[Feature]]:
@@ -173,8 +143,13 @@ class SequentialRepair:
                 return (Feature.of(*values) for values in stream.read(*self._looks(site)))
 
             return walk
-        features = self._features
-        return lambda site: iter(features[site.name])
+        nodes = {site.name: site.nodes for site in self._sites}
+
+        def kept(site: Site) -> Iterator[Feature]:
+            places = [nodes[site.name].index(node) for node in site.nodes]  # it may wait for fewer than there are
+            return (Feature.of(*(values[place] for place in places)) for values in self._features[site.name])
+
+        return kept
 
     def _stream(self, batches: Batches, sites: Collection[Site]) -> Stream:
         reads = [node for site in sites for node in site.nodes]
@@ -207,77 +182,6 @@ def independent(samples: int, images: int) -> float:
     return math.sqrt(samples * images)
 
 
-def _possible_sites(graph: fx.Graph, dense: nn.Module, norms: Mapping[str, str]) -> list[Site]:
-    calls: dict[str, list[fx.Node]] = {}
-    seen: set[fx.Node] = set()  # what is computed of the inputs; a table of positions is not
-    for node in graph.nodes:
-        if node.op == "placeholder" or not seen.isdisjoint(node.all_input_nodes):
-            seen.add(node)
-        if node.op == "call_module" and node in seen:
-            calls.setdefault(str(node.target), []).append(node)
-    sites = []
-    for name, nodes in calls.items():
-        if len(nodes) == 1 and repairable(dense.get_submodule(name)):
-            # a module that is called twice has no single input to be fitted to
-            norm = norms.get(name)
-            inputs = dense.get_parameter(f"{name}.weight")[0].numel()
-            sites.append(Site(nodes[0], name, norm, _other_operands(nodes[0], norm), inputs))
-    return sites
-
-
-def _chosen_sites(possible: Sequence[Site], cut: Collection[str], refit: bool) -> dict[fx.Node, Site]:
-    found = [replace(site, cut=site.name in cut) for site in possible]
-    found = [site for site in found if site.cut or refit]
-    # Of two sites that join one sum only one can wait for the other: the one that has more weights to fit with.
-    found.sort(key=lambda site: (not site.cut, -site.inputs))
-    sites: dict[fx.Node, Site] = {}
-    for site in found:
-        others = tuple(other for other in site.others if not _needs(other, site.node, sites))
-        sites[site.node] = replace(site, others=others)
-    return sites
-
-
-def _other_operands(node: fx.Node, norm: str | None) -> tuple[fx.Node, ...]:
-    """What a consumer's output, after its batch norm, is added to, and the sum of the two in its turn (RepVGG)."""
-    if norm is not None:
-        node = next(iter(node.users))
-    others: list[fx.Node] = []
-    while len(node.users) == 1 and (operands := summands(next(iter(node.users)))):
-        others += [operand for operand in operands if operand is not node]
-        node = next(iter(node.users))
-    return tuple(others)
-
-
-def summands(node: fx.Node) -> list[fx.Node]:
-    """The two values that a node adds, or nothing if it does something else."""
-    if node.target not in _ADDITIONS or node.kwargs:
-        return []
-    operands = [a for a in node.args if isinstance(a, fx.Node)]
-    return operands if len(operands) == 2 and operands[0] is not operands[1] else []
-
-
-def _needs(node: fx.Node, wanted: fx.Node, sites: Mapping[fx.Node, Site]) -> bool:
-    """Whether `wanted` must be computed before `node`."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        top = stack.pop()
-        if top is wanted:
-            return True
-        if top not in seen:
-            seen.add(top)
-            stack += top.all_input_nodes
-            site = sites.get(top)
-            stack += site.others if site is not None else ()
-    return False
-
-
-def _needed(sites: Mapping[fx.Node, Site], node: fx.Node) -> list[fx.Node]:
-    """The inputs, and what the site's sum has on its other side."""
-    site = sites.get(node)
-    return [*node.all_input_nodes, *(site.others if site is not None else ())]
-
-
 class _Fitting:
     """Fits the pruned network's sites, each before anything behind it is computed."""
 
@@ -292,6 +196,9 @@ class _Fitting:
     def solve(self, site: Site, features: Iterator[Feature]) -> None:
         """Fit one site to what the dense network computes there."""
         fitting = self.model.get_submodule(site.name)
+        if isinstance(fitting, Constant):
+            self._shift(fitting, site, features)
+            return
         module: Any = whole_layer(fitting)
         sampler = Sampler(module, self.samples)
         looks = [lambda x: (len(x), sampler.inputs(x)), *[sampler.rows] * len(site.others)]
@@ -315,6 +222,21 @@ class _Fitting:
         )
         set_weight(fitting, sampler.unweight(fitted, module.weight))
         shift_output(self.model, site.name, site.norm, constant.flatten() - self._constant(site, module.bias))
+
+    def _shift(self, constant: Constant, site: Site, features: Iterator[Feature]) -> None:
+        """What is added in the place of a branch also makes up for the other operand's drift, on the mean."""
+        sampler = Sampler(self.dense.get_submodule(site.name), self.samples)
+        rows = self.compressed.rows.get(site.norm or site.name)
+        assert constant.mean is not None
+        drifts = []
+        looks = [(node, sampler.rows) for node in site.reads]
+        for others, feature in zip(self.stream.read(*looks), features, strict=True):
+            other = reduce(operator.add, others)
+            assert feature.other is not None
+            before = feature.other if rows is None else feature.other[:, torch.from_numpy(rows).to(other.device)]
+            drifts.append((len(other), (before - other).double().sum(0)))
+        mean = torch.stack([drift for _, drift in drifts]).sum(0) / sum(count for count, _ in drifts)
+        constant.mean.data += mean.to(constant.mean.dtype)
 
     def _target(self, site: Site, feature: Feature, *others: Tensor) -> Tensor:
         """(samples, outputs): Y₁, and where the output joins a sum Y₁ − Y₁′ + Y₂ in front of the batch norm."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +70,14 @@ def test_what_cannot_be_distilled_is_told_before_the_search(tmp_path: Path) -> N
     session.model.requires_grad_(False)
     with pytest.raises(ValueError, match=r"repair\.final\.distill = 3: all parameters of the Small are frozen"):
         secateur.train(session, out=tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_the_demo_distils_and_ends_within_half_a_point_of_the_dense_network(tmp_path):
+    found = secateur.plan(session="digits-weights", out=tmp_path / "plan")
+    made = secateur.apply(tmp_path / "plan", out=tmp_path / "applied")
+    assert found.plan.cost["params"] <= 0.03
+    rows = [json.loads(line) for line in (made.folder / "training.jsonl").read_text().splitlines()]
+    assert [row["taught"] for row in rows] == [True] * 20
+    assert made.summary["pruned"]["test_accuracy"] > made.summary["dense"]["test_accuracy"] - 0.5
+    assert made.summary["repaired"]["test_accuracy"] < made.summary["dense"]["test_accuracy"] - 5.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import secateur
 from secateur.commands.retraining import Task
+from secateur.networks.constant import Constant
 from secateur.networks.copying import copied
 from secateur.pruners.masks import tighten
 from secateur.storage.files import read_tensors
@@ -55,6 +56,33 @@ def stop(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
         write(self, *given)
 
     monkeypatch.setattr(Checkpoint, "write", failing)
+
+
+QUICK = [("gradual", "all"), ("iterative", "inner"), ("rewind", "all")]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cut"),
+    [
+        pytest.param(schedule, cut, marks=[] if (schedule, cut) in QUICK else pytest.mark.slow)
+        for schedule in SCHEDULES
+        for cut in ("inner", "all")
+    ],
+)
+def test_a_branch_that_goes_altogether_is_gone_in_the_end(schedule, cut, tmp_path):
+    session = make(tmp_path, "channels", layers={"branches": True, "cut": cut})
+    kept = plan_of(session).kept
+    kept[session.structure.index("inner2")] = 0
+    plan = session.plan_of(kept, allocator="uniform", seed=0, candidates=0)
+    made = secateur.apply(plan, session, schedule=schedule, out=tmp_path / "made")
+    small = secateur.load(made.folder, Small())
+    images = batches(1, 9)[0][0]
+    with torch.inference_mode():
+        assert torch.allclose(small(images), made.model(images), atol=1e-5)
+    assert isinstance(small.back2, Constant)
+    assert sum(p.numel() for p in small.parameters()) == session.structure.cost("params", kept)
+    assert made.summary["pruned"]["flops"] == session.structure.fraction("flops", kept) < 0.2
+    assert small.back2.mean.any()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -18,9 +18,11 @@ QUICK = {  # epochs and episodes, and the least score of the dense network
     "regression": (4, 2, 60.0),
     "detection": (4, 2, 5.0),
     "train_fn": (2, 2, 60.0),
+    "lightning_fit": (2, 2, 60.0),
     "vit": (10, 2, 60.0),
 }
 
+NEEDS = {"lightning_fit": "lightning"}
 ALWAYS = ("detection", "vit")  # the others' tasks have quicker tests of their own, too
 
 
@@ -38,11 +40,17 @@ def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(QUICK)
 
 
+def _marks(name: str) -> list[pytest.MarkDecorator]:
+    """What is Lightning's own to be warned of is not ours."""
+    slow = [] if name in ALWAYS else [pytest.mark.slow]
+    return [*slow, pytest.mark.filterwarnings("ignore")] if name in NEEDS else slow
+
+
 @pytest.mark.filterwarnings("ignore:the sequential repair was not taken:RuntimeWarning")
-@pytest.mark.parametrize(
-    "name", [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in QUICK]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_marks(name)) for name in QUICK])
 def test_an_example(name: str) -> None:
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name], reason=f"{NEEDS[name]} is not installed")
     epochs, episodes, least = QUICK[name]
     found = main_of(name)(epochs=epochs, episodes=episodes)
     assert found["dense"] > least

@@ -211,6 +211,20 @@ def test_a_sum_of_three_is_fitted_as_a_whole() -> None:
     assert_fitted(pruned.last, before.last, small["last"][0], dense["last"][1] + sum(errors), pruned.last.bias)
 
 
+def test_of_two_that_join_one_sum_each_has_the_others_that_it_waits_for() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Three().eval()
+    structure, batches = find_layers(model, zoo.RGB), zoo.batches("vgg", (60, 40))
+    found = []
+    for limits in ({}, {"held": 0, "front": 0}):  # the dense network's features kept, or walked for
+        compressed = cut_channels(model, structure, half(structure))
+        SequentialRepair(model, batches, **limits)(compressed, refit=True)
+        found.append(compressed.model.state_dict())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
+
+
 class Weighted(nn.Module):
     """A sum that weighs one of its operands, and so is none that a target could be taken from."""
 
@@ -382,7 +396,7 @@ def test_an_untraceable_network_is_refused(name: str) -> None:
 
 
 class Overwriting(nn.Module):
-    """Its ReLU changes, in place, what the shortcut takes afterwards."""
+    """Its ReLU changes, in place and through a view, what the shortcut takes afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -394,7 +408,7 @@ class Overwriting(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        return self.head(x + self.conv2(F.relu(self.conv1(self.relu(x)))))
+        return self.head(x + self.conv2(F.relu(self.conv1(self.relu(x[:, :])))))
 
 
 class Silent(nn.Module):

@@ -70,7 +70,10 @@ def file(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return get
 
 
-@pytest.mark.parametrize("name", list(RUNTIMES))
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name == "compile" else []) for name in RUNTIMES]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_file_computes_what_the_network_computes_of_pixels_and_any_number_of_images(name, several, program, file):
     run = RUNTIMES[name].open(file(name), threads=1)
     for count in (1, 7):
@@ -217,6 +220,23 @@ def test_a_missing_package_is_named_with_its_extra(name, package, monkeypatch):
     extra = RUNTIMES[name].extra
     with pytest.raises(ValueError, match=rf"{package} is not installed: pip install 'secateur\[{extra}\]'"):
         RUNTIMES[name].check_installed()
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"torch.compile needs a compiler of C\+\+ .* none is on the PATH") as refused:
+        RUNTIMES["compile"].check_installed()
+    assert "\n" not in str(refused.value)
+
+
+def test_what_the_compiler_does_not_take_is_said_in_a_line(program, file, monkeypatch):
+    def refused(*_given: object, **_named: object) -> None:
+        raise RuntimeError("g++: no such kernel\nand more")
+
+    monkeypatch.setattr(torch, "compile", lambda _network, **_options: refused)
+    with pytest.raises(ValueError, match=r"torch.compile does not take this network \(.*no such kernel") as raised:
+        RUNTIMES["compile"].open(file("eager"))(program.inputs_of(normalise(pixels(1), MEAN, STD)))
+    assert "\n" not in str(raised.value)
 
 
 def test_what_a_package_itself_misses_is_not_called_a_missing_package(monkeypatch, tmp_path):
