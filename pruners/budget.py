@@ -112,7 +112,7 @@ class Budget:
         unused = set(self.bounds)
         pairs = []
         for layer in self.structure.layers:
-            low, high = 0.0, self.max_sparsity
+            low, high = 0.0, min(self.max_sparsity, layer.max_sparsity or 1.0)
             for pattern, bound in self.bounds.items():
                 if fnmatchcase(layer.name, pattern):
                     low, high = bound
@@ -137,6 +137,11 @@ class Budget:
     def relaxed_cost(self, kept: Floats) -> float:
         """The cost as if units could be kept in parts."""
         return max(rate * self.structure.relaxed_cost(kind, kept) for kind, rate in self._rates.items())
+
+    def costs_together(self, kept: Kept) -> Floats:
+        """(…) what networks cost that keep (…, layers), in the currency of `choice_costs`."""
+        costs = [rate * np.asarray(self.structure.costs[kind](kept)) for kind, rate in self._rates.items()]
+        return np.asarray(np.sum(costs, axis=0), dtype=np.float64)
 
     def choice_costs(self) -> list[Floats]:
         """For every layer, (choices,), what the network costs at each of its choices, the others whole.

@@ -181,11 +181,12 @@ class LossModel:
         the best gain for the cost is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
         Dantzig 1957). Of several budgets the one that binds says what a step costs.
         """
-        costs_of = step_costs(self._binding(budget))
-        return [
+        binding = self._binding(budget)
+        gains = [
             -factor * isotonic_regression(np.diff(curve) / costs, weights=costs).x if len(costs) else costs
-            for factor, curve, costs in zip(self.factors, self.curves, costs_of, strict=True)
+            for factor, curve, costs in zip(self.factors, self.curves, step_costs(binding), strict=True)
         ]
+        return in_turn(binding, gains) if self.structure.in_turn else gains
 
     def _binding(self, budget: Budget) -> Budget:
         """That one of several whose own best plan meets the others, too; all of them where there is none."""
@@ -200,6 +201,40 @@ def step_costs(budget: Budget) -> list[Floats]:
     """For every layer, (choices − 1,), what each step to the next choice adds to the cost, the other layers whole."""
     costs = budget.choice_costs()
     return [np.diff(cost).clip(min=1e-12 * budget.limit) for cost in costs]
+
+
+def in_turn(budget: Budget, gains: Sequence[Floats]) -> list[Floats]:
+    """What each step gains for what it saves when its turn comes, (choices − 1,) a layer: `Structure.in_turn`.
+
+    The steps are taken down from the dense network, those first that gain least. A layer's steps save the same part of
+    what they save of the dense network, all of them: true where costs are products of what the layers keep. What is
+    left gets cheaper on the way, so that its gains rise, and the best steps on any budget are those not yet taken.
+
+    Args:
+        budget: what a step saves.
+        gains: the same of the dense network, falling.
+    """
+    layers, found = budget.structure.layers, [np.zeros_like(gain) for gain in gains]
+    left = np.array([len(gain) for gain in gains])
+    kept, part, reached = budget.structure.units.copy(), np.ones(len(layers)), 0.0
+    costs = budget.choice_costs()
+    together = max(1, int(left.sum()) // GRID)
+    while left.any():
+        now = [gain[:n] / share for gain, n, share in zip(gains, left, part, strict=True)]
+        pool = np.concatenate(now)
+        worst = float(np.partition(pool, min(together, len(pool)) - 1)[min(together, len(pool)) - 1])
+        for i, gain in enumerate(now):
+            stay = int(np.searchsorted(-gain, -worst))  # those that gain more
+            found[i][stay : left[i]] = np.maximum(gain[stay:], reached)
+            left[i], kept[i] = stay, layers[i].levels[stay]
+        reached = max(reached, worst)
+        lowest = np.tile(kept, (len(layers) + 1, 1))
+        np.fill_diagonal(lowest, [layer.choices[0] for layer in layers])
+        saved = budget.costs_together(lowest)
+        dense = np.array([cost[n] - cost[0] for cost, n in zip(costs, left, strict=True)])
+        part = np.divide(saved[-1] - saved[:-1], dense, out=np.ones(len(layers)), where=dense > 0.0)
+        part = part.clip(min=1e-12)
+    return found
 
 
 class Lagrangian:

@@ -35,6 +35,7 @@ class Layer:
         members: everything that is coupled to it, as the fingerprint of a plan knows it.
         parameters: names of the tensors that the units are parts of.
         consumers: modules whose outputs change where units go.
+        max_sparsity: the most of it that may go, where that is not for all layers alike; none where it is.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layer:
     members: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
+    max_sparsity: float | None = None
 
     def __post_init__(self) -> None:
         choices = tuple(self.choices) or tuple(range(1, self.units + 1))
@@ -87,6 +89,7 @@ class Structure:
     shapes: Mapping[str, tuple[int, ...]]
     input_shape: InputShape
     first_units: Callable[[nn.Module, Structure, Kept], nn.Module] | None = None
+    in_turn: bool = False
 
     @cached_property
     def units(self) -> Kept:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -14,8 +14,10 @@ from ...configs.schema import LayersConfig
 from ...storage.reading import validated
 from ...training.inputs import InputShape
 from ..context import Context
+from ..costs.counts import ChannelMeasures
+from ..costs.measures import Measured
 from ..method import METHODS, Compressed
-from ..structure import Floats, Kept, Layer, PlanError
+from ..structure import Floats, Kept, Layer, PlanError, Structure
 from .coupling import find_layers
 from .criteria import check_criterion, elimination, filters, rank, scale_statistics, select
 from .shrink import check_positions, mask, narrow, shrink
@@ -43,6 +45,7 @@ class Channels:
     unit = "channels"
     criterion = "obs"
     max_sparsity = 0.9
+    own_settings = ("cut", "tie")
 
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> ChannelStructure:
         """Coupling groups; see `find_layers`."""
@@ -51,6 +54,10 @@ class Channels:
         return find_layers(
             model, input_shape, cut=config.cut, ignore=config.ignore, tie=config.tie, round_to=config.round_to
         )
+
+    def measured(self, structure: Structure, names: Sequence[str]) -> Measured:
+        """What the tensors of these names measure where channels went; see `joint.Leader`."""
+        return ChannelMeasures(cast(ChannelStructure, structure).layers, names, structure.shapes, structure.costs)
 
     def check_criterion(self, name: str) -> None:
         """Raises ValueError where there is no such criterion."""

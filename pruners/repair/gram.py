@@ -95,7 +95,8 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         if name not in compressed.cut:
             continue
         whole, left, stay = aligned_weights(compressed, dense, name)
-        gram = moments.gram(dense, name)
+        alive = groups_left(compressed, dense, name)
+        gram = moments.gram(dense, name)[alive]
         cross = gram[:, stay] @ (whole - left).transpose(1, 2)
         ridge = damping(stats.count, int(stay.sum()))
         inner = gram[:, stay][:, :, stay]
@@ -104,10 +105,38 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         module: Any = compressed.model.get_submodule(name)
         set_weight(module, Sampler(module).unweight(fitted, module.weight))
         if moments.has_intercept(dense, name):
-            mean = stats.mean.unsqueeze(2)
+            mean = stats.mean[alive].unsqueeze(2)
             shift = (whole @ mean - fitted @ mean[:, stay]).flatten()
             there = _constant(compressed.model, name, moments) - _constant(dense, name, moments, compressed.rows)
             shift_output(compressed.model, name, moments.norms.get(name), shift - there)
+
+
+def narrowed_moments(moments: DenseMoments, compressed: Compressed, dense: nn.Module) -> DenseMoments:
+    """Those of the inputs that are left, as the dense network has them: for a method that comes after another.
+
+    Args:
+        moments: of the dense network.
+        compressed: by the method before.
+        dense: the network it was made from.
+    """
+    found = {}
+    for name, stats in moments.inputs.items():
+        columns, channels = compressed.columns.get(name), dense.get_parameter(f"{name}.weight").shape[1]
+        stay = torch.arange(stats.mean.shape[1]).reshape(-1, channels)  # kernel positions outside, channels inside
+        if columns is not None:
+            stay = stay[:, torch.from_numpy(columns)]
+        found[name] = stats.narrowed(groups_left(compressed, dense, name), stay.flatten().to(stats.mean.device))
+    return DenseMoments(found, moments.norms)
+
+
+def groups_left(compressed: Compressed, dense: nn.Module, name: str) -> Tensor:
+    """(groups left,) which of a consumer's groups there still are: a depthwise convolution loses them with its outputs."""
+    module: Any = dense.get_submodule(name)
+    rows, groups = compressed.rows.get(name), Sampler(module).groups
+    small: Any = compressed.model.get_submodule(name)
+    if rows is None or Sampler(small).groups == groups:
+        return torch.arange(groups, device=module.weight.device)
+    return torch.from_numpy(rows // (module.weight.shape[0] // groups)).unique().to(module.weight.device)
 
 
 def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,7 +146,8 @@ def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tupl
         The dense ones (groups, q, p), of the outputs that are left; the compressed ones in the same places, 0 where
         inputs are gone; and (p,) which columns survive.
     """
-    sampler = Sampler(dense.get_submodule(name))
+    small: Any = compressed.model.get_submodule(name)
+    sampler = Sampler(small)
     full = dense.get_parameter(f"{name}.weight").detach()
     rows = compressed.rows.get(name)
     if rows is not None:
@@ -129,8 +159,7 @@ def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tupl
         keep[torch.from_numpy(columns)] = True
     stay = keep.repeat(whole.shape[2] // len(keep)).to(full.device)  # kernel positions outside, channels inside
     left = torch.zeros_like(whole)
-    small: Any = compressed.model.get_submodule(name)
-    left[:, :, stay] = Sampler(small).weight(small.weight.detach())
+    left[:, :, stay] = sampler.weight(small.weight.detach())
     return whole, left, stay
 
 
@@ -165,7 +194,8 @@ def output_error(compressed: Compressed, dense: nn.Module, moments: DenseMoments
         missed = whole - left
         shift = _constant(dense, name, moments, compressed.rows) - _constant(compressed.model, name, moments)
         shift = shift.reshape(missed.shape[:2])
-        mean, _, covariance, _ = stats.centered()
+        alive, (mean, _, covariance, _) = groups_left(compressed, dense, name), stats.centered()
+        mean, covariance = mean[alive], covariance[alive]
         total = variance(whole, covariance)
         if total > 0.0:
             offset = torch.einsum("gqp,gp->gq", missed, mean) + shift

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 
 from ..networks.graph import UntraceableError, Walk, trace
 from ..networks.inference import first_images
+from ..pruners.context import Context
+from ..pruners.repair.sequential import summands
 from ..training.inputs import Inputs, taken
-from .context import Context
-from .repair.sequential import summands
 
 IMAGES = 100  # calibration images that the means are taken over
 
