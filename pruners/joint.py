@@ -50,7 +50,8 @@ class Leader(Protocol):
 class Follower(Protocol):
     """What a method has besides, that can do its own to a network which another has cut; it cuts no tensor itself.
 
-    Its costs are `FollowingCost`; the first of a layer's parameters is the weight that it is about.
+    Its costs are `FollowingCost`; the first of a layer's parameters is the weight that it is about. A layer that can be
+    its own but nothing besides has a reason, `alone`, and is left whole.
 
     Attributes:
         own_settings: keys of the config's section `layers` that are for it alone.
@@ -162,7 +163,14 @@ class Joint:
             ValueError: see the methods' own.
             PlanError: one of them finds nothing, or the config names what neither knows.
         """
-        parts = [method.find(model, input_shape, self._told(config, i)) for i, method in enumerate(self.members)]
+        told = [self._told(config, i) for i in range(len(self.members))]
+        parts = [method.find(model, input_shape, said) for method, said in zip(self.members, told, strict=True)]
+        alone = {layer.name: why for layer in parts[self.follower].layers if (why := getattr(layer, "alone", ""))}
+        if alone:
+            said = told[self.follower]
+            left = said.model_copy(update={"ignore": [*said.ignore, *alone]})
+            found = self.members[self.follower].find(model, input_shape, left)
+            parts[self.follower] = replace(found, ignored={**found.ignored, **alone})
         layers = sorted(
             ((*place, layer) for i, part in enumerate(parts) for *place, layer in self._layers(part, i, config)),
             key=lambda entry: entry[:-1],

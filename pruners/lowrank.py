@@ -68,6 +68,11 @@ class RankLayer(Layer):
     two: TwoLayers
     most: int
 
+    @property
+    def alone(self) -> str:
+        """Why it cannot be in one search with channels; "" where it can."""
+        return "" if self.two.before == self.two.behind else "its two layers would work on images of different sizes"
+
 
 class _Ranked(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -252,9 +257,8 @@ def _layer(name: str, operation: Operation, width: int, config: LayersConfig) ->
 def _narrowed(layer: RankLayer, shape: tuple[int, ...]) -> RankLayer:
     """In a network whose layer has a weight of this shape."""
     units = full_rank(shape, layer.kind)
-    most = min(layer.most, layer.two.most(shape)) if layer.two.before == layer.two.behind else layer.most
     choices = sorted({min(choice, units) for choice in layer.choices})
-    return replace(layer, units=units, choices=tuple(choices), most=most)
+    return replace(layer, units=units, choices=tuple(choices), most=min(layer.most, layer.two.most(shape)))
 
 
 @dataclass(frozen=True)
@@ -295,8 +299,7 @@ def _reduced(context: Context, kept: Kept) -> dict[str, Reduced]:
     found = {}
     for layer, count in zip(_layers(context), kept, strict=True):
         if count <= layer.most:
-            reduction = _known(context, layer, context.ranking_criterion).reduction
-            rank = min(int(count), layer.units)
+            reduction, rank = _known(context, layer, context.ranking_criterion).reduction, int(count)
             found[layer.name] = Reduced(reduction.target, reduction.at(rank), rank, reduction.kernel)
     return found
 

@@ -40,8 +40,8 @@ class TwoLayers:
 class RankCost:
     """Fixed + Σ over layers of what a rank costs · rank, and of what the layer costs where two would not cost less.
 
-    In a network that was cut before, a layer that got small is one again. Where the first of two works on a larger
-    image than the second that would save FLOPs and add parameters: there it stays two, of its full rank at most.
+    In a network that was cut before, a layer that got small is one again. (A layer whose two work on images of different
+    sizes is left out there: where it is one again, FLOPs may fall and parameters rise.)
 
     Args:
         layers: as two.
@@ -68,8 +68,7 @@ class RankCost:
         first, second, whole = at.inputs * self.height, at.outputs * self.width, at.weights
         two = kept <= self.most
         if at is not self.dense:
-            two = two & ((self.before != self.behind) | (kept * (first + second) < whole))
-            kept = np.minimum(kept, np.minimum(first, second))
+            two = two & (kept * (first + second) < whole)
         if self.kind == "flops":
             first, second, whole = first * self.before, second * self.behind, whole * self.behind
         fixed = (at.flops if self.kind == "flops" else at.params) - whole.sum(axis=-1)
