@@ -98,7 +98,7 @@ class Bits:
         )
 
     def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
-        """The same tensors, smaller; see `joint.Follower`."""
+        """The same tensors, smaller; see `method.Follower`."""
         return replace(structure, shapes=shapes)
 
     def check_criterion(self, name: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,44 +24,11 @@ from ..networks.factors import unfactorised
 from ..storage.cache import Store
 from ..training.inputs import InputShape
 from .context import Context
-from .costs.measures import FollowingCost, Measured
-from .method import METHODS, Compressed, Method, Solve
+from .costs.measures import JointCost
+from .method import METHODS, Compressed, Follower, Leader, Method, Solve
 from .repair.gram import narrowed_moments
 from .repair.solve import ridge_step
 from .structure import CostModel, Floats, Kept, Layer, PlanError, Structure
-
-
-@runtime_checkable
-class Leader(Protocol):
-    """What a method has besides, that makes the weights smaller which another then does its own to.
-
-    Attributes:
-        own_settings: keys of the config's section `layers` that are for it alone.
-    """
-
-    own_settings: tuple[str, ...]
-
-    def measured(self, structure: Structure, names: Sequence[str]) -> Measured:
-        """What the tensors of these names measure, as a function of what it keeps."""
-        ...
-
-
-@runtime_checkable
-class Follower(Protocol):
-    """What a method has besides, that can do its own to a network which another has cut; it cuts no tensor itself.
-
-    Its costs are `FollowingCost`; the first of a layer's parameters is the weight that it is about. A layer that can be
-    its own but nothing besides has a reason, `alone`, and is left whole.
-
-    Attributes:
-        own_settings: keys of the config's section `layers` that are for it alone.
-    """
-
-    own_settings: tuple[str, ...]
-
-    def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
-        """The same layers where parameters have these shapes, for the units kept that the dense network's have."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,27 +64,6 @@ class JointStructure(Structure):
         """Of each method's layers in the walk, in the method's own order."""
         of = np.array([layer.part for layer in self.layers if isinstance(layer, JointLayer)])
         return np.flatnonzero(of == 0), np.flatnonzero(of == 1)
-
-
-@dataclass(frozen=True)
-class JointCost:
-    """The follower's cost of what the leader leaves.
-
-    Attributes:
-        cost: of the follower.
-        measured: what the leader leaves.
-        leader: places of its layers in the walk.
-        follower: of the other's.
-    """
-
-    cost: FollowingCost
-    measured: Measured
-    leader: NDArray[np.int64]
-    follower: NDArray[np.int64]
-
-    def __call__(self, kept: NDArray[Any]) -> Any:
-        """(…, layers) → (…)."""
-        return self.cost(kept[..., self.follower], self.measured(kept[..., self.leader]))
 
 
 class Joint:
@@ -171,15 +117,15 @@ class Joint:
             left = said.model_copy(update={"ignore": [*said.ignore, *alone]})
             found = self.members[self.follower].find(model, input_shape, left)
             parts[self.follower] = replace(found, ignored={**found.ignored, **alone})
-        layers = sorted(
-            ((*place, layer) for i, part in enumerate(parts) for *place, layer in self._layers(part, i, config)),
-            key=lambda entry: entry[:-1],
-        )
         structure = JointStructure(
             method=self.name,
-            layers=tuple(entry[-1] for entry in layers),
+            layers=self._together(parts, config),
             costs={},
-            ignored={f"{n}.{m.name}": r for m, p in zip(self.members, parts, strict=True) for n, r in p.ignored.items()},
+            ignored={
+                f"{name}.{method.name}": reason
+                for method, part in zip(self.members, parts, strict=True)
+                for name, reason in part.ignored.items()
+            },
             shapes=parts[self.leader].shapes,
             input_shape=parts[self.leader].input_shape,
             in_turn=True,
@@ -187,23 +133,32 @@ class Joint:
         )
         return replace(structure, costs=self._costs(structure))
 
-    def _layers(self, part: Structure, i: int, config: LayersConfig) -> list[tuple[int, bool, int, JointLayer]]:
-        """A method's layers, each with where it comes in the walk: by the first of its tensors in the network, the
-        leader's before the follower's, and otherwise as the method has them."""
-        name, order, found, reached = self.members[i].name, list(part.shapes), [], 0
-        for number, layer in enumerate(part.layers):
-            reached = max(reached, order.index(layer.parameters[0]))
-            known = {
-                "name": f"{layer.name}.{name}",
-                "units": layer.units,
-                "choices": layer.choices,
-                "members": (name, *layer.members),
-                "parameters": layer.parameters,
-                "consumers": layer.consumers,
-                "max_sparsity": None if config.max_sparsity else self.members[i].max_sparsity,
-            }
-            found.append((reached, i != self.leader, number, JointLayer(**known, part=i, own=layer)))
-        return found
+    def _together(self, parts: Sequence[Structure], config: LayersConfig) -> tuple[JointLayer, ...]:
+        """All layers as the walk comes to them: by the first of their tensors in the network, the leader's before the
+        follower's, and otherwise as the methods have them."""
+        order = {name: position for position, name in enumerate(parts[self.leader].shapes)}
+        found: list[tuple[tuple[int, bool], JointLayer]] = []
+        for i, part in enumerate(parts):
+            reached = 0
+            for layer in part.layers:
+                reached = max(reached, order[layer.parameters[0]])
+                found.append(((reached, i != self.leader), self._named(layer, i, config)))
+        return tuple(layer for _, layer in sorted(found, key=lambda entry: entry[0]))
+
+    def _named(self, layer: Layer, i: int, config: LayersConfig) -> JointLayer:
+        """A method's layer under the name that says of which."""
+        method = self.members[i]
+        return JointLayer(
+            name=f"{layer.name}.{method.name}",
+            units=layer.units,
+            choices=layer.choices,
+            members=(method.name, *layer.members),
+            parameters=layer.parameters,
+            consumers=layer.consumers,
+            max_sparsity=None if config.max_sparsity else method.max_sparsity,
+            part=i,
+            own=layer,
+        )
 
     def _costs(self, structure: JointStructure) -> dict[str, CostModel]:
         leader, follower = structure.parts[self.leader], structure.parts[self.follower]
@@ -214,21 +169,20 @@ class Joint:
         return {kind: JointCost(cost, measured, *places) for kind, cost in costs.items()}
 
     def _told(self, config: LayersConfig, i: int) -> LayersConfig:
-        """What the user says of one method's layers."""
-        method, others = self.members[i], [other for j, other in enumerate(self.members) if j != i]
-        theirs: list[str] = [key for other in others for key in getattr(other, "own_settings", ())]
-        ends = [f".{other.name}" for other in others]
+        """What the user says of one method's layers; what is for another alone is left out."""
+        end, others = f".{self.members[i].name}", [method for j, method in enumerate(self.members) if j != i]
+        theirs = tuple(f".{method.name}" for method in others)
 
         def mine(names: Sequence[str]) -> list[str]:
-            return [name.removesuffix(f".{method.name}") for name in names if not name.endswith(tuple(ends))]
+            return [name.removesuffix(end) for name in names if not name.endswith(theirs)]
 
         steps = config.round_to
-        told = {key: LayersConfig.model_fields[key].get_default(call_default_factory=True) for key in theirs}
+        told: dict[str, Any] = {"ignore": mine(config.ignore), "tie": [mine(group) for group in config.tie]}
         if not isinstance(steps, int):
             told["round_to"] = {mine([name])[0]: step for name, step in steps.items() if mine([name])}
-        if "tie" not in told:
-            told["tie"] = [mine(group) for group in config.tie]
-        return config.model_copy(update={**told, "ignore": mine(config.ignore), "bounds": {}})
+        default = LayersConfig()
+        foreign: list[str] = [key for method in others for key in getattr(method, "own_settings", ())]
+        return config.model_copy(update={**told, **{key: getattr(default, key) for key in foreign}})
 
     def check_criterion(self, name: str) -> None:
         """Raises ValueError where it is not one of each method, joined."""

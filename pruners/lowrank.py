@@ -147,7 +147,7 @@ class LowRank:
         )
 
     def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
-        """The same layers, smaller, of which some are two no longer; as `RankCost` counts. See `joint.Follower`."""
+        """The same layers, smaller, of which some are two no longer; as `RankCost` counts. See `method.Follower`."""
         layers = tuple(_narrowed(_ranked(layer), shapes[f"{layer.name}.weight"]) for layer in structure.layers)
         return replace(structure, layers=layers, shapes=shapes)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ...pruners.repair.residual_branches import residual_branch_variance
 from ...pruners.structure import Kept, Layer, Structure
-from ..residual_branches import residual_branch_variance
 from .registry import SearchProblem, register_allocator
 
 

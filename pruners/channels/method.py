@@ -56,7 +56,7 @@ class Channels:
         )
 
     def measured(self, structure: Structure, names: Sequence[str]) -> Measured:
-        """What the tensors of these names measure where channels went; see `joint.Leader`."""
+        """What the tensors of these names measure where channels went; see `method.Leader`."""
         return ChannelMeasures(cast(ChannelStructure, structure).layers, names, structure.shapes, structure.costs)
 
     def check_criterion(self, name: str) -> None:

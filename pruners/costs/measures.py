@@ -76,3 +76,24 @@ class FollowingCost(Protocol):
 def kernel_sizes(shapes: Sequence[tuple[int, ...]]) -> NDArray[np.int64]:
     """(tensors,) how many elements an output has of an input."""
     return np.array([np.prod(shape[2:], dtype=np.int64) for shape in shapes], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class JointCost:
+    """The follower's cost of what the leader leaves.
+
+    Attributes:
+        cost: of the follower.
+        measured: what the leader leaves.
+        leader: places of its layers in the walk.
+        follower: of the other's.
+    """
+
+    cost: FollowingCost
+    measured: Measured
+    leader: NDArray[np.int64]
+    follower: NDArray[np.int64]
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) → (…)."""
+        return self.cost(kept[..., self.follower], self.measured(kept[..., self.leader]))

@@ -40,8 +40,8 @@ class TwoLayers:
 class RankCost:
     """Fixed + Σ over layers of what a rank costs · rank, and of what the layer costs where two would not cost less.
 
-    In a network that was cut before, a layer that got small is one again. (A layer whose two work on images of different
-    sizes is left out there: where it is one again, FLOPs may fall and parameters rise.)
+    In a network that was cut before, a layer that got small is one again. (There are no layers there whose two work on
+    images of different sizes: where such a one is one again, FLOPs may fall and parameters rise.)
 
     Args:
         layers: as two.

@@ -130,13 +130,14 @@ def narrowed_moments(moments: DenseMoments, compressed: Compressed, dense: nn.Mo
 
 
 def groups_left(compressed: Compressed, dense: nn.Module, name: str) -> Tensor:
-    """(groups left,) which of a consumer's groups there still are: a depthwise convolution loses them with its outputs."""
+    """(groups left,) of a consumer's groups: a depthwise convolution loses one with every output, or with several."""
     module: Any = dense.get_submodule(name)
     rows, groups = compressed.rows.get(name), Sampler(module).groups
     small: Any = compressed.model.get_submodule(name)
     if rows is None or Sampler(small).groups == groups:
         return torch.arange(groups, device=module.weight.device)
-    return torch.from_numpy(rows // (module.weight.shape[0] // groups)).unique().to(module.weight.device)
+    left = np.unique(rows // (module.weight.shape[0] // groups))
+    return torch.from_numpy(left).to(module.weight.device)
 
 
 def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:

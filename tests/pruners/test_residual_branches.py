@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from secateur.agents import residual_branches as module
 from secateur.pruners.context import Context
-from secateur.agents.residual_branches import residual_branch_variance
+from secateur.pruners.repair import residual_branches as module
+from secateur.pruners.repair.residual_branches import residual_branch_variance
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:
