@@ -156,6 +156,7 @@ class Joint:
             parameters=layer.parameters,
             consumers=layer.consumers,
             max_sparsity=None if config.max_sparsity else method.max_sparsity,
+            probes=layer.probes,
             part=i,
             own=layer,
         )

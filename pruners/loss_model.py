@@ -39,19 +39,29 @@ def loss_curves(context: Context) -> list[Floats]:
 
     The method's curve, times the layer's sensitivity. To first order the error that a layer leaves in its consumers'
     output passes through the rest of the network linearly, so that the squared distance is proportional to it; and the
-    errors of different layers, being all but uncorrelated, add up.
+    errors of different layers, being all but uncorrelated, add up. Where a layer has several `probes`, the distance for
+    a lost output is what was measured there, and straight in between in the logarithm of what is lost.
     """
-    curves = context.method.curves(context)
-    return [factor * curve for factor, curve in zip(layer_sensitivity(context), curves, strict=True)]
+    found = []
+    for (lost, factors), curve in zip(_probed(context), context.method.curves(context), strict=True):
+        along = np.interp(np.log(curve.clip(min=1e-12)), np.log(lost.clip(min=1e-12)), factors)
+        found.append(np.minimum.accumulate(along * curve))
+    return found
 
 
 def layer_sensitivity(context: Context) -> Floats:
     """(layers,) how far the logits move for a layer's error: distance a unit of lost output; computed once a context.
 
-    Measured on the calibration images: half of the layer goes, its consumers are re-fitted, everything else stays
-    whole. The distance is that of the reward, over the variance of the dense logits. Every layer costs a pass of these
-    images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
+    Measured on the calibration images: half of the layer goes (the least of its `probes`), its consumers are re-fitted,
+    everything else stays whole. The distance is that of the reward, over the variance of the dense logits. Every layer
+    costs a pass of these images for each of its probes; large ones, of which a pass costs most, are fewer
+    (`LARGE_IMAGES`).
     """
+    return np.array([factors[0] for _, factors in _probed(context)])
+
+
+def _probed(context: Context) -> list[tuple[Floats, Floats]]:
+    """Of every layer what its consumers lose at its probes, rising, (probes,), and the distance for that, (probes,)."""
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
     images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
     images = in_channels_last(images)
@@ -68,15 +78,17 @@ def layer_sensitivity(context: Context) -> Floats:
         return answers(context.model)
 
     def measured(index: int, curve: Floats) -> dict[str, Tensor]:
-        distance, lost = _cut_alone(context, index, curve, answers, dense())
-        return {"factor": torch.tensor(distance / max(lost, LOST), dtype=torch.float64)}
+        lost = {float(curve[choice]): choice for choice in _choices(context.structure.layers[index], curve)}
+        distances = [_cut_alone(context, index, lost[part], answers, dense()) for part in sorted(lost)]
+        factors = [distance / max(part, LOST) for part, distance in zip(sorted(lost), distances, strict=True)]
+        return {name: torch.from_numpy(np.array(of)) for name, of in (("lost", sorted(lost)), ("factor", factors))}
 
     layers = zip(context.structure.layers, context.method.curves(context), strict=True)
     found = [
-        context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve))["factor"]
+        context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve))
         for index, (layer, curve) in enumerate(layers)
     ]
-    return np.array([float(factor) for factor in found])
+    return [(tensors["lost"].numpy(), tensors["factor"].numpy()) for tensors in found]
 
 
 def _large(shape: InputShape) -> bool:
@@ -88,20 +100,25 @@ def _large(shape: InputShape) -> bool:
     return any(map(_large, shape.values() if isinstance(shape, Mapping) else shape))
 
 
+def _choices(layer: Layer, curve: Floats) -> list[int]:
+    """Of a layer's choices those of its probes, by number: the largest within each at which anything is lost."""
+    found = []
+    for sparsity in layer.probes:
+        telling = np.flatnonzero((curve > LOST) & (layer.levels <= (1.0 - sparsity) * layer.units))
+        found.append(int(telling[-1]) if len(telling) else 0)
+    return found
+
+
 def _cut_alone(
-    context: Context, index: int, curve: Floats, answers: Callable[[nn.Module], Tensor], dense: Tensor
-) -> tuple[float, float]:
-    """The distance that one layer's cut brings, and what its consumers lose by it."""
-    layer = context.structure.layers[index]
-    telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
-    choice = int(telling[-1]) if len(telling) else 0
+    context: Context, index: int, choice: int, answers: Callable[[nn.Module], Tensor], dense: Tensor
+) -> float:
+    """The distance that one layer's cut brings."""
     kept = context.structure.units.copy()
-    kept[index] = layer.levels[choice]
+    kept[index] = context.structure.layers[index].levels[choice]
     compressed = context.method.apply(context, kept)
     repair_from_moments(compressed, context.model, context.moments)
     spread = float(dense.var(dim=0).sum())
-    distance = float((answers(compressed.model) - dense).square().sum(dim=1).mean()) / spread
-    return distance, float(curve[choice])
+    return float((answers(compressed.model) - dense).square().sum(dim=1).mean()) / spread
 
 
 @dataclass(frozen=True)

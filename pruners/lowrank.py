@@ -38,6 +38,8 @@ from .structure import Floats, Kept, Layer, PlanError, Structure
 
 Metric = Callable[[Context, str], Tensor | None]
 
+PROBES = (0.5, 0.75, 0.875, 0.95)  # the first ranks to go hold little that the answer is read from, the last a lot
+
 CRITERIA: Registry[Metric] = Registry("criterion of lowrank", adopt=lambda _name, metric, _known: metric)
 
 
@@ -248,6 +250,7 @@ def _layer(name: str, operation: Operation, width: int, config: LayersConfig) ->
         members=(kind,),
         parameters=(f"{name}.weight",),
         consumers=(name,),
+        probes=PROBES,
         kind=kind,
         two=two,
         most=most,

@@ -36,6 +36,7 @@ class Layer:
         parameters: names of the tensors that the units are parts of.
         consumers: modules whose outputs change where units go.
         max_sparsity: the most of it that may go, where that is not for all layers alike; none where it is.
+        probes: sparsities at which it is measured how far the outputs move for what its consumers lose.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Layer:
     parameters: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
     max_sparsity: float | None = None
+    probes: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
         choices = tuple(self.choices) or tuple(range(1, self.units + 1))
