@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +31,12 @@ class Fingerprint:
     """
 
     parts: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def digest(self) -> str:
+        """A hash of what must not differ at all."""
+        parts = {part: values for part, values in self.parts.items() if part not in ROUNDING}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def check(self, logged: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         """Whether lines of today go with those that are there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from .resolve import Given
 from .retraining import CHECKPOINTS, Task, largest_difference
 from .session import Session
 from .train import SUMMARY_NAME
+
+FEW_ZEROS = 0.05  # of all weights: fewer may be a dead unit's
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
         with _going_on(session, folder):
             cut = task.run()
     models["pruned"] = cut.model
+    _warn_of_zeros(session.model, cut.model)
 
     costs = {name: _reached(session, plan.kept) for name in models} | {"pruned": _reached(session, cut.kept)}
     whole = _reached(session, session.structure.units)
@@ -178,6 +182,24 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
         note += "; FLOPs without the zeros: dense kernels multiply them"
     reporter.show(figures_table("The plan, applied", rows, _titles(begun), note, session.objective.measure))
     return Applied(cut.model, folder, summary)
+
+
+def _warn_of_zeros(before: nn.Module, after: nn.Module) -> None:
+    """Where an earlier method has pruned by zeros, and repair or training of this one has filled them."""
+    was, left = (_zeros(model) for model in (before, after))
+    if was >= FEW_ZEROS and left < was / 2:
+        warnings.warn(
+            f"the network came with {was:.0%} of its weights at zero, and {left:.0%} are zero now: this method fits "
+            "them anew; prune single weights (method: weights) after it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _zeros(model: nn.Module) -> float:
+    """The part of a network's weights, biases aside, that is zero."""
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    return sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
 
 
 def _reached(session: Session, kept: Kept) -> dict[str, float]:

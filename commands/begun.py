@@ -64,6 +64,8 @@ class Begun:
             of["distillation"] = str(session.config.repair.final.distill)
         if session.config.data is not None and session.config.data.train is not None:
             of["number of training images"] = str(session.config.data.train)
+        if epochs and session.train_loader is not None:
+            of["training images"] = session.train_loader.identity
         if schedule == "rewind":
             of["initial weights"] = network_of(initial(session))
         if train_fn is not None:
@@ -76,8 +78,10 @@ class Begun:
         Raises:
             ValueError: they are not; the message says what differs.
         """
-        now = Begun.now(session, plan, self.epochs, self.schedule, train_fn)
-        if other := [name for name in {**now.of, **self.of} if now.of.get(name) != self.of.get(name)]:
+        now = dict(Begun.now(session, plan, self.epochs, self.schedule, train_fn).of)
+        if "training images" not in self.of:  # a folder of before they were told
+            now.pop("training images", None)
+        if other := [name for name in {**now, **self.of} if now.get(name) != self.of.get(name)]:
             raise ValueError(
                 f"--resume {folder}: it was begun with another {other[0]}; give that back, or apply the plan in a new "
                 "folder"

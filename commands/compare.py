@@ -139,7 +139,9 @@ def compare(
         session.save(folder)  # not before it is known to go with what is there
         record(session, folder)
         try:
-            return _compare(session, loaded, chosen, seeds, candidates, (finetune, schedules), log, folder)
+            return _compare(
+                session, loaded, chosen, seeds, candidates, (finetune, schedules, known.digest), log, folder
+            )
         except KeyboardInterrupt:
             if any((folder / name).exists() for name in (CANDIDATES_NAME, FINETUNED_NAME)):
                 session.reporter.say(f"stopped; go on with the same arguments and --resume {folder} instead of --out")
@@ -152,11 +154,11 @@ def _compare(
     chosen: Sequence[Allocator],
     seeds: Sequence[int],
     candidates: int,
-    training: tuple[int, Sequence[str]],
+    training: tuple[int, Sequence[str], str],
     log: CandidateLog,
     folder: Path,
 ) -> Comparison:
-    finetune, schedules = training
+    finetune, schedules, of = training
     drawn = [_seeds(plan, loaded, seeds) for plan in loaded]  # of a plan's trainings
     session.evaluator.known.update(log.known)
     with session.evaluators() as evaluator:
@@ -173,7 +175,7 @@ def _compare(
         for i, plan in enumerate(loaded):
             row, influence, small = _row(session, plan)
             if finetune:
-                jobs = [Job(plan, i, name, seed, finetune, folder) for name in schedules for seed in drawn[i]]
+                jobs = [Job(plan, i, name, seed, finetune, folder, of) for name in schedules for seed in drawn[i]]
                 pending.append(train(jobs, small))
             name = f"plans/{i}-{plan.provenance.allocator.replace(':', '.')}-{plan.provenance.seed}.json"
             plan.save(folder / name)

@@ -71,13 +71,20 @@ def of_comparison(
         "finetune": finetune,
         "schedules": list(schedules),
     }
-    return _fingerprint(session, {**PARTS, **(COMPARED if finetune else {})}, comparison=arguments)
+    more = {"comparison": arguments, **(_trained_on(session) if finetune else {})}
+    return _fingerprint(session, {**PARTS, **(COMPARED if finetune else {})}, **more)
 
 
 def of_correlation(session: Session) -> Fingerprint:
     """What the rows of a correlation depend on."""
     test = {} if session.test is None else _images("test", session.test)
-    return _fingerprint(session, {**PARTS, **CORRELATED}, test=test)
+    trained = _trained_on(session) if session.config.correlate.finetune else {}
+    return _fingerprint(session, {**PARTS, **CORRELATED}, test=test, **trained)
+
+
+def _trained_on(session: Session) -> dict[str, Mapping[str, Any]]:
+    images = session.train_loader
+    return {} if images is None else {"training images": {"training images": images.identity}}
 
 
 def _fingerprint(

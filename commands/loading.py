@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..configs import Config, ConfigError
-from ..configs.schema import NetworkConfig
+from ..configs.schema import DataConfig, NetworkConfig
 from ..data import Splits, as_batches, check_pixels, load_splits
+from ..data.images import Images as Split
 from ..networks import build_network, load_weights
 from ..networks.attention import open_attention
 from ..networks.batches import Batches, LazyBatches, targets_of
@@ -43,6 +44,49 @@ class LoaderOf(Protocol):
     def __call__(self, batch_size: int, seed: int | None = None) -> Loader:
         """The loader, for a seed of its own where one is given."""
         ...
+
+    @property
+    def identity(self) -> str:
+        """What tells these images from others, as far as that can be told without looking at each of them."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Split:
+    """Loaders of a config's training side."""
+
+    images: Split
+    data: DataConfig
+    seed: int
+
+    def __call__(self, batch_size: int, seed: int | None = None) -> Loader:
+        data = self.data
+        return self.images.loader(
+            batch_size,
+            augment=data.augment,
+            flip=data.flip,
+            seed=self.seed if seed is None else seed,
+            crop=data.crop,
+            randaugment=data.randaugment,
+        )
+
+    @property
+    def identity(self) -> str:
+        return self.images.identity
+
+
+@dataclass(frozen=True)
+class _Callers:
+    """The caller's own loader, whatever is asked for."""
+
+    loader: Any
+
+    def __call__(self, batch_size: int, seed: int | None = None) -> Loader:
+        return cast(Loader, self.loader)
+
+    @property
+    def identity(self) -> str:
+        return f"{len(self.loader)} batches" if isinstance(self.loader, Sized) else "the caller's"
 
 
 @dataclass(frozen=True)
@@ -190,14 +234,7 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
         calibration,
         splits.search.batches(size, device),
         splits.test.batches(size, device),
-        lambda batch_size, seed=None: splits.train.loader(
-            batch_size,
-            augment=data.augment,
-            flip=data.flip,
-            seed=config.seed if seed is None else seed,
-            crop=data.crop,
-            randaugment=data.randaugment,
-        ),
+        _Split(splits.train, data, config.seed),
         splits.source,
         splits.classes,
     )
@@ -209,12 +246,11 @@ def _caller_batches(
     def ready(side: str, loader: Iterable[Any]) -> Batches:
         return [mapped(lambda tensor: tensor.to(device), batch) for batch in as_batches(loader, objective, side=side)]
 
-    train = images.train
     return (
         ready("calibration", images.calibration),
         ready("search", images.search),
         None if images.test is None else ready("test", images.test),
-        None if train is None else lambda batch_size, seed=None: train,
+        None if images.train is None else _Callers(images.train),
     )
 
 

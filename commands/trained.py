@@ -50,6 +50,7 @@ class Job:
         seed: added to the config's: order and augmentation of the images, which are the same for every plan.
         epochs: of the schedule.
         home: folder of the comparison.
+        of: hash of what else its figures depend on.
     """
 
     plan: RatioPlan
@@ -58,6 +59,7 @@ class Job:
     seed: int
     epochs: int
     home: Path
+    of: str
 
     @property
     def folder(self) -> Path:
@@ -79,7 +81,7 @@ def train(session: Session, job: Job, repaired: nn.Module | None = None) -> Trai
         repaired: the plan's network, where it is made already; not changed.
     """
     plan = job.plan
-    about = {"plan": json.dumps(plan.kept.tolist()), "epochs": str(job.epochs)}
+    about = {"plan": json.dumps(plan.kept.tolist()), "epochs": str(job.epochs), "of": job.of}
     done = _read(job.folder / ROW_NAME, about)
     if done is None:
         done = _train(session, job, repaired, Begun(job.epochs, job.schedule, about))
@@ -100,8 +102,11 @@ def _read(path: Path, about: Mapping[str, str]) -> Trained | None:
         tensors, told = read_tensors(path)
     except FileNotFoundError:
         return None
-    if any(told.get(key) != value for key, value in about.items()):
-        raise ValueError(f"{path} is of another plan or training: delete its folder, and it is trained anew")
+    if any(told.get(key, value) != value for key, value in about.items()):  # `of` is younger than the rest
+        raise ValueError(
+            f"{path} is of another plan, or of a training with other images or settings: delete its folder, and it is "
+            "trained anew"
+        )
     return Trained(json.loads(told["row"]), tensors.get("influence"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..configs.schema import LARGE, Crop
 from ..networks.batches import LazyBatches
+from ..storage.cache import digest
 from .loaders import Loader, TrainLoader, normalise
 from .sources import ArraySource, Indices, Source
 from .streaming import StreamedLoader
@@ -68,6 +70,12 @@ class Images:
     def kept(self) -> bool:
         """Whether their pixels stay in memory once they are decoded."""
         return "pixels" in self.__dict__ or len(self) * int(np.prod(self.shape)) <= KEPT
+
+    @property
+    def identity(self) -> str:
+        """How many, and a hash of what the source tells of them and of their labels; decodes nothing."""
+        content = f"{self.source.identity(self.indices)} {digest([self.labels])}"
+        return f"{len(self)}, {hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
     def batches(self, batch_size: int | None = None, device: str | torch.device = "cpu") -> LazyBatches:
         """Normalised float32 batches and labels in order, each made when it is looked at; the last may be smaller.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..configs.schema import LARGE
+from ..storage.cache import digest
 from ..storage.reading import regular
 
 Indices = NDArray[np.int64]
@@ -40,6 +42,10 @@ class Source(Protocol):
         """(C, H, W) uint8 of one image, neither resized nor cropped."""
         ...
 
+    def identity(self, indices: Indices) -> str:
+        """A hash that tells these images from others, none of them being decoded."""
+        ...
+
 
 class ArraySource:
     """Images that are in memory already."""
@@ -60,6 +66,10 @@ class ArraySource:
     def original(self, index: int) -> Tensor:
         """(C, H, W) uint8 of one image, neither resized nor cropped."""
         return self._coloured(np.array([index]))[0]
+
+    def identity(self, indices: Indices) -> str:
+        """Of their pixels, as they are here."""
+        return digest([self._pixels[torch.from_numpy(indices)]])
 
     def _coloured(self, indices: Indices) -> Tensor:
         pixels = self._pixels[torch.from_numpy(indices)]
@@ -102,6 +112,13 @@ class FileSource:
             ValueError: the file is no image.
         """
         return self._open(self._paths[index])
+
+    def identity(self, indices: Indices) -> str:
+        """Of the files' names, folders and sizes."""
+        found = hashlib.sha256()
+        for path in (self._paths[index] for index in indices):
+            found.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+        return found.hexdigest()[:32]
 
     def _decoded(self, path: Path) -> Tensor:
         return _framed(self._open(path), self._image_size, self._resize)

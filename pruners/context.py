@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -27,6 +27,7 @@ from .repair.statistics import Moments, repairable
 from .structure import Structure
 
 PROBE = 8  # images that tell what the network's forward does with its weights
+STAY = 2**28  # bytes of moments that stay in memory, where they are on disk
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,7 @@ class Context:
         example = taken(self.calibration[0][0], slice(1))
         device = next(iter(leaves(example).values())).device
         names = [name for name in consumers(self.structure) if repairable(self.model.get_submodule(name))]
-        inputs = {
-            name: Moments.restored(self.store.get(f"moments-{name}", partial(collected, name)), device)
-            for collected in [partial(self._moments, names, {})]
-            for name in names
-        }
-        return DenseMoments(inputs, following_norms(self.model, example))
-
-    def _moments(self, names: Sequence[str], found: dict[str, Moments], name: str) -> dict[str, Tensor]:
-        """Those of a consumer; the first that is asked for brings all that are not in the store, in one pass."""
-        if name not in found:
-            missing = [other for other in names if other == name or not self.store.holds(f"moments-{other}")]
-            found |= collect_inputs(self.model, missing, self.calibration)
-        return found.pop(name).state()
+        return DenseMoments(_StoredMoments(self, names, device), following_norms(self.model, example))
 
     def forget_moments(self) -> None:
         """Out of memory, where they are on disk: those of a VGG take 1.2 GB. Whoever asks has them read again."""
@@ -94,6 +83,54 @@ class Context:
     def memo(self) -> dict[str, Any]:
         """What a method keeps for the next call, in this process."""
         return {}
+
+
+class _StoredMoments(Mapping[str, Moments]):
+    """Every consumer's moments, as the store has them; those that are missing are collected in one pass, at once.
+
+    More than `STAY` bytes do not stay: one consumer's are read when they are looked at.
+    """
+
+    def __init__(self, context: Context, names: Sequence[str], device: torch.device) -> None:
+        self._context, self._names, self._device = context, names, device
+        modules: list[Any] = [context.model.get_submodule(name) for name in names]
+        sizes = [8 * getattr(module, "groups", 1) * module.weight[0].numel() ** 2 for module in modules]
+        self._stay = sum(sizes) <= STAY
+        self._last: tuple[str, Moments] | None = None  # whoever looks at one looks twice
+        found: dict[str, Moments] = {}
+        for name in names:
+            if self._stay or not context.store.holds(f"moments-{name}"):
+                self._state(name, found)
+
+    def __getitem__(self, name: str) -> Moments:
+        if self._last is None or self._last[0] != name:
+            self._last = None
+            self._last = name, Moments.restored(self._state(name, {}), self._device)
+        return self._last[1]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def _state(self, name: str, found: dict[str, Moments]) -> Mapping[str, Tensor]:
+        store = self._context.store
+        state = store.get(f"moments-{name}", partial(self._collect, name, found))
+        if not self._stay:
+            store.forget(f"moments-{name}")
+        return state
+
+    def _collect(self, name: str, found: dict[str, Moments]) -> dict[str, Tensor]:
+        """Those of a consumer; the first that is asked for brings all that are not in the store, in one pass."""
+        if name not in found:
+            context = self._context
+            missing = [other for other in self._names if other == name or not context.store.holds(f"moments-{other}")]
+            found |= collect_inputs(context.model, missing, context.calibration)
+        return found.pop(name).state()
 
 
 def consumers(structure: Structure) -> list[str]:

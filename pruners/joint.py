@@ -26,7 +26,7 @@ from ..training.inputs import InputShape
 from .context import Context
 from .costs.measures import JointCost
 from .method import METHODS, Compressed, Follower, Leader, Method, Solve
-from .repair.gram import narrowed_moments
+from .repair.gram import NarrowedMoments
 from .repair.solve import ridge_step
 from .structure import CostModel, Floats, Kept, Layer, PlanError, Structure
 
@@ -274,7 +274,7 @@ class Joint:
                 model=cut.model,
                 structure=method.narrowed(then.structure, shapes),
                 store=Store(),
-                given=narrowed_moments(then.moments, cut, context.model),
+                given=replace(then.moments, inputs=NarrowedMoments(then.moments.inputs, cut, context.model)),
             )
         return cut, then, kept[places[self.follower]]
 

@@ -48,6 +48,7 @@ class RichReporter(Reporter):
     def __init__(self, console: Console | None = None, *, every: float = EVERY):
         self.console = console or Console(markup=False, emoji=False)  # names come from files of anybody
         self._every = every
+        self._drawn: Progress | None = None
 
     def say(self, text: str) -> None:
         """One line."""
@@ -64,13 +65,30 @@ class RichReporter(Reporter):
             with _Lines(self.say, title, total, done, self._every) as lines:
                 yield lines.advance
             return
-        with Progress(_Line(), console=self.console, refresh_per_second=4) as progress:
+        with self._progress() as progress:
             task = progress.add_task(title, total=total, completed=done, note="")
 
             def advance(note: str = "") -> None:
                 progress.update(task, advance=1, note=printable(note))
 
-            yield advance
+            try:
+                yield advance
+            finally:
+                if len(progress.tasks) > 1:
+                    progress.refresh()
+                    progress.remove_task(task)
+
+    @contextlib.contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        """What draws: a bar inside another is a second line of it, for a terminal has one such display at a time."""
+        if self._drawn is not None:
+            yield self._drawn
+            return
+        with Progress(_Line(), console=self.console, refresh_per_second=4) as self._drawn:
+            try:
+                yield self._drawn
+            finally:
+                self._drawn = None
 
 
 class _Line(ProgressColumn):

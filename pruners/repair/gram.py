@@ -8,7 +8,7 @@ small linear system. The intercept goes into the bias, or into the running mean 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,9 +91,8 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         dense: the network it was made from.
         moments: of the dense network.
     """
-    for name, stats in moments.inputs.items():
-        if name not in compressed.cut:
-            continue
+    for name in [name for name in moments.inputs if name in compressed.cut]:  # the others' are not even read
+        stats = moments.inputs[name]
         whole, left, stay = aligned_weights(compressed, dense, name)
         alive = groups_left(compressed, dense, name)
         gram = moments.gram(dense, name)[alive]
@@ -111,22 +110,34 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
             shift_output(compressed.model, name, moments.norms.get(name), shift - there)
 
 
-def narrowed_moments(moments: DenseMoments, compressed: Compressed, dense: nn.Module) -> DenseMoments:
-    """Those of the inputs that are left, as the dense network has them: for a method that comes after another.
+class NarrowedMoments(Mapping[str, Moments]):
+    """Moments of the inputs that are left, as the dense network has them: for a method that comes after another.
+
+    Each is made when it is looked at.
 
     Args:
-        moments: of the dense network.
+        whole: of the dense network.
         compressed: by the method before.
         dense: the network it was made from.
     """
-    found = {}
-    for name, stats in moments.inputs.items():
-        columns, channels = compressed.columns.get(name), dense.get_parameter(f"{name}.weight").shape[1]
+
+    def __init__(self, whole: Mapping[str, Moments], compressed: Compressed, dense: nn.Module):
+        self._whole, self._compressed, self._dense = whole, compressed, dense
+
+    def __getitem__(self, name: str) -> Moments:
+        stats, columns = self._whole[name], self._compressed.columns.get(name)
+        channels = self._dense.get_parameter(f"{name}.weight").shape[1]
         stay = torch.arange(stats.mean.shape[1]).reshape(-1, channels)  # kernel positions outside, channels inside
         if columns is not None:
             stay = stay[:, torch.from_numpy(columns)]
-        found[name] = stats.narrowed(groups_left(compressed, dense, name), stay.flatten().to(stats.mean.device))
-    return DenseMoments(found, moments.norms)
+        alive = groups_left(self._compressed, self._dense, name)
+        return stats.narrowed(alive, stay.flatten().to(stats.mean.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
 
 
 def groups_left(compressed: Compressed, dense: nn.Module, name: str) -> Tensor:
@@ -188,9 +199,8 @@ def output_error(compressed: Compressed, dense: nn.Module, moments: DenseMoments
         ValueError: units went, but no consumer's output can be told: none has moments, or none ever moves.
     """
     errors = []
-    for name, stats in moments.inputs.items():
-        if name not in compressed.cut:
-            continue
+    for name in [name for name in moments.inputs if name in compressed.cut]:  # the others' are not even read
+        stats = moments.inputs[name]
         whole, left, _ = aligned_weights(compressed, dense, name)
         missed = whole - left
         shift = _constant(dense, name, moments, compressed.rows) - _constant(compressed.model, name, moments)

@@ -188,5 +188,6 @@ def damped_inverse(gram: Tensor) -> tuple[Tensor, Tensor]:
         diagonal += 9.0 * ridge[:, None]
         ridge = 10.0 * ridge
         factor, info = torch.linalg.cholesky_ex(damped)
+    del damped, diagonal  # as large as the result, and no longer looked at
     eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     return torch.cholesky_solve(eye, factor), ridge  # `cholesky_inverse` takes six times as long

@@ -134,11 +134,11 @@ class Moments:
         self.count += x.shape[1]
         x = x - self._origin_x
         self._x = self._x + x.sum(1).double()
-        self._xx = self._xx + self_product(x).double()
+        self._xx = _added(self._xx, self_product(x))
         if t is not None:
             t = t - self._origin_t
             self._t = self._t + t.sum(1).double()
-            self._xt = self._xt + (x.transpose(1, 2) @ t).double()
+            self._xt = _added(self._xt, x.transpose(1, 2) @ t)
 
     def state(self) -> dict[str, Tensor]:
         """What the inputs' moments are made of, by name; `restored` makes them again."""
@@ -146,7 +146,7 @@ class Moments:
 
     @classmethod
     def restored(cls, state: Mapping[str, Tensor], device: torch.device) -> Moments:
-        """The moments that `state` described, without targets."""
+        """The moments that `state` described, without targets; to look at, since they share its tensors."""
         moments = cls()
         moments.count = int(state["count"])
         moments._origin_x, moments._x, moments._xx = (state[name].to(device) for name in ("origin", "x", "xx"))
@@ -169,9 +169,11 @@ class Moments:
     def centered(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means of x (groups, p) and t (groups, q), and the covariances xx (groups, p, p) and xt (groups, p, q)."""
         x, t = self._x / self.count, self._t / self.count
-        xx = self._xx / self.count - x.unsqueeze(2) * x.unsqueeze(1)
+        xx = self._xx / self.count  # from here on in place: of a VGG's widest layers every copy is 170 MB
+        xx -= x.unsqueeze(2) * x.unsqueeze(1)
         varies = xx.diagonal(dim1=1, dim2=2) > (8.0 * EPS * self.mean).square()  # else a constant and rounding errors
-        xx = xx * varies.unsqueeze(2) * varies.unsqueeze(1)
+        xx *= varies.unsqueeze(2)
+        xx *= varies.unsqueeze(1)
         if not t.dim():
             return self.mean, t, xx, self._xt
         xt = (self._xt / self.count - x.unsqueeze(2) * t.unsqueeze(1)) * varies.unsqueeze(2)
@@ -180,7 +182,13 @@ class Moments:
     def raw(self) -> tuple[Tensor, Tensor]:
         """The means of x·xᵀ (groups, p, p) and x·tᵀ (groups, p, q), not centred."""
         x, t, xx, xt = self.centered()
-        return xx + x.unsqueeze(2) * x.unsqueeze(1), xt + x.unsqueeze(2) * t.unsqueeze(1) if t.dim() else xt
+        xx += x.unsqueeze(2) * x.unsqueeze(1)
+        return xx, xt + x.unsqueeze(2) * t.unsqueeze(1) if t.dim() else xt
+
+
+def _added(total: Tensor, product: Tensor) -> Tensor:
+    """A sum in double precision, in place once there is one."""
+    return total.add_(product) if total.dim() else product.double()
 
 
 def self_product(x: Tensor) -> Tensor:

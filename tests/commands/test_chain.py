@@ -83,6 +83,12 @@ def test_three_methods(settings, tmp_path):
     assert params[2] == params[3] == pytest.approx(params[1] * 0.5, rel=0.1)
 
 
+@pytest.mark.slow
+def test_zeros_that_another_method_fills_are_told(settings, tmp_path):
+    with pytest.warns(RuntimeWarning, match=r"came with [4-6]\d% of its weights at zero, and \d% are zero now"):
+        made(settings, tmp_path, "weights", "channels")
+
+
 def test_the_table_counts_from_the_dense_network(chained):
     rows = chained.stages
     assert [row["stage"] for row in rows] == ["dense", "1-channels", "2-bits"]

@@ -94,6 +94,7 @@ METHOD = (
 )
 
 
+@pytest.mark.slow
 def test_a_method_and_its_criterion_work_from_a_config_to_a_loaded_network(quick, own, tmp_path):
     settings = overrides(quick, own, *METHOD, "workers=2")
     with pytest.raises(ValueError, match=f"method='{own}:Last' names code to import and run.*--trust-code"):

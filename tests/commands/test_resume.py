@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -296,6 +297,30 @@ def test_a_comparison_goes_on_with_its_own_arguments_and_images(compared, whole,
         secateur.compare(asked.pop("plans"), session(**given) if given else base, **asked, resume=compared)
     assert text(compared, "candidates.jsonl") == before
     assert not (compared / "compare.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("against", "message"),
+    [
+        (["random"], r"other training images \(training images was '2 batches', is '1 batches' now"),
+        ([], r"row\.safetensors is of another plan, or of a training with other images or settings: delete its folder"),
+    ],
+)
+def test_a_comparison_trains_on_with_its_own_images(whole, base, tmp_path, monkeypatch, against, message):
+    def given(train):
+        return session("finetune.batch_size=10", train=train)
+
+    arguments = {"against": against, "candidates": 1, "finetune": 1}
+    folder = tmp_path / "compare"
+    with monkeypatch.context() as patch:  # as if it was stopped between the last training and its end
+        patch.setattr(importlib.import_module("secateur.commands.compare"), "remove_checkpoints", str)
+        secateur.compare([whole.plan], given(SEARCH), out=folder, **arguments)
+    (folder / "compare.json").unlink()
+    with pytest.raises(ValueError, match=message):
+        secateur.compare([whole.plan], given(SEARCH[:1]), resume=folder, **arguments)
+    secateur.compare([whole.plan], given(SEARCH), resume=folder, **arguments)
+    assert (folder / "compare.json").is_file()
 
 
 def test_a_correlation_goes_on_with_its_own_images(base, tmp_path):

@@ -134,6 +134,7 @@ def test_killed_in_the_middle_of_pretraining_the_same_command_ends_as_the_uninte
     assert len(steps) == once + once // 2 * 3  # of its own, all three epochs
 
 
+@pytest.mark.slow
 def test_a_gradual_schedule_that_is_interrupted_ends_as_the_uninterrupted_one(session, tmp_path, monkeypatch):
     mine = session.beside(overrides=["method=weights", "gradual.every=1", "repair.final.kind=none"])
     plan = mine.plan_of(part(mine, 0.5), allocator="uniform", seed=0, candidates=0)
@@ -186,6 +187,9 @@ def test_it_goes_on_with_nothing_else_than_it_was_begun_with(run, session, whole
     refused(
         "another calibration images", secateur.Session(run.folder / "config.yaml", images=images, overrides=OVERRIDES)
     )
+    batches = list(session.train_loader(50))
+    images = secateur.Images(session.calibration, session.search, session.test, train=batches[1:])
+    refused("another training images", secateur.Session(run.folder / "config.yaml", images=images, overrides=OVERRIDES))
     refused("takes plan, epochs, schedule and folder from the folder itself", plan=run.folder)
     refused("takes plan, epochs, schedule and folder from the folder itself", finetune=2)
     with pytest.raises(ValueError, match=rf"is not empty, and nothing is overwritten; .* --resume {folder}"):
@@ -274,6 +278,7 @@ def test_on_a_full_disk_nothing_is_lost(run, session, whole, tmp_path):
     assert_same_network(folder, whole.folder)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_or_correlation_does_not_fine_tune_again(run, session, tmp_path, monkeypatch):
     mine = session.beside(overrides=["correlate.plans=3", "correlate.finetune=2", "correlate.finetune_plans=3"])
     compared = {"plans": [run.folder], "session": session, "against": ["uniform", "deep"], "finetune": 2}

@@ -288,6 +288,7 @@ def test_a_schedule_of_ones_own(session, tmp_path):
     assert not list(done.folder.glob("finetune*"))
 
 
+@pytest.mark.slow
 def test_rewind_takes_what_pretraining_kept_from_the_run_folder_too(tmp_path, monkeypatch):
     seen = watched(monkeypatch)
     overrides = ["network.pretrain.epochs=2", "network.pretrain.keep_epoch=1", "data.calibration=20", "data.search=20"]

@@ -118,6 +118,7 @@ def test_the_resolved_config_is_the_one_that_ran(run):
     assert config.budget.flops == 0.14
 
 
+@pytest.mark.slow
 def test_another_seed_explores_elsewhere(run, trained, tmp_path):
     session = secateur.Session("digits", overrides=[*trained, "agent.episodes=4"], seed=1)
     other = secateur.train(session, out=tmp_path / "other")

@@ -204,6 +204,7 @@ def test_a_plan_is_applied_and_its_network_loaded(run, tmp_path):
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_network_of_pruned_weights_is_loaded_and_its_plan_applied(run, tmp_path):
     dense = f"network.weights={run.folder / 'dense.safetensors'}"
     overrides = [dense, "method=weights", "budget.params=0.5", "data.calibration=50", "data.search=50", "data.test=50"]

@@ -148,6 +148,7 @@ def test_adaptive_batch_norm_where_the_config_asks_for_it(run, trained, settings
     assert zeros(done.folder) == gone(trained.plan)
 
 
+@pytest.mark.slow
 def test_compared_with_rules_and_a_search_of_the_same_budget(trained, session, tmp_path):
     done = secateur.compare(
         [trained.plan], session, against=[*RULES, "hill_climb"], candidates=3, finetune=1, out=tmp_path / "c"
@@ -165,6 +166,7 @@ def test_compared_with_rules_and_a_search_of_the_same_budget(trained, session, t
     assert len((done.folder / "candidates.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_layer_is_left_whole_by_its_name_or_its_tensors(settings, tmp_path):
     overrides = [*settings, "layers.ignore=[conv1, linear.weight]", "budget.params=0.3"]
     session = secateur.Session("digits", overrides=overrides)
@@ -176,6 +178,7 @@ def test_a_layer_is_left_whole_by_its_name_or_its_tensors(settings, tmp_path):
     assert {"conv1.weight", "linear.weight"}.isdisjoint(plan.sparsities)
 
 
+@pytest.mark.slow
 def test_two_of_four(settings, tmp_path):
     session = secateur.Session("digits", overrides=[*settings, 'layers.pattern="2:4"', "budget.params=0.6"])
     plan = secateur.compare((), session, against=["uniform"], out=tmp_path / "c").plans[0]
@@ -188,6 +191,7 @@ def test_two_of_four(settings, tmp_path):
     assert zeros(done.folder) == {**dict.fromkeys(sizes(), 0), **gone(plan)}
 
 
+@pytest.mark.slow
 def test_a_policy_proposes_a_plan_of_weights_for_another_budget(trained, tmp_path):
     done = secateur.plan(trained.folder, params=0.2, out=tmp_path / "plan")
     assert done.trained_on_it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from secateur.data import Images, TrainLoader, as_batches
-from secateur.data.sources import ArraySource
+from secateur.data.sources import ArraySource, FileSource
 from secateur.data.streaming import StreamedLoader
 from secateur.networks.batches import targets_of
 from secateur.networks.inference import count_images, first_images
@@ -51,6 +52,33 @@ def test_batches_are_normalised_and_in_order() -> None:
     by_hand = (some.pixels[4, 1, 2, 3].item() / 255 - 0.5) / 0.2
     assert batches[0][0][4, 1, 2, 3].item() == pytest.approx(by_hand, abs=1e-5)
     assert torch.equal(torch.cat([restored(x) for x, _ in batches]), some.pixels)
+
+
+def test_what_tells_images_from_others_decodes_nothing(tmp_path) -> None:
+    some, again = images(), images()
+    assert some.identity == again.identity
+    assert some.identity.startswith("23, ")
+    again.source._pixels[4, 1, 2, 3] += 1  # type: ignore[attr-defined]
+    others = [
+        again,
+        images(24),
+        replace(some, indices=np.flip(some.indices).copy()),
+        replace(some, indices=some.indices[1:]),
+    ]
+    relabelled = images()
+    relabelled.source.labels[3] = 0
+    assert len({found.identity for found in (some, *others, relabelled)}) == 6
+
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, path in enumerate(paths):
+        path.write_text("no image" * number)
+    files = [
+        Images(FileSource(order, np.arange(3), 3, None), np.arange(3), MEAN, STD) for order in (paths, paths[::-1])
+    ]
+    first = files[0].identity
+    assert files[1].identity != first
+    paths[1].write_text("another size")
+    assert files[0].identity != first
 
 
 def test_batch_size_changes_no_value() -> None:

@@ -245,7 +245,7 @@ KINDRED = {
     *("torchvision:vgg16_bn", "torchvision:resnext50_32x4d", "torchvision:densenet121", "torchvision:mnasnet1_0"),
     *("torchvision:regnet_x_400mf", "timm:efficientnet_lite0", "cifar_resnet56", "cifar_resnet56, all"),
     *("torchvision:alexnet", "torchvision:resnet50", "timm:mobilenetv1_100", "torchvision:googlenet"),
-    *("torchvision:efficientnet_b0", "cifar_resnet20"),
+    *("torchvision:efficientnet_b0", "torchvision:convnext_tiny", "cifar_resnet20"),
 }
 
 

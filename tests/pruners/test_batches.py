@@ -33,7 +33,11 @@ REPAIRS = {
     "adaptive BN": Repair(kind="none", adaptive_bn=59, guard=False),
     "all": Repair(kind="sequential", samples=8, adaptive_bn=31, guard=False),
 }
-CASES = ["residual", "channels"], ["normalised", "channels"], ["residual", "weights"]
+CASES = [
+    ("residual", "channels"),
+    pytest.param("normalised", "channels", marks=pytest.mark.slow),
+    pytest.param("residual", "weights", marks=pytest.mark.slow),
+]
 
 Figures = dict[str, Tensor]
 
@@ -93,6 +97,7 @@ def test_the_same_figures(name: str, method: str, sizes: tuple[int, ...]) -> Non
         torch.testing.assert_close(found[key], tensor, rtol=ROUNDING, atol=ROUNDING * float(tensor.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["normalised"])
 @settings(max_examples=3)
 @given(sizes=st.sampled_from(SIZES) | ragged)

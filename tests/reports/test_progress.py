@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import time
@@ -63,6 +64,31 @@ def test_bars(force: bool) -> None:
         advance(f"note {NAME}")
     assert f"title {NAME}" in shown(console)
     assert f"note {NAME}" in shown(console)
+
+
+def test_a_bar_inside_another_is_a_line_of_the_same_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    displays: list[progress.Progress] = []
+
+    class Counted(progress.Progress):
+        def start(self) -> None:  # of a console without room for a second one, as rich's are before 14.1
+            assert not any(other.live.is_started for other in displays)
+            displays.append(self)
+            super().start()
+
+    monkeypatch.setattr(progress, "Progress", Counted)
+    console = terminal(120)
+    reporter = RichReporter(console)
+    with reporter.bar("trained", 2) as outer:
+        for number in range(2):
+            with contextlib.suppress(KeyboardInterrupt), reporter.bar(f"epochs-of-{number}", 3) as inner:
+                inner()
+                raise KeyboardInterrupt
+            outer()
+        assert [task.description for task in displays[0].tasks] == ["trained"]
+    assert {"trained", "2/2", "epochs-of-0", "epochs-of-1", "1/3"} <= words(shown(console))
+    with reporter.bar("later", 1) as advance:
+        advance()
+    assert len(displays) == 2
 
 
 NOTE = "reward +0.123 quality -0.456 best +0.789 acc 82.1% FLOPs 49.9%"

@@ -80,6 +80,24 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
             assert torch.equal(ours, theirs)
 
 
+def test_moments_that_are_many_do_not_stay_in_memory(monkeypatch):
+    def kept(store: Store) -> list[str]:
+        return [name for name in store._known if name.startswith("moments-")]
+
+    plain = context()
+    few = {name: moments.centered()[2] for name, moments in plain.moments.inputs.items()}
+    assert len(kept(plain.store)) == len(few)
+    monkeypatch.setattr(context_module, "STAY", 0)
+    for many in (context(), Context(zoo.make("residual"), zoo.structure("residual"), zoo.batches("residual"))):
+        assert list(many.moments.inputs) == list(few)
+        for name, covariance in few.items():
+            moments = many.moments.inputs[name]
+            assert torch.equal(moments.centered()[2], covariance)
+            assert torch.equal(moments.centered()[2], covariance), "a look changed them"
+            assert moments is many.moments.inputs[name]
+        assert len(kept(many.store)) == (0 if many.store.folder else len(few))  # they are nowhere else
+
+
 def test_a_warm_compressor_and_evaluator_give_the_same_networks_and_figures():
     batches, kept = zoo.batches("residual"), zoo.structure("residual").units // 2
     models, figures = [], []

@@ -17,7 +17,7 @@ from secateur.pruners.weights import CRITERIA as WEIGHT_CRITERIA
 from secateur.testing import CRITERION_RULES, check_criterion, check_weight_scores, toy_context
 
 
-@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "rar" else n for n in CRITERIA])
 def test_every_criterion_keeps_the_rules(name: str):
     check_criterion(name)
 

@@ -67,7 +67,7 @@ def _eliminate(context: Context, layer: ChannelLayer) -> Elimination:
     if not found:
         order = np.argsort(-l1(context, layer), kind="stable")
         return Elimination(order, np.linspace(1.0, 0.0, layer.units + 1))
-    return _greedy([_Surgery(regression) for regression in found], layer.units)
+    return _greedy([_Surgery(found.pop(0)) for _ in range(len(found))], layer.units)  # a Gram matrix less at a time
 
 
 def _greedy(surgeries: Sequence[_Surgery], width: int) -> Elimination:
@@ -114,7 +114,7 @@ class _Surgery:
             weight = torch.linalg.qr(weight, mode="r").R
         self.dense = weight.transpose(1, 2).contiguous()
         self.weight = self.dense.clone()
-        self.inverse, self.ridge = damped_inverse(regression.gram[:, columns][:, :, columns])
+        self.inverse, self.ridge = damped_inverse(regression.gram[:, columns[:, None], columns])
         self.eye = torch.eye(self.size, dtype=self.inverse.dtype, device=self.inverse.device)
         self.units = np.arange(self.width)
         self.present = torch.ones(self.width, dtype=torch.bool, device=columns.device)

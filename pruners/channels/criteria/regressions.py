@@ -48,7 +48,7 @@ def regressions(context: Context, layer: ChannelLayer) -> list[Regression]:
         channels = parameter.shape[1]
         kernel = np.arange(weight.shape[2] // channels) * channels  # kernel position outside, input channel inside
         columns = (kernel[:, None] + positions[:, None, :]).reshape(len(positions), -1)
-        found.append(Regression(name, weight, gram / total, torch.from_numpy(columns).to(weight.device), total))
+        found.append(Regression(name, weight, gram.div_(total), torch.from_numpy(columns).to(weight.device), total))
     return found
 
 
