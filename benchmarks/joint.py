@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
     parser.add_argument("--depth", type=int, default=20)
-    parser.add_argument("--size", type=float, nargs="+", default=[0.12, 0.08, 0.05], help="parts of the bytes")
+    parser.add_argument("--size", type=float, nargs="+", default=[0.05, 0.08, 0.12], help="parts of the bytes")
     parser.add_argument("--channels", type=float, nargs="+", default=[0.75, 0.5], help="parts of the parameters")
     parser.add_argument("--episodes", type=int, default=30, help="of the agent's search; 0 leaves it out")
     parser.add_argument("--plans", type=int, default=50, help="random ones; 0 leaves them out")
@@ -51,6 +51,10 @@ def main() -> None:
 
     joint = Session(config("[channels, bits]", f"size={args.size[0]!r}"), reporter=RichReporter())
     images = Images(joint.calibration, joint.search, joint.test)
+    correlation = ""
+    if args.plans:
+        middle = joint.beside(overrides=[f"budget.size={args.size[len(args.size) // 2]!r}"])
+        correlation = told(middle, args.plans, args.out / f"{args.depth}-random.json")
     cut = {part: channels(joint, config("channels", f"params={part!r}"), images, args.out) for part in args.channels}
     rows = []
     for size in args.size:
@@ -75,9 +79,7 @@ def main() -> None:
         ]
     print(header())
     print(table(["bytes", f"ResNet-{args.depth}", "of them", "top-1"], rows))
-    if args.plans:
-        middle = joint.beside(overrides=[f"budget.size={args.size[len(args.size) // 2]!r}"])
-        print(f"\n{told(middle, args.plans, args.out / f'{args.depth}-random.json')}")
+    print(f"\n{correlation}")
 
 
 def knapsack(session: Session) -> Kept:
@@ -102,6 +104,7 @@ def told(session: Session, count: int, path: Path) -> str:
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     for kept in plans[len(known) :]:
         known.append(session.evaluator.evaluate(kept).reconstruction_loss)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, known)
     predicted = LossModel.of(session.context).predict(plans)
     return f"Spearman of {count} random joint plans: {spearmanr(predicted, known[:count]).statistic:.3f}"
