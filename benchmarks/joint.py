@@ -55,7 +55,7 @@ def main() -> None:
     if args.plans:
         middle = joint.beside(overrides=[f"budget.size={args.size[len(args.size) // 2]!r}"])
         correlation = told(middle, args.plans, args.out / f"{args.depth}-random.json")
-    cut = {part: channels(joint, config("channels", f"params={part!r}"), images, args.out) for part in args.channels}
+    cut = {part: channels(joint, config("channels", f"params={part!r}"), images) for part in args.channels}
     rows = []
     for size in args.size:
         session, folder = joint.beside(overrides=[f"budget.size={size!r}"]), args.out / f"{args.depth}-{size:g}"
@@ -86,7 +86,7 @@ def knapsack(session: Session) -> Kept:
     return get_allocator("knapsack", session.config.method).allocate(SearchProblem(session.budget, session.context))
 
 
-def channels(joint: Session, config: Config, images: Images, out: Path) -> torch.nn.Module:
+def channels(joint: Session, config: Config, images: Images) -> torch.nn.Module:
     """The network that the first plan of a sequence leaves."""
     session = Session(config, model=joint.model, images=images, reporter=RichReporter())
     return session.compressor(knapsack(session), REPAIR)
