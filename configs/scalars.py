@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..storage.reading import shown
 from .registry import joined
 
 
@@ -35,7 +36,7 @@ def _joined(names: object) -> object:
     if not isinstance(names, list):
         return names
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"{names!r} is no list of names")
+        raise ValueError(f"{shown(names)} is no list of names")
     return joined(names)
 
 
