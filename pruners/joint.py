@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from ..configs.registry import joined, split
 from ..configs.schema import LayersConfig
 from ..networks.copying import rebuilt
-from ..networks.factors import unfactorised
+from ..networks.factors import as_ones, factorised_names, unfactorised
 from ..storage.cache import Store
+from ..storage.reading import validated
 from ..training.inputs import InputShape
 from .context import Context
 from .costs.measures import JointCost
@@ -29,6 +31,16 @@ from .method import METHODS, Compressed, Follower, Leader, Method, Solve
 from .repair.gram import NarrowedMoments
 from .repair.solve import ridge_step
 from .structure import CostModel, Floats, Kept, Layer, PlanError, Structure
+
+
+class _Recipe(BaseModel):
+    """The leader's recipe and the follower's; which modules were two layers before."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    first: dict[str, Any]
+    then: dict[str, Any]
+    two: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +230,7 @@ class Joint:
         rest = self.members[self.follower].apply(then, left)
         return Compressed(
             model=rest.model,
-            recipe={"first": cut.recipe, "then": rest.recipe},
+            recipe={"first": cut.recipe, "then": rest.recipe, "two": factorised_names(context.model)},
             columns=cut.columns,
             rows=cut.rows,
             cut=cut.cut | rest.cut,
@@ -243,15 +255,15 @@ class Joint:
         return rebuilt(masked, put)
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
-        """By the leader's recipe, then the follower's.
+        """By the leader's recipe, then the follower's; of a network that was made so before, what was cut further.
 
         Raises:
             ValueError: it has not both of them, or see the methods' own.
         """
-        if recipe.keys() != {"first", "then"} or not all(isinstance(part, Mapping) for part in recipe.values()):
-            raise ValueError(f"this is no recipe of {self.name} (it has not one of each)")
-        small = self.members[self.leader].rebuild(model, recipe["first"])
-        return self.members[self.follower].rebuild(small, recipe["then"])
+        told = validated(_Recipe, recipe, f"this is no recipe of {self.name}")
+        whole = as_ones(model, [name for name in factorised_names(model) if name not in told.two])
+        small = self.members[self.leader].rebuild(whole, told.first)
+        return self.members[self.follower].rebuild(small, told.then)
 
     def _part(self, context: Context, i: int) -> Context:
         """The dense network as one of the methods is shown it; the same whenever it is asked for."""
