@@ -10,7 +10,7 @@ from ..envs.observation import STATIC_FEATURES, layer_statistics
 from ..pruners.budget import Budget
 from ..pruners.context import Context
 from ..pruners.loss_model import LossModel, best_steps
-from ..pruners.residual_branches import residual_branch_variance
+from ..pruners.repair.residual_branches import residual_branch_variance
 from ..pruners.structure import Floats
 
 MODEL_FEATURES = {

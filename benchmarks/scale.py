@@ -36,8 +36,8 @@ from secateur.networks import build_network
 from secateur.networks.inference import Batches, channels_last, in_channels_last, logits
 from secateur.pruners.channels.method import cut
 from secateur.pruners.channels.slices import ChannelStructure
-from secateur.pruners.loss_model import layer_sensitivity
 from secateur.pruners.repair.batchnorm import adapt_batchnorm
+from secateur.pruners.repair.sensitivity import layer_sensitivity
 from secateur.pruners.repair.sequential import SequentialRepair
 from secateur.storage.files import write_tensors
 

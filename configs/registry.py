@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+JOINT = "+"  # between the names of plug-ins that are one
 
 T = TypeVar("T")
 Adopt = Callable[[str, Callable[..., Any], Mapping[str, T]], T]
@@ -17,11 +19,15 @@ Adopt = Callable[[str, Callable[..., Any], Mapping[str, T]], T]
 class Registry(Mapping[str, T], Generic[T]):
     """Name → plug-in. A new one is one decorated definition in a module that is imported.
 
-    A `package.module:callable` is looked up, too, once `imported` was allowed to import it.
+    A `package.module:callable` is looked up, too, once `imported` was allowed to import it; and names joined by `+`,
+    where two plug-ins can be one (`joined`).
 
     Args:
         kind: what is registered, as messages call it.
         adopt: makes a plug-in of (name, imported callable, what is registered); without it only registered names count.
+
+    Attributes:
+        join: makes a plug-in of several; none where several are never one.
 
     Example:
         >>> CRITERIA: Registry[Callable[..., Any]] = Registry("criterion")
@@ -33,6 +39,8 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self._known: dict[str, T] = {}
         self._adopt = adopt
+        self.join: Callable[[Sequence[T]], T] | None = None
+        self._joined: dict[str, tuple[list[T], T]] = {}
         self._adopted: dict[str, tuple[Callable[..., Any], T]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -43,6 +51,8 @@ class Registry(Mapping[str, T], Generic[T]):
         """
         if ":" in name or not name:
             raise ValueError(f"{self.kind} {name!r}: a registered name holds no colon, and is not empty")
+        if JOINT in name:
+            raise ValueError(f"{self.kind} {name!r}: a registered name holds no {JOINT}, which joins two")
 
         def add(plugin: T) -> T:
             known = self._known.get(name)
@@ -60,6 +70,8 @@ class Registry(Mapping[str, T], Generic[T]):
             UnknownNameError: there is none; the near miss is named.
             ValueError: a dotted name that is not trusted, or names no such plug-in.
         """
+        if JOINT in name and self.join is not None:
+            return self._of_several(name, self.join)
         if ":" in name and self._adopt is not None:
             return self._of_code(name, self._adopt)
         if name not in self._known:
@@ -74,7 +86,16 @@ class Registry(Mapping[str, T], Generic[T]):
             self._adopted[name] = found, adopt(name, found, self._known)
         return self._adopted[name][1]
 
+    def _of_several(self, name: str, join: Callable[[Sequence[T]], T]) -> T:
+        """Made once of its parts; anew where one of them is another."""
+        parts = [self[part] for part in split(name)]
+        if name not in self._joined or any(a is not b for a, b in zip(self._joined[name][0], parts, strict=True)):
+            self._joined[name] = parts, join(parts)
+        return self._joined[name][1]
+
     def __contains__(self, name: object) -> bool:
+        if isinstance(name, str) and self.join is not None:
+            return all(part in self._known for part in split(name))
         return name in self._known
 
     def __iter__(self) -> Iterator[str]:
@@ -89,6 +110,16 @@ class UnknownNameError(ValueError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def joined(names: Iterable[str]) -> str:
+    """One name for several."""
+    return JOINT.join(names)
+
+
+def split(name: str) -> list[str]:
+    """The names that one stands for: itself, or those that `joined` made it of."""
+    return name.split(JOINT)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -129,8 +160,9 @@ def admit(names: Mapping[str, str | None], *, trust_code: bool) -> None:
         ValueError: see `imported`.
     """
     for key, name in names.items():
-        if name is not None and ":" in name:
-            imported(key, name, trust_code=trust_code)
+        for part in split(name or ""):
+            if ":" in part:
+                imported(key, part, trust_code=trust_code)
 
 
 def imported(key: str, name: str, *, trust_code: bool, known: Iterable[str] = ()) -> Callable[..., Any]:

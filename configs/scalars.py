@@ -7,6 +7,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..storage.reading import shown
+from .registry import joined
+
 
 class Section(BaseModel):
     """A part of the config: unknown keys are refused, values never change after the check."""
@@ -28,6 +31,15 @@ def _path(path: object) -> object:
     return path
 
 
+def _joined(names: object) -> object:
+    """A list of names is one name."""
+    if not isinstance(names, list):
+        return names
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{shown(names)} is no list of names")
+    return joined(names)
+
+
 Integer = Annotated[int, BeforeValidator(_no_truth)]
 Number = Annotated[float, BeforeValidator(_no_truth)]
 File = Annotated[Path, BeforeValidator(_path)]
@@ -43,6 +55,7 @@ Candidates = Annotated[Integer, Field(ge=1, le=100_000)]  # all of which are rem
 Epochs = Annotated[Integer, Field(ge=0, le=100_000)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**32)]  # what every generator takes
 Weight = Annotated[Number, Field(ge=0.0)]
+Names = Annotated[str, BeforeValidator(_joined)]  # of plug-ins: one, or several that are one
 
 
 def check_file_name(name: str) -> str:

@@ -20,6 +20,7 @@ from .scalars import (
     Fraction,
     Integer,
     MostSparsity,
+    Names,
     Number,
     Section,
     Seed,
@@ -309,10 +310,15 @@ class Config(Section):
     cache: bool = Field(default=True, description="keep on disk what depends on the dense network alone")
     network: NetworkConfig | None = None
     data: DataConfig | None = None
-    method: str = Field(default="channels", description="channels, weights, lowrank, bits, or package.module:callable")
-    criterion: str | None = Field(
+    method: Names = Field(
+        default="channels",
+        description="channels, weights, lowrank, bits, or package.module:callable; or two in one search: "
+        "[channels, bits], [channels, lowrank]",
+    )
+    criterion: Names | None = Field(
         default=None,
-        description="ranks the units inside a layer, by name or package.module:callable; none: the method's own",
+        description="ranks the units inside a layer, by name or package.module:callable; none: the method's own; of "
+        "two methods a list of two",
     )
     objective: ObjectiveConfig = Field(
         default=ObjectiveConfig(), description="a name, or a section with name and kwargs"

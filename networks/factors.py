@@ -178,11 +178,20 @@ def factorised(model: nn.Module, ranks: Mapping[str, tuple[int, Kind]]) -> nn.Mo
 def unfactorised(model: nn.Module, dense: nn.Module) -> nn.Module:
     """A copy with one layer in the place of two, wherever the dense network has one; itself where that is nowhere."""
     ones = {name for name, module in dense.named_modules() if not isinstance(module, Factorised)}
-    twos = [name for name, module in model.named_modules() if isinstance(module, Factorised) and name in ones]
-    found = copied(model) if twos else model
-    for name in twos:
+    return as_ones(model, [name for name in factorised_names(model) if name in ones])
+
+
+def as_ones(model: nn.Module, names: Collection[str]) -> nn.Module:
+    """A copy with one layer in the place of two, in these places; itself where there are none."""
+    found = copied(model) if names else model
+    for name in names:
         found.set_submodule(name, whole_layer(found.get_submodule(name)))
     return found
+
+
+def factorised_names(model: nn.Module) -> list[str]:
+    """The modules that are two layers in a row."""
+    return [name for name, module in model.named_modules() if isinstance(module, Factorised)]
 
 
 def input_widths(model: nn.Module, example: Inputs) -> dict[str, list[int]]:

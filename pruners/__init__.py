@@ -1,6 +1,6 @@
 """How a network is made smaller: methods, costs, budget, loss model, repair, the plan file."""
 
-from . import bits, lowrank, weights  # noqa: F401 – register their methods
+from . import bits, joint, lowrank, weights  # noqa: F401 – register their methods, and how two are one
 from .budget import Budget
 from .channels import method as _channels  # noqa: F401 – registers its method
 from .compressor import Compressor

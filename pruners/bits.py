@@ -26,6 +26,7 @@ from ..storage.reading import shown, validated
 from ..training.inputs import InputShape
 from .context import Context
 from .costs.counts import LinearCost
+from .costs.measures import AsMeasured, Measures
 from .costs.stored import BitOperations, Size
 from .method import METHODS, Compressed
 from .repair.gram import variance
@@ -44,14 +45,10 @@ class BitLayer(Layer):
     """A weight tensor.
 
     Attributes:
-        weights: how many.
-        rows: outputs, each with a scale.
         positions: at which it is laid on an image, over all modules that use it.
         inputs: bits of what it is multiplied with, where its own are fewer than all.
     """
 
-    weights: int
-    rows: int
     positions: int
     inputs: int = FULL
 
@@ -70,6 +67,7 @@ class Bits:
     unit = "bits"
     criterion = "gptq"
     max_sparsity = 0.95
+    own_settings = ("activation_bits",)
 
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
         """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
@@ -86,18 +84,23 @@ class Bits:
         found = Weights().find(model, input_shape, LayersConfig(ignore=config.ignore))
         macs, params = (found.cost(kind, found.units) for kind in ("flops", "params"))
         layers = [_bit_layer(found, index, config) for index in range(len(found.layers))]
-        none = np.zeros(len(layers), dtype=np.int64)
+        dense = Measures.of([found.shapes[layer.name] for layer in layers], macs, params)
+        factors = [layer.positions for layer in layers], [layer.inputs for layer in layers]
         return replace(
             found,
             method=self.name,
             layers=tuple(layers),
             costs={
-                "flops": LinearCost(none, macs),
-                "params": LinearCost(none, params),
-                "size": Size(layers, params),
-                "bops": BitOperations(layers, macs),
+                "flops": AsMeasured(dense, "flops"),
+                "params": AsMeasured(dense, "params"),
+                "size": Size(dense),
+                "bops": BitOperations(dense, *factors),
             },
         )
+
+    def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
+        """The same tensors, smaller; see `method.Follower`."""
+        return replace(structure, shapes=shapes)
 
     def check_criterion(self, name: str) -> None:
         """Raises ValueError where there is no such criterion."""
@@ -226,8 +229,6 @@ def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:
         (*(bits for bits in BITS if bits % step == 0), FULL),
         parameters=layer.parameters,
         consumers=layer.consumers,
-        weights=layer.units,
-        rows=found.shapes[layer.name][0],
         positions=int(macs.factors[index]),
         inputs=config.activation_bits or FULL,
     )

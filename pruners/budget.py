@@ -119,7 +119,8 @@ class Budget:
         }
         pairs = []
         for layer in self.structure.layers:
-            low, high = sparsity_range(layer.name, self.bounds, self.max_sparsity)
+            most = min(self.max_sparsity, layer.max_sparsity or 1.0)
+            low, high = sparsity_range(layer.name, self.bounds, most)
             if layer.name in free:  # `max_sparsity` is of what stays
                 high = 1.0
             fits = [n for n in layer.choices if (1 - high) * layer.units - 1e-9 <= n <= (1 - low) * layer.units + 1e-9]
@@ -139,6 +140,11 @@ class Budget:
     def relaxed_cost(self, kept: Floats) -> float:
         """The cost as if units could be kept in parts."""
         return max(rate * self.structure.relaxed_cost(kind, kept) for kind, rate in self._rates.items())
+
+    def costs_together(self, kept: Kept) -> Floats:
+        """(…) what networks cost that keep (…, layers), in the currency of `choice_costs`."""
+        costs = [rate * np.asarray(self.structure.costs[kind](kept)) for kind, rate in self._rates.items()]
+        return np.asarray(np.sum(costs, axis=0), dtype=np.float64)
 
     def choice_costs(self) -> list[Floats]:
         """For every layer, (choices,), what the network costs at each of its choices, the others whole.

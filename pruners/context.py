@@ -42,6 +42,7 @@ class Context:
         seed: for criteria that draw.
         store: remembers what depends on the network, these images and the objective alone.
         objective: what the network is for.
+        given: the moments, where they need no pass of the images.
     """
 
     model: nn.Module
@@ -51,6 +52,7 @@ class Context:
     seed: int = 0
     store: Store = field(default_factory=Store)
     objective: Objective = DEFAULT
+    given: DenseMoments | None = None
 
     @property
     def method(self) -> Method:
@@ -65,6 +67,8 @@ class Context:
     @cached_property
     def moments(self) -> DenseMoments:
         """Second moments of the consumers' inputs, from one pass of the calibration images."""
+        if self.given is not None:
+            return self.given
         example = taken(self.calibration[0][0], slice(1))
         device = next(iter(leaves(example).values())).device
         names = [name for name in consumers(self.structure) if repairable(self.model.get_submodule(name))]
@@ -179,6 +183,7 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
 def _code(method: Method) -> str:
     """Hash of the source that computes what is kept: a key never outlives the code, the package's or a plug-in's."""
     found = hashlib.sha256(code_of("networks", "pruners", "storage", "training").encode())
-    with suppress(TypeError, OSError):  # made where there is no file: in a shell, say
-        found.update(inspect.getsource(inspect.getmodule(type(method)) or type(method)).encode())
+    for one in getattr(method, "members", (method,)):
+        with suppress(TypeError, OSError):  # made where there is no file: in a shell, say
+            found.update(inspect.getsource(inspect.getmodule(type(one)) or type(one)).encode())
     return found.hexdigest()

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression, nnls
-from torch import Tensor, nn
 
-from ..configs.schema import LARGE
-from ..networks.fused import Fused
-from ..networks.inference import first_images, in_channels_last, logits
-from ..training.inputs import InputShape, Integers, taken
 from .budget import Budget
 from .context import Context
-from .repair.gram import repair_from_moments
+from .repair.sensitivity import sensitivities
 from .structure import Floats, Kept, Layer, Structure
 
 Curves = Sequence[Floats]
@@ -29,9 +22,6 @@ TIE = 1e-2  # in the logarithm, over a layer: units of equal gain go one after t
 LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
 TRUST = 1.0  # in the curves as predicted, against the plans evaluated: a ridge, in units of the curves' own spread
-IMAGES = 200  # calibration images that layer sensitivities are measured on
-LARGE_IMAGES = 50  # of large ones
-LOST = 0.01  # of a consumer's output: where less is gone, the network's answer is mostly noise
 
 
 def loss_curves(context: Context) -> list[Floats]:
@@ -39,82 +29,19 @@ def loss_curves(context: Context) -> list[Floats]:
 
     The method's curve, times the layer's sensitivity. To first order the error that a layer leaves in its consumers'
     output passes through the rest of the network linearly, so that the squared distance is proportional to it; and the
-    errors of different layers, being all but uncorrelated, add up. Where nothing is kept of a layer its branch is gone,
-    too far for a first order: this distance is measured.
+    errors of different layers, being all but uncorrelated, add up. Where a layer has several `probes`, the distance for
+    a lost output is what was measured there, and straight in between in the logarithm of what is lost. Where nothing is
+    kept of a layer its branch is gone, too far for a first order: this distance is measured.
     """
-    pairs = zip(_measured(context), context.method.curves(context), strict=True)
-    return [_with_none(float(told["factor"]) * curve, told.get("none")) for told, curve in pairs]
-
-
-def _with_none(curve: Floats, none: Tensor | None) -> Floats:
-    return curve if none is None else np.array([max(float(none), curve[1]), *curve[1:]])
-
-
-def layer_sensitivity(context: Context) -> Floats:
-    """(layers,) how far the logits move for a layer's error: distance a unit of lost output; computed once a context.
-
-    Measured on the calibration images: half of the layer goes, its consumers are re-fitted, everything else stays
-    whole. The distance is that of the reward, over the variance of the dense logits. Every layer costs a pass of these
-    images; large ones, of which a pass costs most, are fewer (`LARGE_IMAGES`).
-    """
-    return np.array([float(told["factor"]) for told in _measured(context)])
-
-
-def _measured(context: Context) -> list[dict[str, Tensor]]:
-    """For every layer its `factor`, and the distance where `none` of it is kept if that is a choice."""
-    context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
-    images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
-    images = in_channels_last(images)
-
-    @cache
-    def fused() -> Fused:
-        return Fused(context.model, taken(images[0][0], slice(1)))
-
-    def answers(model: nn.Module) -> Tensor:
-        return logits(fused()(model), images, context.objective.features)
-
-    @cache
-    def dense() -> Tensor:
-        return answers(context.model)
-
-    def measured(index: int, curve: Floats) -> dict[str, Tensor]:
-        layer = context.structure.layers[index]
-        telling = np.flatnonzero((curve > LOST) & (layer.levels <= layer.units // 2))
-        choice = int(telling[-1]) if len(telling) else 0
-        found = {"factor": away(index, choice) / max(float(curve[choice]), LOST)}
-        if not layer.choices[0]:
-            found["none"] = away(index, 0)
-        return {name: torch.tensor(value, dtype=torch.float64) for name, value in found.items()}
-
-    def away(index: int, choice: int) -> float:
-        return _cut_alone(context, index, choice, answers, dense())
-
-    layers = zip(context.structure.layers, context.method.curves(context), strict=True)
-    return [
-        dict(context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve)))
-        for index, (layer, curve) in enumerate(layers)
-    ]
-
-
-def _large(shape: InputShape) -> bool:
-    """Whether a pass of such images is what costs most: of all that goes in, one is an image of `LARGE` pixels up."""
-    if isinstance(shape, Integers):
-        return False
-    if not isinstance(shape, Mapping) and all(isinstance(size, int) for size in shape):
-        return len(shape) > 2 and min(shape[1:]) >= LARGE
-    return any(map(_large, shape.values() if isinstance(shape, Mapping) else shape))
-
-
-def _cut_alone(
-    context: Context, index: int, choice: int, answers: Callable[[nn.Module], Tensor], dense: Tensor
-) -> float:
-    """The distance that one layer's cut brings."""
-    kept = context.structure.units.copy()
-    kept[index] = context.structure.layers[index].levels[choice]
-    compressed = context.method.apply(context, kept)
-    repair_from_moments(compressed, context.model, context.moments)
-    spread = float(dense.var(dim=0).sum())
-    return float((answers(compressed.model) - dense).square().sum(dim=1).mean()) / spread
+    found = []
+    for told, curve in zip(sensitivities(context), context.method.curves(context), strict=True):
+        lost, factors = told["lost"].numpy(), told["factor"].numpy()
+        along = np.interp(np.log(curve.clip(min=1e-12)), np.log(lost.clip(min=1e-12)), factors)
+        losses = np.minimum.accumulate(along * curve)
+        if "none" in told:
+            losses = np.array([max(float(told["none"]), losses[1]), *losses[1:]])
+        found.append(losses)
+    return found
 
 
 @dataclass(frozen=True)
@@ -194,11 +121,12 @@ class LossModel:
         the best gain for the cost is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
         Dantzig 1957). Of several budgets the one that binds says what a step costs.
         """
-        costs_of = step_costs(self._binding(budget))
-        return [
+        binding = self._binding(budget)
+        gains = [
             -factor * isotonic_regression(np.diff(curve) / costs, weights=costs).x if len(costs) else costs
-            for factor, curve, costs in zip(self.factors, self.curves, costs_of, strict=True)
+            for factor, curve, costs in zip(self.factors, self.curves, step_costs(binding), strict=True)
         ]
+        return in_turn(binding, gains) if self.structure.in_turn else gains
 
     def _binding(self, budget: Budget) -> Budget:
         """That one of several whose own best plan meets the others, too; all of them where there is none."""
@@ -213,6 +141,40 @@ def step_costs(budget: Budget) -> list[Floats]:
     """For every layer, (choices − 1,), what each step to the next choice adds to the cost, the other layers whole."""
     costs = budget.choice_costs()
     return [np.diff(cost).clip(min=1e-12 * budget.limit) for cost in costs]
+
+
+def in_turn(budget: Budget, gains: Sequence[Floats]) -> list[Floats]:
+    """What each step gains for what it saves when its turn comes, (choices − 1,) a layer: `Structure.in_turn`.
+
+    The steps are taken down from the dense network, those first that gain least. A layer's steps save the same part of
+    what they save of the dense network, all of them: true where costs are products of what the layers keep. What is
+    left gets cheaper on the way, so that its gains rise, and the best steps on any budget are those not yet taken.
+
+    Args:
+        budget: what a step saves.
+        gains: the same of the dense network, falling.
+    """
+    layers, found = budget.structure.layers, [np.zeros_like(gain) for gain in gains]
+    left = np.array([len(gain) for gain in gains])
+    kept, part, reached = budget.structure.units.copy(), np.ones(len(layers)), 0.0
+    costs = budget.choice_costs()
+    together = max(1, int(left.sum()) // GRID)
+    while left.any():
+        now = [gain[:n] / share for gain, n, share in zip(gains, left, part, strict=True)]
+        pool = np.concatenate(now)
+        worst = float(np.partition(pool, min(together, len(pool)) - 1)[min(together, len(pool)) - 1])
+        for i, gain in enumerate(now):
+            stay = int(np.searchsorted(-gain, -worst))  # those that gain more
+            found[i][stay : left[i]] = np.maximum(gain[stay:], reached)
+            left[i], kept[i] = stay, layers[i].levels[stay]
+        reached = max(reached, worst)
+        lowest = np.tile(kept, (len(layers) + 1, 1))
+        np.fill_diagonal(lowest, [layer.choices[0] for layer in layers])
+        saved = budget.costs_together(lowest)
+        dense = np.array([cost[n] - cost[0] for cost, n in zip(costs, left, strict=True)])
+        part = np.divide(saved[-1] - saved[:-1], dense, out=np.ones(len(layers)), where=dense > 0.0)
+        part = part.clip(min=1e-12)
+    return found
 
 
 class Lagrangian:

@@ -7,7 +7,7 @@ Jaderberg, Vedaldi, Zisserman (BMVC 2014): a k×1 and a 1×k convolution; Zhang,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from ..configs import Registry
 from ..configs.schema import LayersConfig
 from ..networks.checks import check_weights
 from ..networks.copying import copied, rebuilt
-from ..networks.factors import Kind, factorised, full_rank, input_widths, matrix, sides, whole_layer, why_whole
+from ..networks.factors import Kind, factorised, full_rank, input_widths, matrix, whole_layer, why_whole
 from ..networks.inference import example_images
 from ..networks.norms import shift_output
 from ..networks.world import undisturbed
@@ -28,7 +28,8 @@ from ..storage.reading import shown, validated
 from ..training.inputs import InputShape, as_shape
 from .context import Context
 from .costs.counts import Operation, count_operations, uncounted_flops
-from .costs.ranks import RankCost
+from .costs.measures import Measures
+from .costs.ranks import RankCost, TwoLayers
 from .method import METHODS, Compressed
 from .repair.reduced_rank import RankSolve, Reduced, Reduction
 from .repair.statistics import Sampler
@@ -37,9 +38,9 @@ from .structure import Floats, Kept, Layer, PlanError, Structure
 
 Metric = Callable[[Context, str], Tensor | None]
 
-CRITERIA: Registry[Metric] = Registry("criterion of lowrank", adopt=lambda _name, metric, _known: metric)
+PROBES = (0.5, 0.75, 0.875, 0.95)  # the first ranks to go hold little that the answer is read from, the last a lot
 
-_Costs = dict[str, tuple[int, int]]  # kind → what a rank costs, and all of the layer
+CRITERIA: Registry[Metric] = Registry("criterion of lowrank", adopt=lambda _name, metric, _known: metric)
 
 
 @CRITERIA.register("data")
@@ -61,11 +62,18 @@ class RankLayer(Layer):
 
     Attributes:
         kind: of the two that it becomes.
+        two: what they cost.
         most: the highest rank at which they cost less than the layer.
     """
 
     kind: Kind
+    two: TwoLayers
     most: int
+
+    @property
+    def alone(self) -> str:
+        """Why it cannot be in one search with channels; "" where it can."""
+        return "" if self.two.before == self.two.behind else "its two layers would work on images of different sizes"
 
 
 class _Ranked(BaseModel):
@@ -89,6 +97,7 @@ class LowRank:
     unit = "ranks"
     criterion = "data"
     max_sparsity = 0.95
+    own_settings = ("factors",)
 
     @undisturbed()
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
@@ -114,35 +123,36 @@ class LowRank:
         names = {name: [name] for name, reason in reasons.items() if not reason}
         whole = {name: reason for name, reason in reasons.items() if reason}
         whole |= dict.fromkeys(sorted(ignored_names(model, names, config.ignore, whole)), "excluded by the config")
-        layers, costs = [], []
+        layers = []
         for name in names:
             if name in whole:
                 continue
-            layer, cost = _layer(name, model.get_submodule(name), operations[name], widths[name][0], config)
+            layer = _layer(name, operations[name], widths[name][0], config)
             if len(layer.choices) == 1:
                 whole[name] = "no rank that may be kept costs less than the layer"
             else:
                 layers.append(layer)
-                costs.append(cost)
         if not layers:
             raise PlanError("no layer to factorise: of no convolution or linear layer would two be cheaper")
         shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        flops = [op.flops for op in operations.values()]
-        totals = {
-            "flops": sum(flops) + uncounted_flops(model, example, list(operations.values())),
-            "params": sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()),
-        }
+        flops = sum(op.flops for op in operations.values())
+        flops += uncounted_flops(model, example, list(operations.values()))
+        params = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+        dense = Measures.of([shapes[f"{layer.name}.weight"] for layer in layers], flops, params)
+        of = [layer.two for layer in layers], [layer.most for layer in layers], dense
         return Structure(
             method=self.name,
             layers=tuple(layers),
-            costs={
-                kind: RankCost.of([cost[kind] for cost in costs], [layer.most for layer in layers], total)
-                for kind, total in totals.items()
-            },
+            costs={"flops": RankCost(*of, "flops"), "params": RankCost(*of, "params")},
             ignored=whole,
             shapes=shapes,
             input_shape=as_shape(input_shape),
         )
+
+    def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
+        """The same layers, smaller, of which some are two no longer; as `RankCost` counts. See `method.Follower`."""
+        layers = tuple(_narrowed(_ranked(layer), shapes[f"{layer.name}.weight"]) for layer in structure.layers)
+        return replace(structure, layers=layers, shapes=shapes)
 
     def check_criterion(self, name: str) -> None:
         """Raises ValueError where there is no such criterion."""
@@ -217,41 +227,42 @@ def _ranked(layer: Layer) -> RankLayer:
     return layer
 
 
-def _layer(name: str, module: Any, operation: Operation, width: int, config: LayersConfig) -> tuple[RankLayer, _Costs]:
-    """A layer with its choices, and its costs.
+def _layer(name: str, operation: Operation, width: int, config: LayersConfig) -> RankLayer:
+    """A layer with its choices.
 
     Args:
         name: of the module.
-        module: itself.
         operation: what it computes.
         width: of its input, in pixels.
         config: what the user says of the layers.
     """
     shape = operation.shape
     spatial = config.factors == "spatial" and len(shape) == 4 and min(shape[2:]) > 1
-    kind: Kind = "spatial" if spatial else "channel"
-    second, first = (int(np.prod(part)) for part in sides(shape, kind))
     # between a k×1 and a 1×k convolution the image is as wide as it came in
     before = operation.positions // operation.output[1] * width if spatial else operation.positions
-    costs = {
-        "flops": (before * first + operation.positions * second, operation.flops),
-        "params": (first + second, int(np.prod(shape))),
-    }
-    units, most = full_rank(shape, kind), min((whole - 1) // rank for rank, whole in costs.values())
-    choices = [n for n in choices_of(name, units, config.round_to) if n <= most]
-    return (
-        RankLayer(
-            name,
-            units,
-            (*choices, units),
-            members=(kind,),
-            parameters=(f"{name}.weight",),
-            consumers=(name,),
-            kind=kind,
-            most=most,
-        ),
-        costs,
+    of = (shape[2], shape[3], before) if spatial else (int(np.prod(shape[2:])), 1, before)
+    kind: Kind = "spatial" if spatial else "channel"
+    two = TwoLayers(*of, operation.positions)
+    units, most = full_rank(shape, kind), two.most(shape)
+    return RankLayer(
+        name,
+        units,
+        (*(n for n in choices_of(name, units, config.round_to) if n <= most), units),
+        members=(kind,),
+        parameters=(f"{name}.weight",),
+        consumers=(name,),
+        probes=PROBES,
+        kind=kind,
+        two=two,
+        most=most,
     )
+
+
+def _narrowed(layer: RankLayer, shape: tuple[int, ...]) -> RankLayer:
+    """In a network whose layer has a weight of this shape."""
+    units = full_rank(shape, layer.kind)
+    choices = sorted({min(choice, units) for choice in layer.choices})
+    return replace(layer, units=units, choices=tuple(choices), most=min(layer.most, layer.two.most(shape)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..configs.registry import Registry
 from ..configs.schema import LayersConfig
 from ..training.inputs import InputShape
+from .costs.measures import Measured
 from .structure import Floats, Kept, Layer, Structure
 
 if TYPE_CHECKING:
@@ -122,6 +123,39 @@ class Method(Protocol):
         Raises:
             ValueError: the recipe is not this method's, or is for another architecture.
         """
+        ...
+
+
+@runtime_checkable
+class Leader(Protocol):
+    """What a method has besides, that makes the weights smaller which another then does its own to.
+
+    Attributes:
+        own_settings: keys of the config's section `layers` that are for it alone.
+    """
+
+    own_settings: tuple[str, ...]
+
+    def measured(self, structure: Structure, names: Sequence[str]) -> Measured:
+        """What the tensors of these names measure, as a function of what it keeps."""
+        ...
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """What a method has besides, that can do its own to a network which another has cut; it cuts no tensor itself.
+
+    Its costs are `FollowingCost`; the first of a layer's parameters is the weight that it is about. A layer that can be
+    its own but nothing besides has a reason, `alone`, and is left whole.
+
+    Attributes:
+        own_settings: keys of the config's section `layers` that are for it alone.
+    """
+
+    own_settings: tuple[str, ...]
+
+    def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
+        """The same layers where parameters have these shapes, for the units kept that the dense network's have."""
         ...
 
 

@@ -35,6 +35,8 @@ class Layer:
         members: everything that is coupled to it, as the fingerprint of a plan knows it.
         parameters: names of the tensors that the units are parts of.
         consumers: modules whose outputs change where units go.
+        max_sparsity: the most of it that may go, where that is not for all layers alike; none where it is.
+        probes: sparsities at which it is measured how far the outputs move for what its consumers lose.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Layer:
     members: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     consumers: tuple[str, ...] = ()
+    max_sparsity: float | None = None
+    probes: tuple[float, ...] = (0.5,)
 
     def __post_init__(self) -> None:
         choices = tuple(self.choices) or tuple(range(1, self.units + 1))
@@ -108,6 +112,7 @@ class Structure:
     input_shape: InputShape
     branches: tuple[Branch, ...] = ()
     first_units: Callable[[nn.Module, Structure, Kept], nn.Module] | None = None
+    in_turn: bool = False
 
     @cached_property
     def units(self) -> Kept:

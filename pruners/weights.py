@@ -116,8 +116,16 @@ class Weights:
             if name in ignored:
                 continue
             choices = (units // 2, units) if config.pattern else _per_cents(units, step_of(name, config.round_to))
-            own = {"parameters": (name,), "consumers": tuple(modules)}
-            layers.append(WeightLayer(name, units, choices, **own, two_of_four=config.pattern == "2:4"))
+            layers.append(
+                WeightLayer(
+                    name,
+                    units,
+                    choices,
+                    parameters=(name,),
+                    consumers=tuple(modules),
+                    two_of_four=config.pattern == "2:4",
+                )
+            )
         if not layers:
             raise PlanError("no weight to prune: no convolution or linear layer is left")
         positions = {op.module: op.positions for op in operations}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ...pruners.residual_branches import residual_branch_variance
+from ...pruners.repair.residual_branches import residual_branch_variance
 from ...pruners.structure import Kept, Layer, Structure
 from .registry import SearchProblem, register_allocator
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -14,9 +14,11 @@ from ...configs.schema import LayersConfig
 from ...storage.reading import validated
 from ...training.inputs import InputShape
 from ..context import Context
+from ..costs.counts import ChannelMeasures
+from ..costs.measures import Measured
 from ..method import METHODS, Compressed
 from ..scope import sparsity_range
-from ..structure import Branch, Floats, Kept, Layer, PlanError
+from ..structure import Branch, Floats, Kept, Layer, PlanError, Structure
 from .branches import Means, check_branches, mean_outputs, without
 from .coupling import find_layers
 from .criteria import check_criterion, elimination, filters, rank, scale_statistics, select
@@ -61,6 +63,7 @@ class Channels:
     unit = "channels"
     criterion = "obs"
     max_sparsity = 0.9
+    own_settings = ("cut", "tie")
 
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> ChannelStructure:
         """Coupling groups; see `find_layers`."""
@@ -81,6 +84,10 @@ class Channels:
             round_to=config.round_to,
             most=most if config.branches else None,
         )
+
+    def measured(self, structure: Structure, names: Sequence[str]) -> Measured:
+        """What the tensors of these names measure where channels went; see `method.Leader`."""
+        return ChannelMeasures(cast(ChannelStructure, structure).layers, names, structure.shapes, structure.costs)
 
     def check_criterion(self, name: str) -> None:
         """Raises ValueError where there is no such criterion."""

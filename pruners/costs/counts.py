@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from ...networks.norms import LAYERS, TRANSPOSED, channel_dim
 from ...networks.world import without_fast_attention
 from ...training.inputs import Inputs, call, taken
 from ..structure import CostModel
+from .measures import Measures, kernel_sizes
 
 _WEIGHTS: dict[Any, tuple[str, ...]] = {  # those that are laid on an input, where it is not one `weight`
     HeadAttention: ("in_proj_weight",),
@@ -175,6 +176,40 @@ class ChannelCost:
         """(…, layers) → (…)."""
         left = self.size - ((self.dense - kept) @ self.units).reshape(*kept.shape[:-1], -1, 2)
         return self.fixed + (self.factor * left.prod(axis=-1)).sum(axis=-1) + kept @ self.besides
+
+
+class ChannelMeasures:
+    """What some weights measure, as a function of what is kept; see `measures.Measured`.
+
+    Args:
+        layers: with slices, as `ChannelStructure` has them.
+        names: of the tensors.
+        shapes: every parameter's dense shape.
+        costs: `flops` and `params`, of the same layers.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Any],
+        names: Sequence[str],
+        shapes: Mapping[str, tuple[int, ...]],
+        costs: Mapping[str, Callable[[NDArray[Any]], Any]],
+    ):
+        self.costs = costs["flops"], costs["params"]
+        self.dense = np.array([layer.units for layer in layers], dtype=np.int64)
+        self.size = np.array([shapes[name][:2] for name in names], dtype=np.int64).reshape(-1, 2)
+        self.kernel = kernel_sizes([shapes[name] for name in names])
+        places = {(name, dim): 2 * i + dim for i, name in enumerate(names) for dim in (0, 1)}
+        self.units = np.zeros((len(layers), 2 * len(names)), dtype=np.int64)
+        for i, layer in enumerate(layers):
+            for part in layer.slices:
+                if (part.parameter, part.dim) in places:
+                    self.units[i, places[part.parameter, part.dim]] += part.positions.shape[1]
+
+    def __call__(self, kept: NDArray[Any]) -> Measures:
+        """(…, layers) units kept → sizes (…, tensors)."""
+        left = self.size - ((self.dense - kept) @ self.units).reshape(*kept.shape[:-1], -1, 2)
+        return Measures(left[..., 0], left[..., 1], self.kernel, *(cost(kept) for cost in self.costs))
 
 
 class LinearCost:

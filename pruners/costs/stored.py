@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...networks.quantise.grid import FINEST, FULL
+from .measures import Measures
 
 
 class Size:
@@ -17,36 +18,38 @@ class Size:
     Running statistics are not counted: folded into the layers, a batch norm leaves one number a channel.
 
     Args:
-        layers: the tensors, as `BitLayer` has them.
-        params: of the whole network.
+        dense: what the tensors measure, and the whole network.
     """
 
-    def __init__(self, layers: Sequence[Any], params: int):
-        self.weights = np.array([layer.weights for layer in layers], dtype=np.int64)
-        self.rows = np.array([layer.rows for layer in layers], dtype=np.int64)
-        self.fixed = 4 * (params - int(self.weights.sum()))
+    def __init__(self, dense: Measures):
+        self.dense = dense
 
-    def __call__(self, kept: NDArray[Any]) -> Any:
+    def __call__(self, kept: NDArray[Any], at: Measures | None = None) -> Any:
         """(…, layers) bits → (…) bytes; a tensor that its scales would make larger is stored as it is."""
-        packed = np.ceil(self.weights * kept / 8) + 4 * self.rows
-        whole = 4 * self.weights
-        return self.fixed + np.where(kept > FINEST, whole, np.minimum(packed, whole)).sum(axis=-1)
+        at = at or self.dense
+        packed = np.ceil(at.weights * kept / 8) + 4 * at.outputs
+        whole = 4 * at.weights
+        own = np.where(kept > FINEST, whole, np.minimum(packed, whole)).sum(axis=-1)
+        return 4 * at.params - whole.sum(axis=-1) + own
 
 
 class BitOperations:
     """Multiply-accumulates, times the bits of both factors; 32 by 32 where a weight is left as it is.
 
     Args:
-        layers: the tensors, as `BitLayer` has them.
-        macs: of the whole network.
+        dense: what the tensors measure, and the whole network.
+        positions: (layers,) at which each is laid on an image.
+        inputs: (layers,) bits of what each is multiplied with, where its own are fewer than all.
     """
 
-    def __init__(self, layers: Sequence[Any], macs: int):
-        self.macs = np.array([layer.weights * layer.positions for layer in layers], dtype=np.int64)
-        self.inputs = np.array([layer.inputs for layer in layers], dtype=np.int64)
-        self.fixed = FULL * FULL * (macs - int(self.macs.sum()))
+    def __init__(self, dense: Measures, positions: Sequence[int], inputs: Sequence[int]):
+        self.dense = dense
+        self.positions = np.array(positions, dtype=np.int64)
+        self.inputs = np.array(inputs, dtype=np.int64)
 
-    def __call__(self, kept: NDArray[Any]) -> Any:
+    def __call__(self, kept: NDArray[Any], at: Measures | None = None) -> Any:
         """(…, layers) bits → (…) operations of single bits."""
+        at = at or self.dense
+        macs = at.weights * self.positions
         factors = np.where(kept > FINEST, FULL * FULL, kept * self.inputs)
-        return self.fixed + (self.macs * factors).sum(axis=-1)
+        return FULL * FULL * (at.flops - macs.sum(axis=-1)) + (macs * factors).sum(axis=-1)

@@ -8,7 +8,7 @@ small linear system. The intercept goes into the bias, or into the running mean 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,8 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
     for name in [name for name in moments.inputs if name in compressed.cut]:  # the others' are not even read
         stats = moments.inputs[name]
         whole, left, stay = aligned_weights(compressed, dense, name)
-        gram = moments.gram(dense, name)
+        alive = groups_left(compressed, dense, name)
+        gram = moments.gram(dense, name)[alive]
         cross = gram[:, stay] @ (whole - left).transpose(1, 2)
         ridge = damping(stats.count, int(stay.sum()))
         inner = gram[:, stay][:, :, stay]
@@ -103,10 +104,51 @@ def repair_from_moments(compressed: Compressed, dense: nn.Module, moments: Dense
         module: Any = compressed.model.get_submodule(name)
         set_weight(module, Sampler(module).unweight(fitted, module.weight))
         if moments.has_intercept(dense, name):
-            mean = stats.mean.unsqueeze(2)
+            mean = stats.mean[alive].unsqueeze(2)
             shift = (whole @ mean - fitted @ mean[:, stay]).flatten()
             there = _constant(compressed.model, name, moments) - _constant(dense, name, moments, compressed.rows)
             shift_output(compressed.model, name, moments.norms.get(name), shift - there)
+
+
+class NarrowedMoments(Mapping[str, Moments]):
+    """Moments of the inputs that are left, as the dense network has them: for a method that comes after another.
+
+    Each is made when it is looked at.
+
+    Args:
+        whole: of the dense network.
+        compressed: by the method before.
+        dense: the network it was made from.
+    """
+
+    def __init__(self, whole: Mapping[str, Moments], compressed: Compressed, dense: nn.Module):
+        self._whole, self._compressed, self._dense = whole, compressed, dense
+
+    def __getitem__(self, name: str) -> Moments:
+        stats, columns = self._whole[name], self._compressed.columns.get(name)
+        channels = self._dense.get_parameter(f"{name}.weight").shape[1]
+        stay = torch.arange(stats.mean.shape[1]).reshape(-1, channels)  # kernel positions outside, channels inside
+        if columns is not None:
+            stay = stay[:, torch.from_numpy(columns)]
+        alive = groups_left(self._compressed, self._dense, name)
+        return stats.narrowed(alive, stay.flatten().to(stats.mean.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+
+def groups_left(compressed: Compressed, dense: nn.Module, name: str) -> Tensor:
+    """(groups left,) of a consumer's groups: a depthwise convolution loses one with every output, or with several."""
+    module: Any = dense.get_submodule(name)
+    rows, groups = compressed.rows.get(name), Sampler(module).groups
+    small: Any = compressed.model.get_submodule(name)
+    if rows is None or Sampler(small).groups == groups:
+        return torch.arange(groups, device=module.weight.device)
+    left = np.unique(rows // (module.weight.shape[0] // groups))
+    return torch.from_numpy(left).to(module.weight.device)
 
 
 def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +158,8 @@ def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tupl
         The dense ones (groups, q, p), of the outputs that are left; the compressed ones in the same places, 0 where
         inputs are gone; and (p,) which columns survive.
     """
-    sampler = Sampler(dense.get_submodule(name))
+    small: Any = compressed.model.get_submodule(name)
+    sampler = Sampler(small)
     full = dense.get_parameter(f"{name}.weight").detach()
     rows = compressed.rows.get(name)
     if rows is not None:
@@ -128,8 +171,7 @@ def aligned_weights(compressed: Compressed, dense: nn.Module, name: str) -> tupl
         keep[torch.from_numpy(columns)] = True
     stay = keep.repeat(whole.shape[2] // len(keep)).to(full.device)  # kernel positions outside, channels inside
     left = torch.zeros_like(whole)
-    small: Any = compressed.model.get_submodule(name)
-    left[:, :, stay] = Sampler(small).weight(small.weight.detach())
+    left[:, :, stay] = sampler.weight(small.weight.detach())
     return whole, left, stay
 
 
@@ -163,7 +205,8 @@ def output_error(compressed: Compressed, dense: nn.Module, moments: DenseMoments
         missed = whole - left
         shift = _constant(dense, name, moments, compressed.rows) - _constant(compressed.model, name, moments)
         shift = shift.reshape(missed.shape[:2])
-        mean, _, covariance, _ = stats.centered()
+        alive, (mean, _, covariance, _) = groups_left(compressed, dense, name), stats.centered()
+        mean, covariance = mean[alive], covariance[alive]
         total = variance(whole, covariance)
         if total > 0.0:
             offset = torch.einsum("gqp,gp->gq", missed, mean) + shift

@@ -152,6 +152,15 @@ class Moments:
         moments._origin_x, moments._x, moments._xx = (state[name].to(device) for name in ("origin", "x", "xx"))
         return moments
 
+    def narrowed(self, groups: Tensor, inputs: Tensor) -> Moments:
+        """Those of some groups and inputs alone, without targets; positions ascending."""
+        moments = Moments()
+        moments.count = self.count
+        moments._origin_x = self._origin_x[groups][:, :, inputs]
+        moments._x = self._x[groups][:, inputs]
+        moments._xx = self._xx[groups][:, inputs][:, :, inputs]
+        return moments
+
     @property
     def mean(self) -> Tensor:
         """(groups, p) of the inputs."""

@@ -21,8 +21,9 @@ from secateur.envs import CandidateEvaluator, layer_statistics
 from secateur.networks.inference import logits
 from secateur.pruners import METHODS, Compressor, Context
 from secateur.pruners.channels.criteria import CRITERIA, rank
-from secateur.pruners.loss_model import layer_sensitivity, loss_curves
-from secateur.pruners.residual_branches import residual_branch_variance
+from secateur.pruners.loss_model import loss_curves
+from secateur.pruners.repair.residual_branches import residual_branch_variance
+from secateur.pruners.repair.sensitivity import layer_sensitivity
 
 COUNT = 60
 ROUNDING = 1e-3  # relative, of single-precision sums that pass through a solver

@@ -13,7 +13,9 @@ from secateur.pruners import loss_model as module
 from secateur.pruners.channels.criteria import elimination
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
-from secateur.pruners.loss_model import layer_sensitivity, loss_curves
+from secateur.pruners.loss_model import loss_curves
+from secateur.pruners.repair.sensitivity import layer_sensitivity
+from secateur.testing import toy_context
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:
@@ -34,6 +36,30 @@ def test_curves_pass_through_what_was_measured(name: str, cut: str) -> None:
         with torch.no_grad():
             missed = (compressor(kept, repair)(images) - dense).square().sum(1).mean()
         assert curve[kept[index] - 1] == pytest.approx(float(missed / dense.var(0).sum()), rel=1e-3, abs=1e-9)
+
+
+def test_ranks_are_measured_at_several_cuts() -> None:
+    """Distance for lost output is another where many ranks are gone; the prediction is what each cut has shown."""
+    seen = toy_context("lowrank", "plain")
+    compressor, repair = Compressor(seen), Repair(kind="gram", guard=False)
+    images = torch.cat([x for x, _ in seen.calibration])
+    with torch.no_grad():
+        dense = seen.model(images)
+    passed, bends = 0, []
+    for index, (curve, lost) in enumerate(zip(loss_curves(seen), seen.method.curves(seen), strict=True)):
+        layer, slopes = seen.structure.layers[index], []
+        for choice in sorted(set(module._choices(layer, lost))):
+            kept = seen.structure.units.copy()
+            kept[index] = layer.choices[choice]
+            with torch.no_grad():
+                missed = float((compressor(kept, repair)(images) - dense).square().sum(1).mean() / dense.var(0).sum())
+            flat = choice > 0 and curve[choice] == curve[choice - 1] < missed  # more ranks have lost more
+            assert flat or curve[choice] == pytest.approx(missed, rel=1e-3)
+            passed += not flat
+            slopes.append(missed / lost[choice])
+        bends.append(max(slopes) / min(slopes))
+    assert passed > len(bends)
+    assert max(bends) > 1.2
 
 
 def test_curves_fall_to_nothing() -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from secateur.pruners import residual_branches as module
 from secateur.pruners.context import Context
-from secateur.pruners.residual_branches import residual_branch_variance
+from secateur.pruners.repair import residual_branches as module
+from secateur.pruners.repair.residual_branches import residual_branch_variance
 
 
 def context(name: str, cut: str = "inner", model: nn.Module | None = None) -> Context:

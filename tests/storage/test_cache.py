@@ -16,14 +16,15 @@ import zoo
 from crash import files_of_at_most
 from secateur.configs.schema import Repair, SearchRepair
 from secateur.envs import CandidateEvaluator
-from secateur.pruners import METHODS, loss_model
+from secateur.pruners import METHODS
 from secateur.pruners import context as context_module
 from secateur.pruners.channels.coupling import find_layers
 from secateur.pruners.channels.criteria import CRITERIA, elimination, rank, register_criterion
 from secateur.pruners.channels.criteria.registry import ByScore
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context, dense_store
-from secateur.pruners.loss_model import layer_sensitivity
+from secateur.pruners.repair import sensitivity
+from secateur.pruners.repair.sensitivity import layer_sensitivity
 from secateur.storage import cache as module
 from secateur.storage.cache import Store, cache_folder, evict
 
@@ -64,7 +65,7 @@ def test_what_is_read_back_is_what_was_computed(name, cut, monkeypatch):
     monkeypatch.setattr(context_module, "collect_inputs", lambda *_: pytest.fail("moments collected again"))
     for criterion in CRITERIA:
         monkeypatch.setitem(CRITERIA._known, criterion, ByScore(ranked_again))
-    monkeypatch.setattr(loss_model, "_cut_alone", lambda *_: pytest.fail("layer_sensitivity measured again"))
+    monkeypatch.setattr(sensitivity, "_cut_alone", lambda *_: pytest.fail("layer_sensitivity measured again"))
     warm = context(name, cut)
     for criterion in CRITERIA:
         for ours, theirs in zip(rank(warm, criterion), rank(plain, criterion), strict=True):

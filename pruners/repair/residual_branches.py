@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from ..networks.graph import UntraceableError, Walk, trace
-from ..networks.inference import first_images
-from ..training.inputs import Inputs, taken
-from .context import Context
-from .repair.sites import summands
+from ...networks.graph import UntraceableError, Walk, trace
+from ...networks.inference import first_images
+from ...training.inputs import Inputs, taken
+from ..context import Context
+from .sites import summands
 
 IMAGES = 100  # calibration images that the means are taken over
 
