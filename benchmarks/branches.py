@@ -20,6 +20,7 @@ from secateur import Session
 from secateur.networks.inference import accuracy
 from secateur.pruners.costs.latency import measure_latency
 from secateur.pruners.loss_model import LossModel, best_steps
+from secateur.pruners.structure import PlanError
 
 
 def main() -> None:
@@ -44,7 +45,11 @@ def compared(session: Session, losses: LossModel, fraction: float) -> list[list[
     structure, rows = session.structure, []
     most = session.budget.max_sparsity
     for name, bounds in (("may go", {}), ("stay", {"*": (0.0, most)})):
-        budget = replace(session.budget, fraction=fraction, bounds=bounds)
+        try:
+            budget = replace(session.budget, fraction=fraction, bounds=bounds)
+        except PlanError:
+            rows.append([f"{100 * fraction:g} %", name, "cannot be met", *[""] * 6])
+            continue
         kept = best_steps(budget, losses.gains(budget))
         model = session.compress(kept)
         assert session.test is not None
