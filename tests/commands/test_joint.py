@@ -29,7 +29,7 @@ def require_same(one: torch.nn.Module, other: torch.nn.Module) -> None:
         torch.testing.assert_close(one(x), other(x))
 
 
-@pytest.mark.parametrize("other", BUDGETS)
+@pytest.mark.parametrize("other", ["bits", pytest.param("lowrank", marks=pytest.mark.slow)])
 def test_searched_applied_and_loaded(other: str, tmp_path: Path) -> None:
     session = session_in(tmp_path, other)
     done = secateur.train(session, out=tmp_path / "run")
@@ -55,6 +55,7 @@ def test_searched_applied_and_loaded(other: str, tmp_path: Path) -> None:
     assert all(row[kind] <= most for row in rows)
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_ends_as_if_it_had_not_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = secateur.train(session_in(tmp_path), out=tmp_path / "whole")
     measure, asked = CandidateEvaluator.measure, []

@@ -95,6 +95,7 @@ def test_from_scratch_is_the_learner_on_the_loss_model_as_predicted(session, scr
     np.testing.assert_allclose(Policy.load(scratch.folder).factors, plain.fitted(*evaluated(scratch.folder)).factors)
 
 
+@pytest.mark.slow
 def test_from_scratch_on_the_command_line(run, tmp_path):
     given = [str(run.folder / "config.yaml"), "--set", "agent.episodes=1", "--set", "agent.warmup=1"]
     result = CliRunner().invoke(app, ["train", *given, "--from-scratch", "--out", str(tmp_path / "run")])

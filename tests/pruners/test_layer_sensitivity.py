@@ -9,7 +9,7 @@ from torch import nn
 
 import zoo
 from secateur.configs.schema import Repair
-from secateur.pruners import loss_model as module
+from secateur.pruners.repair import sensitivity as module
 from secateur.pruners.channels.criteria import elimination
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
