@@ -83,7 +83,7 @@ def compare(
         session: a session, or a config, its name or its file; none takes the config beside the first plan.
         against: allocators; none takes the config's `compare.against`.
         candidates: a search allocator may have evaluated; none takes the config's, else as many as the plans' own
-            searches.
+            searches, and 100 where they had none.
         seeds: of the allocators that draw; the others get one row. Added to the config's they are seeds of trainings,
             too: of a search's plan its own (of a given one, if plans of its other seeds are given, too), of any other
             all of them.
@@ -128,9 +128,8 @@ def compare(
     session.check_finetune(finetune)
     use_threads(session.config.threads)
     session.reporter.say(session.describe())
-    candidates = session.config.compare.candidates or max(
-        (plan.provenance.candidates for plan in loaded), default=DEFAULT_CANDIDATES
-    )
+    own = max((plan.provenance.candidates for plan in loaded), default=0)  # a rule's has evaluated none
+    candidates = session.config.compare.candidates or own or DEFAULT_CANDIDATES
     default = beside / "compare" if beside else Path("runs") / f"{session.config.name}-compare"
     folder = previous or free_folder(out, default)
     with claimed(folder, "compare", CANDIDATES_NAME, new=previous is None):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 
 import numpy as np
@@ -118,6 +119,13 @@ def test_without_a_plan(run, tmp_path):
     done = secateur.compare((), session, against=["uniform"], finetune=1, out=tmp_path / "compare")
     assert [row["allocator"] for row in done.rows] == ["uniform"]
     assert done.rows[0]["finetuned_test_accuracy"] > 20
+
+
+def test_beside_a_plan_that_no_search_found_a_search_has_candidates(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("secateur.commands.compare"), "DEFAULT_CANDIDATES", 2)
+    rule = run.plan.model_copy(update={"provenance": run.plan.provenance.model_copy(update={"candidates": 0})})
+    done = secateur.compare([rule], run.folder / "config.yaml", against=["random"], seeds=[0], out=tmp_path / "c")
+    assert [row["candidates"] for row in done.rows] == [0, 2]
 
 
 def test_plans_of_different_budgets_are_refused(run):

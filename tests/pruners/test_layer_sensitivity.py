@@ -9,11 +9,11 @@ from torch import nn
 
 import zoo
 from secateur.configs.schema import Repair
-from secateur.pruners.repair import sensitivity as module
 from secateur.pruners.channels.criteria import elimination
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
 from secateur.pruners.loss_model import loss_curves
+from secateur.pruners.repair import sensitivity as module
 from secateur.pruners.repair.sensitivity import layer_sensitivity
 from secateur.testing import toy_context
 
