@@ -1,14 +1,10 @@
-"""Who chooses the ratios: the learner, rules, rankings, searches."""
+"""Who chooses the ratios: rules, rankings, searches; and the learner, whose library takes a second to import."""
 
 from .allocators import ALLOCATORS, Allocator, SearchProblem, get_allocator, register_allocator
-from .learner import ALGORITHMS, Episode, Learner
 
 __all__ = [
-    "ALGORITHMS",
     "ALLOCATORS",
     "Allocator",
-    "Episode",
-    "Learner",
     "SearchProblem",
     "get_allocator",
     "register_allocator",

@@ -18,7 +18,7 @@ import torch
 from common import header, mean, table
 
 import secateur
-from secateur.agents import ALGORITHMS, Learner
+from secateur.agents.learner import ALGORITHMS, Learner
 from secateur.envs import LayerSparsityEnv
 from secateur.networks.inference import accuracy
 

@@ -43,8 +43,9 @@ import yaml
 from PIL import Image
 
 import secateur
-from secateur.agents import Learner, SearchProblem
+from secateur.agents import SearchProblem
 from secateur.agents.allocators.searches import random_plans
+from secateur.agents.learner import Learner
 from secateur.agents.log import CandidateLog, EpisodeLog, PlanLog, evaluation_of
 from secateur.agents.policy import Policy
 from secateur.commands.apply import session_for

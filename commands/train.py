@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..agents import Episode, Learner
+from ..agents.learner import Episode, Learner
 from ..agents.log import LOG_NAME, EpisodeLog, evaluation_of
 from ..agents.policy import POLICY_NAME, Policy
 from ..networks.world import undisturbed, use_threads

@@ -164,7 +164,8 @@ def recorded_sha256(path: Path) -> str | None:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values, row by row."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy().data  # a single value may have any stride
 
 
 def _checksum(tensors: Tensors) -> str:

@@ -206,7 +206,10 @@ def test_a_folder_that_holds_something_is_left_alone(session, applied, tmp_path)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "onx"}, r"no format 'onx', only onnx, openvino, packed, pt2, safetensors – did you mean onnx\?"),
+        (
+            {"format": "onx"},
+            r"no format 'onx', only compile, onnx, openvino, packed, pt2, safetensors – did you mean onnx\?",
+        ),
         ({"format": "eager"}, "no format 'eager'"),
         ({"format": "pt2", "int8": True}, "pt2 files are not quantised here: export onnx or openvino"),
         ({"format": "safetensors", "int8": True}, "safetensors files are not quantised here"),

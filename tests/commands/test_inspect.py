@@ -102,7 +102,7 @@ def test_a_run_and_what_was_applied(run: secateur.Training, tmp_path: Path) -> N
     before = secateur.inspect(run.folder)
     secateur.apply(run.folder, out=tmp_path / "small")
     after = secateur.inspect(tmp_path / "small")
-    assert [row.units for row in after.layers] == run.plan.kept.tolist()
+    assert [row.units for row in after.layers] == [kept for kept in run.plan.kept if kept > 1]  # of one, nothing can go
     reached = after.budgets["flops"].whole / before.budgets["flops"].whole
     assert reached == pytest.approx(run.plan.cost["flops"])
 

@@ -15,8 +15,8 @@ import secateur
 import zoo
 from secateur.configs.schema import Repair
 from secateur.pruners import context as context_module
-from secateur.pruners import loss_model
 from secateur.pruners.channels.criteria import obs
+from secateur.pruners.repair import sensitivity
 from secateur.reports.progress import Advance, Reporter
 
 
@@ -55,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     counting(context_module, "collect_inputs")
     counting(obs, "_eliminate")
-    counting(loss_model, "_cut_alone")
+    counting(sensitivity, "_cut_alone")
     return calls
 
 
@@ -90,7 +90,7 @@ def test_the_bar_names_the_layers_and_is_full_in_the_end(method: str) -> None:
 def test_a_set_up_that_was_stopped_goes_on_behind_the_last_layer(
     part: str, cache: Path, counted: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = obs if part == "_eliminate" else loss_model
+    module = obs if part == "_eliminate" else sensitivity
     layers = len(session().structure.layers)
     real = getattr(module, part)
 

@@ -13,8 +13,9 @@ import small
 from typer.testing import CliRunner
 
 import secateur
-from secateur.agents import Learner, SearchProblem, get_allocator
+from secateur.agents import SearchProblem, get_allocator
 from secateur.agents.correction import shipped
+from secateur.agents.learner import Learner
 from secateur.agents.policy import Policy
 from secateur.commands.cli import app
 from secateur.envs import LayerSparsityEnv, layer_statistics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from crash import files_of_at_most
 from secateur.storage.files import (
+    as_bytes,
     check_sha256,
     is_temporary,
     read_tensors,
@@ -136,3 +138,10 @@ def test_a_full_disk_is_an_os_error_and_leaves_the_old_file(tmp_path):
     assert full.value.errno == errno.EFBIG
     assert read_tensors(path)[0].keys() == {"old"}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_value_of_any_stride_has_its_bytes() -> None:
+    whole = torch.arange(12, dtype=torch.float64).reshape(3, 4)
+    for tensor in (whole, whole.t(), whole[:1, :1], whole[1:2, 2], whole[2, 3], whole[:0]):
+        assert bytes(as_bytes(tensor)) == np.ascontiguousarray(tensor.numpy()).tobytes()
+    assert bytes(as_bytes(whole[1:2, 2].as_strided((1,), (144,)))) == np.float64(6).tobytes()
