@@ -17,8 +17,8 @@ QUICK = {  # epochs and episodes, and the least score of the dense network
     "segmentation": (3, 2, 60.0),
     "regression": (4, 2, 60.0),
     "detection": (4, 2, 5.0),
-    "train_fn": (2, 2, 60.0),
-    "lightning_fit": (2, 2, 60.0),
+    "train_fn": (4, 2, 60.0),
+    "lightning_fit": (4, 2, 60.0),
     "vit": (10, 2, 60.0),
 }
 
