@@ -111,7 +111,7 @@ def _participation(covariance: NDArray[np.float64]) -> float:
     """Of (groups, n, n) covariances, all groups together."""
     trace = float(np.trace(covariance, axis1=1, axis2=2).sum())
     size = covariance.shape[0] * covariance.shape[1]
-    return float(trace**2 / max(size * float(np.square(covariance).sum()), np.finfo(float).tiny))
+    return float(trace**2 / max(size * float(np.vdot(covariance, covariance)), np.finfo(float).tiny))
 
 
 def _log(values: object) -> Floats:
