@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -86,7 +86,10 @@ class _Callers:
 
     @property
     def identity(self) -> str:
-        return f"{len(self.loader)} batches" if isinstance(self.loader, Sized) else "the caller's"
+        try:
+            return f"{len(self.loader)} batches"
+        except TypeError:  # one that streams has no length, whatever its class says
+            return "the caller's"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ output joins a residual sum, its target is Y₁ − Y₁′ + Y₂, so that the 
 The pruned network walks its torch.fx graph from one fitted layer to the next, batch by batch; a consumer is solved on
 what reaches it, and what follows is computed with its new weights. A residual sum's other operand is computed first,
 whatever the order of the code. Of the dense network only samples of the outputs are needed: they are kept where they
-are not too large, and otherwise it walks along. What both go on from is kept as long as it fits (`networks/stream.py`),
-so that small networks take one pass of the images, and memory does not grow without end for large ones.
+are not too large, and otherwise it walks along. What both go on from is kept, in a file where it does not fit into
+memory (`networks/stream.py`), so that every image takes one pass, and memory does not grow without end.
 """
 
 from __future__ import annotations

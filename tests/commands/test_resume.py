@@ -299,6 +299,18 @@ def test_a_comparison_goes_on_with_its_own_arguments_and_images(compared, whole,
     assert not (compared / "compare.json").exists()
 
 
+class Streaming(torch.utils.data.IterableDataset):
+    """Has no length, though a DataLoader of it has the method."""
+
+    def __iter__(self):
+        return iter(zip(*SEARCH[0], strict=True))
+
+
+def test_training_images_are_told_by_what_there_is_of_their_loader():
+    loaders = {"2 batches": SEARCH, "the caller's": torch.utils.data.DataLoader(Streaming(), batch_size=10)}
+    assert [session(train=loader).train_loader.identity for loader in loaders.values()] == list(loaders)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("against", "message"),
