@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import combinations_with_replacement
 
 import numpy as np
 
@@ -30,6 +32,8 @@ class Budget:
         max_sparsity: of any one layer, in (0, 1), but for one of a branch that goes altogether.
         bounds: least and most sparsity of layers by name or pattern (`layer4.*`); where several fit, the last counts.
         besides: further budgets that every plan meets as well, kind → fraction.
+        prices: of several, what each counts for in the cost of a step, each in units of its limit: a surrogate
+            constraint (Glover, 1965). All alike, where none are given.
 
     Raises:
         PlanError: even the strongest allowed compression costs more; the message says what can be reached. Or a bound
@@ -42,6 +46,7 @@ class Budget:
     max_sparsity: float = 0.9
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     besides: Mapping[CostKind, float] = field(default_factory=dict)
+    prices: Mapping[CostKind, float] = field(default_factory=dict)
 
     @classmethod
     def asked(
@@ -86,6 +91,12 @@ class Budget:
         """Every one of them, as if it were alone."""
         return [replace(self, kind=kind, fraction=part, besides={}) for kind, part in self.fractions.items()]
 
+    @property
+    def mixes(self) -> list[Budget]:
+        """The same budgets with every mix of their prices in fourths, each alone among them; one that stands alone."""
+        found = (Counter(kinds) for kinds in combinations_with_replacement(self.fractions, 4))
+        return [replace(self, prices=prices) for prices in found]
+
     @cached_property
     def limit(self) -> float:
         """The cost that must not be exceeded."""
@@ -97,6 +108,12 @@ class Budget:
         whole = self.structure.units
         others = {kind: self.limit / _limit(f, self.structure.cost(kind, whole)) for kind, f in self.besides.items()}
         return {self.kind: 1, **others}
+
+    @cached_property
+    def _priced(self) -> dict[CostKind, float]:
+        """The same at their prices, without those that count for nothing."""
+        priced = {kind: rate * self.prices.get(kind, 0 if self.prices else 1) for kind, rate in self._rates.items()}
+        return {kind: rate for kind, rate in priced.items() if rate}
 
     @cached_property
     def least(self) -> Kept:
@@ -143,18 +160,15 @@ class Budget:
 
     def costs_together(self, kept: Kept) -> Floats:
         """(…) what networks cost that keep (…, layers), in the currency of `choice_costs`."""
-        costs = [rate * np.asarray(self.structure.costs[kind](kept)) for kind, rate in self._rates.items()]
+        costs = [rate * np.asarray(self.structure.costs[kind](kept)) for kind, rate in self._priced.items()]
         return np.asarray(np.sum(costs, axis=0), dtype=np.float64)
 
     def choice_costs(self) -> list[Floats]:
         """For every layer, (choices,), what the network costs at each of its choices, the others whole.
 
-        Of several budgets it is the sum, each in units of its limit: a surrogate constraint (Glover, 1965), where none
-        of them may be left out of account.
+        Of several budgets it is their sum at their prices.
         """
-        if not self.besides:
-            return self.structure.choice_costs(self.kind)
-        each = ([rate * cost for cost in self.structure.choice_costs(kind)] for kind, rate in self._rates.items())
+        each = ([rate * cost for cost in self.structure.choice_costs(kind)] for kind, rate in self._priced.items())
         return [np.sum(costs, axis=0) for costs in zip(*each, strict=True)]
 
     def bounds_at(self, chosen: Sequence[int]) -> tuple[int, int]:

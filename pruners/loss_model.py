@@ -119,22 +119,20 @@ class LossModel:
         The gain is the fall of the largest function below the curve that is convex in the cost, so that a step never
         counts for more than the one before (and the steps of one of latency's stairs stand or fall together); taking
         the best gain for the cost is then the optimum of the relaxed problem of least loss on the budget (a knapsack;
-        Dantzig 1957). Of several budgets the one that binds says what a step costs.
+        Dantzig 1957). Of several budgets a step costs that mix of them whose best steps are predicted to lose least:
+        where one of them binds, that one.
         """
-        binding = self._binding(budget)
+        if not budget.besides:
+            return self._gains(budget)
+        mixes = [self._gains(mix) for mix in budget.mixes]
+        return min(mixes, key=lambda gains: float(self.predict(best_steps(budget, gains))))
+
+    def _gains(self, priced: Budget) -> list[Floats]:
         gains = [
             -factor * isotonic_regression(np.diff(curve) / costs, weights=costs).x if len(costs) else costs
-            for factor, curve, costs in zip(self.factors, self.curves, step_costs(binding), strict=True)
+            for factor, curve, costs in zip(self.factors, self.curves, step_costs(priced), strict=True)
         ]
-        return in_turn(binding, gains) if self.structure.in_turn else gains
-
-    def _binding(self, budget: Budget) -> Budget:
-        """That one of several whose own best plan meets the others, too; all of them where there is none."""
-        for alone in budget.each if budget.besides else ():
-            plans = Lagrangian(self, alone)
-            if budget.relaxed_cost(plans.kept(plans.position(()))) <= budget.limit:
-                return alone
-        return budget
+        return in_turn(priced, gains) if self.structure.in_turn else gains
 
 
 def step_costs(budget: Budget) -> list[Floats]:
