@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import small
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def trainings(file: Path, *names: str) -> None:
 
 def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    return [(torch.randn(size, 1, 4, 4, generator=generator), torch.arange(size) % 3) for size in sizes]
+    return [(torch.randn(size, 1, 4, 4, generator=generator).double(), torch.arange(size) % 3) for size in sizes]
 
 
 SIZES = (8, 7, 1, 3)  # none a multiple of the processes, one of a single image
@@ -91,7 +92,7 @@ def normed(*more: nn.Module) -> nn.Sequential:
 def done(model: nn.Module, data: Any = None, settings: dict[str, Any] | None = None, **options: Any) -> Result:
     """Train it; its state, and the losses of the epochs."""
     config = FitConfig(**{"epochs": 2, "learning_rate": 0.05, "weight_decay": 1e-2, **(settings or {})})
-    fitted = fit(model, data or batches(*SIZES), config, seed=0, team=current(), **options)
+    fitted = fit(model.double(), data or batches(*SIZES), config, seed=0, team=current(), **options)
     losses = [row["loss"] for row in fitted.epochs]
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, losses
 
@@ -114,9 +115,9 @@ def _recipe() -> Result:
 
 def _taught() -> Result:
     torch.manual_seed(2)
-    dense = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3)).eval()
+    dense = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
     chosen = {"0": torch.tensor([0, 2, 3, 5]), "4": None}
-    return done(normed(), teacher=Teacher(dense, 0.7, 3.0, hints=0.5, channels=chosen))
+    return done(normed(), teacher=Teacher(dense.double().eval(), 0.7, 3.0, hints=0.5, channels=chosen))
 
 
 def _ignored() -> Result:
@@ -226,3 +227,14 @@ def fails(how: str) -> None:
 def _interrupt(step: int, _total: int, _loss: float) -> None:
     if step == 2:
         raise KeyboardInterrupt
+
+
+def applied(folder: Path, method: str, out: str) -> None:
+    """Cut, repaired and trained: a small network by one of the methods, compared by another schedule."""
+    sections = {"budget": {"size": 0.3}} if method == "bits" else {}
+    session = small.make(folder, method, "workers=2", **sections)
+    plan = small.plan_of(session)
+    secateur.apply(plan, session, finetune=2, out=folder / out / "small")
+    if method == "channels":
+        schedules = ("gradual", "rewind")
+        secateur.compare([plan], session, against=(), finetune=2, schedules=schedules, out=folder / out / "compared")

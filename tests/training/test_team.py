@@ -30,9 +30,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path):
     for name in set(EXACT) & set(FAST):
         one = several.TRAININGS[name]()
         off = differences(one, two[name])
-        assert max(off.values()) < 1e-5, (name, off)
+        assert max(off.values()) < 1e-9, (name, off)
     rounded = differences(several.TRAININGS["half"](), two["half"])
-    assert max(rounded.values()) < 0.02
+    assert max(rounded.values()) < 0.02  # bfloat16 has three digits
     assert torch.equal(two["partly"][0]["spare"], torch.ones(3))
     assert bool((two["parametrised"][0]["4.weight"][:, ::2] == 0).all())
     assert (tmp_path / "said-1.txt").read_text() == ""
@@ -46,7 +46,7 @@ def test_more_processes_than_images(tmp_path: Path, processes: int):
     assert several.run(tmp_path, processes, several.trainings, file, *EXACT) == [0] * processes
     for name, result in torch.load(file).items():
         off = differences(several.TRAININGS[name](), result)
-        assert max(off.values()) < 1e-5, (name, off)
+        assert max(off.values()) < 1e-9, (name, off)
 
 
 @pytest.mark.slow
