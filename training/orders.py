@@ -24,10 +24,11 @@ from .gradient import Gradient
 
 @dataclass(frozen=True)
 class Begin:
-    """A training: its gradient, pickled, and which kind of device it is on."""
+    """A training: its gradient, pickled, which kind of device it is on, and torch's threads."""
 
     pickled: bytes
     device: str
+    threads: int
 
     @classmethod
     def of(cls, gradient: Gradient) -> Begin:
@@ -47,7 +48,7 @@ class Begin:
             raise ValueError(
                 f"the network cannot be sent to other processes ({error}): train it in one, without accelerate launch"
             ) from error
-        return cls(file.getvalue(), device.type)
+        return cls(file.getvalue(), device.type, torch.get_num_threads())
 
     def gradient(self) -> Gradient:
         """On this process's own device."""
@@ -105,11 +106,13 @@ def elsewhere() -> Iterator[None]:
     """For the length of a block this process does what another one decides: no Ctrl-C, no warnings of its own."""
     here = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if here else None
+    threads = torch.get_num_threads()
     with warnings.catch_warnings(), torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
+            torch.set_num_threads(threads)
             if here:
                 signal.signal(signal.SIGINT, before or signal.SIG_DFL)
 
