@@ -30,7 +30,7 @@ SERVER.set_forkserver_preload(["several"])
 Result = tuple[dict[str, Tensor], list[float]]
 
 
-def run(folder: Path, processes: int, work: Callable[..., None], *given: Any, wait: float = 200.0) -> list[int | None]:
+def run(folder: Path, processes: int, work: Callable[..., None], *given: Any, wait: float = 600.0) -> list[int | None]:
     """Exit codes of the processes; what each says on standard error is in `said-RANK.txt`."""
     rendezvous = folder / f"rendezvous-{len(list(folder.glob('rendezvous-*')))}"
     arguments = (rendezvous, processes, os.environ["SECATEUR_CACHE"], folder, work, *given)
