@@ -65,7 +65,7 @@ def _join(
 
 def trainings(file: Path, *names: str) -> None:
     """Trains by these names, and writes what came of each."""
-    torch.save({name: TRAININGS[name]() for name in names}, file)
+    torch.save(secateur.distributed(lambda: {name: TRAININGS[name]() for name in names}), file)
 
 
 def batches(*sizes: int) -> list[tuple[Tensor, Tensor]]:

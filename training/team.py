@@ -52,6 +52,8 @@ def distributed(work: Callable[[], T]) -> T | None:
         SystemExit: in the other processes, where the work ends in an error, or exits.
         RuntimeError: another process ended.
     """
+    if current() is not None:
+        return work()  # the others follow already
     joined = _join()
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return work()
