@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .pruners.saved import load, save
     from .reports.handle import Handle, open_run
     from .training.objective import Objective
+    from .training.team import distributed
 
 __version__ = metadata.version("secateur")
 
@@ -64,6 +65,7 @@ _HOMES = {
     "chain": ".commands.chain",
     "compare": ".commands.compare",
     "correlate": ".commands.correlate",
+    "distributed": ".training.team",
     "export": ".commands.export",
     "filters": ".commands.filters",
     "inspect": ".commands.inspect",
@@ -101,6 +103,7 @@ __all__ = [
     "chain",
     "compare",
     "correlate",
+    "distributed",
     "export",
     "filters",
     "inspect",

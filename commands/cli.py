@@ -31,6 +31,8 @@ from .options import (
 )
 from .studies import STUDIES
 
+TRAINING = ("apply", "compare", "correlate")
+
 app = typer.Typer(
     name="secateur",
     help="Learn how much of each layer of a neural network to prune. [bold]train[/bold] an agent and get a ratio plan, "
@@ -278,12 +280,27 @@ def _root(
     pass
 
 
+def _run(arguments: list[str]) -> None:
+    """The command; among the processes of `accelerate launch` the first runs it."""
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if processes == 1:
+        app()
+        return
+    from ..training.team import distributed
+
+    name = arguments[0] if arguments else ""
+    if name not in TRAINING and os.environ["RANK"] == "0":
+        what = "only trainings of networks are shared out, all else of secateur"
+        print(f"{processes} processes: {what} {name} runs in one of them", file=sys.stderr)
+    distributed(app)
+
+
 def main() -> None:
     """Run a command; a user's mistake ends in one line and exit code 2 (SECATEUR_DEBUG=1 shows where)."""
     warnings.formatwarning = lambda message, *_where, **_line: f"warning: {message}\n"
     try:
         with commanded(sys.argv[1:]):
-            app()
+            _run(sys.argv[1:])
     except KeyboardInterrupt:
         Console(stderr=True).print("stopped")
         sys.exit(130)

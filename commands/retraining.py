@@ -25,6 +25,7 @@ from ..training.distillation import distillable
 from ..training.fit import OnEpoch, OnStep
 from ..training.schedules import SCHEDULES, Cut, Hold, TrainContext, TrainFn
 from ..training.step import in_training
+from ..training.team import current
 from .begun import Begun
 from .initial import fresh, initial
 from .session import Session
@@ -256,6 +257,8 @@ class Task:
         session, settings = self._session, self.settings
         assert self._train_fn is not None
         assert session.train_loader is not None
+        if current() is not None:
+            self.say("train_fn trains in this process alone, the others wait")
         before = {name: tensor.shape for name, tensor in state_of(cut.model).items()}
         context = TrainContext(
             epochs=epochs,

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..envs.workers.processes import Processes
 from ..reports.progress import Reporter
+from ..training.team import current
 from .session import Session
 from .trained import Job, Trained, train
 from .workers import most
@@ -23,14 +24,15 @@ class Trainers:
     """Trains plans: at once, or as many at a time as the config has `workers`, each by one thread's share.
 
     Rows are the same either way, where a worker has as many threads as one process would. A Ray cluster evaluates
-    candidates and trains nothing: it has not this machine's folders.
+    candidates and trains nothing: it has not this machine's folders. The processes of a team share every training out.
 
     Use it in a `with` block, at whose end the workers are stopped; what they had begun goes on with `--resume`.
     """
 
     def __init__(self, session: Session):
         self._session = session
-        self._count = 1 if session.on_cluster else min(session.config.workers, most())
+        alone = session.on_cluster or current() is not None
+        self._count = 1 if alone else min(session.config.workers, most())
         self._crew: Processes | None = None
         self._hired: list[Any] = []
         self._turn: Iterator[Any] = cycle(self._hired)

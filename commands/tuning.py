@@ -30,6 +30,7 @@ from ..training.objective import Objective, identity, is_built_in
 from ..training.schedules import Hold
 from ..training.step import in_training
 from ..training.tasks import DEFAULT
+from ..training.team import current
 
 if TYPE_CHECKING:
     from .session import Session
@@ -85,7 +86,10 @@ def run_fit(
                 on_rows(rows)
 
         options["on_step"], options["on_epoch"], options["on_rows"] = after, before, epochs
-        return fit(model, batches, config, seed=seed, **options)
+        team = current()
+        if team is not None:
+            reporter.say(f"{title}: {team.size} processes share every batch out")
+        return fit(model, batches, config, seed=seed, team=team, **options)
 
 
 @contextmanager
@@ -228,6 +232,7 @@ def _cached(model: nn.Module, batches: Loader, config: FitConfig, seed: int, obj
         "versions": package_versions(),
         "code": code_of("data", "networks", "training"),
         "threads": torch.get_num_threads(),
+        "processes": 1 if (team := current()) is None else team.size,
         "device": str(next(model.parameters()).device),
         "network": [type(model).__name__, repr(model), network_of(model), digest(probe)],
         "objective": identity(objective),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .inputs import Inputs, call, describe
 from .objective import Objective
+from .part import whole
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,9 @@ class Teacher:
         """
         names = [name for name in self.channels if self.hints and _has(student, name)]
         with _outputs(student, names) as ours, _outputs(self.model, names) as theirs:
-            outputs = call(student, inputs)
+            outputs = whole(call(student, inputs))
             with torch.no_grad():
-                wanted = call(self.model, inputs)
+                wanted = whole(call(self.model, inputs))
         loss = (1.0 - self.weight) * objective.loss_in_training(outputs, targets)
         loss = loss + self.weight * objective.imitation(outputs, wanted, self.temperature)
         if not names:
@@ -161,7 +162,7 @@ def _outputs(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
 
             def keep(_module: nn.Module, _inputs: Any, output: Any, name: str = name) -> None:
                 if isinstance(output, Tensor):
-                    found[name] = output
+                    found[name] = whole(output)
 
             stack.callback(model.get_submodule(name).register_forward_hook(keep).remove)
         yield found

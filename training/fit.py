@@ -34,6 +34,7 @@ from .inputs import count
 from .objective import Objective, identity
 from .step import Step, evaluating, rate
 from .tasks import DEFAULT
+from .team import Team
 
 OnStep = Callable[[int, int, float], None]
 OnEpoch = Callable[[int, int], None]
@@ -86,6 +87,7 @@ def fit(
     ready: Callable[[], bool] | None = None,
     keep_best: bool = False,
     on_rows: Callable[[Sequence[Row]], None] | None = None,
+    team: Team | None = None,
 ) -> Fitted:
     """Train in place with the objective's loss, and leave the network in eval mode.
 
@@ -113,6 +115,7 @@ def fit(
         ready: whether the epoch that was evaluated may be chosen; none says yes.
         keep_best: whether the network ends as after the epoch that was evaluated best, the later of two; else the last.
         on_rows: called with the rows of all epochs so far, after each and when a training is gone on with.
+        team: processes that share every batch out; see `distributed`.
 
     Raises:
         ValueError: no batches, or nothing to train; outputs and targets that the objective cannot make a loss of; a
@@ -124,7 +127,7 @@ def fit(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameter to train: set requires_grad on some")
-    step = Step(model, parameters, config, objective, teacher)
+    step = Step(model, parameters, config, objective, teacher, team)
     device = parameters[0].device
     still = {*at_rest, *modules_at_rest(model)}
     finite = {name for name, tensor in model.state_dict().items() if not_finite({name: tensor}) is None}
@@ -150,8 +153,8 @@ def fit(
                     on_epoch(done, total)
                 for batch in epoch:
                     now = rate(done, total, config, length)
+                    loss = step(batch, now, done)
                     done += 1
-                    loss = step(batch, now)
                     if not math.isfinite(loss):
                         raise DivergedError(f"loss is {loss} at step {done} of {total}: {kept.remedy(config)}")
                     losses += loss

@@ -6,6 +6,7 @@ which the network takes as several arguments, by position or by name. Outputs an
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -228,4 +229,9 @@ def _rebuilt(tree: Any, part: Callable[[Any], Any], tensor: Callable[[Tensor], T
         if isinstance(tree, list):
             return made
         return type(tree)(*made) if hasattr(tree, "_fields") else tuple(made)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        found = copy.copy(tree)
+        for name, value in parts(tree):
+            object.__setattr__(found, name, part(value))  # frozen, perhaps
+        return found
     return tree

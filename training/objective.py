@@ -19,6 +19,7 @@ from torch.nn import functional
 from ..configs.registry import Registry, UnknownNameError, imported
 from ..configs.schema import ObjectiveConfig
 from .inputs import Inputs, call, count, describe, flat, leaves, parts, taken
+from .part import whole
 
 TARGETS = (
     "labels",
@@ -93,7 +94,7 @@ class Objective(ABC):
 
     def training_loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:
         """The loss that a step of training lowers, of a network in training mode (detectors compute it themselves)."""
-        return self.loss_in_training(call(model, inputs), targets)
+        return self.loss_in_training(whole(call(model, inputs)), targets)
 
     def loss_in_training(self, outputs: Any, targets: Any) -> Tensor:
         """The loss of what a network returns in training mode, which may be more than what it returns otherwise."""

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ..configs.training import FitConfig
 from .distillation import Teacher
+from .gradient import Gradient
 from .inputs import Inputs, call, mapped, taken
 from .objective import Objective
 from .tasks import CrossEntropy
+from .team import Team
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -34,23 +36,24 @@ class Step:
         config: FitConfig,
         objective: Objective,
         teacher: Teacher | None = None,
+        team: Team | None = None,
     ):
-        """Of a network.
+        """Of a network; with a team all its processes compute gradients.
 
         Raises:
             ValueError: the objective, or the device, has not what the config asks for.
         """
         self._device = parameters[0].device
         check_settings(config, objective, self._device)
-        self._model, self._parameters, self._config, self._teacher = model, parameters, config, teacher
-        self._objective = objective
-        self._lowered = objective.smoothed(config.label_smoothing) if config.label_smoothing else objective
+        self._model, self._parameters, self._config, self._objective = model, parameters, config, objective
+        gradient = Gradient(model, config, objective, teacher)
+        self._gradient = gradient if team is None else team.shared(gradient)
         self._mix: Mix | None = None
         self.optimizer = _optimizer(parameters, config)
         self.scaler = torch.amp.GradScaler(self._device.type) if config.precision == "float16" else None
 
-    def __call__(self, batch: Any, rate: float) -> float:
-        """The loss before the step, which is not taken where that is not finite."""
+    def __call__(self, batch: Any, rate: float, number: int = 0) -> float:
+        """The loss before the step, which is not taken where that is not finite; steps are numbered from 0."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         try:
@@ -59,21 +62,10 @@ class Step:
             raise ValueError(f"a training batch {error}") from error
         if self._config.mixup or self._config.cutmix:
             inputs, targets = self._mixed(inputs, targets)
-        if self._config.channels_last:
-            inputs = mapped(_channels_last, inputs)
-        with torch.autocast(self._device.type, _dtype(self._config), enabled=self._config.precision != "float32"):
-            loss = self._loss(inputs, targets)
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss if self.scaler is None else self.scaler.scale(loss))
-        value = loss.item()
+        value = self._gradient(inputs, targets, None if self.scaler is None else self.scaler.scale, number)
         if math.isfinite(value):
             self._take()
         return value
-
-    def _loss(self, inputs: Inputs, targets: Any) -> Tensor:
-        if self._teacher is None:
-            return self._lowered.training_loss(self._model, inputs, targets)
-        return self._teacher.loss(self._model, inputs, targets, self._lowered)
 
     def _take(self) -> None:
         if self.scaler is not None:
@@ -167,11 +159,3 @@ def _optimizer(parameters: Sequence[nn.Parameter], config: FitConfig) -> torch.o
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, betas=(momentum, 0.999))
     nesterov = config.nesterov and momentum > 0
     return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=momentum, nesterov=nesterov)
-
-
-def _channels_last(tensor: Tensor) -> Tensor:
-    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
-
-
-def _dtype(config: FitConfig) -> torch.dtype:
-    return torch.float16 if config.precision == "float16" else torch.bfloat16

@@ -143,7 +143,7 @@ def test_the_tasks_page_names_them_all():
 
 
 def test_training_after_the_cut(tmp_path: Path):
-    own, loop = blocks(DOCS / "training.md")
+    own, together, loop = blocks(DOCS / "training.md")
     (text,) = blocks(DOCS / "training.md", "yaml")
     distill = yaml.safe_load(text)["finetune"]["distill"]
     assert load_config().finetune.distill.model_dump() == distill  # the defaults
@@ -153,6 +153,8 @@ def test_training_after_the_cut(tmp_path: Path):
     plan = session.plan_of(session.structure.units // 2, allocator="uniform", seed=0, candidates=0)
     run(own, "training_page", tmp_path)
     half = secateur.apply(plan, session, schedule="halfway_first", out=tmp_path / "half").model
+    shared = run(together, "training_page", tmp_path, plan=plan, session=session).done
+    assert secateur.load(shared.folder, session.model) is not None
     done = run(loop, "training_page", tmp_path, plan=plan, session=session).small
     sizes = [[tuple(p.shape) for p in model.parameters()] for model in (half, done.model, session.model)]
     assert sizes[0] == sizes[1] != sizes[2]
