@@ -8,6 +8,9 @@ bytes those of codes, scales and what stays float. Every plan is measured on the
 `apply` does. `knapsack` and `ddpg` (a search of `--episodes`, none with 0) spend the bytes of the uniform plan of
 `--mean` bits. No training. Behind a top-1 stands what it is over that uniform plan's, with the standard error of the
 difference on the same images.
+
+`--grid shared` lays weights on values that a tensor shares, in two more ways: `solved` is nearest rounding with the
+values that lose least by the moments, who shares which staying; `columns` is GPTQ on values that stay; `gptq` is both.
 """
 
 from __future__ import annotations
@@ -24,10 +27,14 @@ from secateur import RatioPlan, Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Repair
 from secateur.pruners import Kept
+from secateur.pruners.repair.rounding import ROUNDINGS, by_columns, nearest, with_best_values
 from secateur.reports.progress import RichReporter
 
+ROUNDINGS.register("solved")(lambda w, h, levels: with_best_values(w, h, nearest(w, h, levels)))
+ROUNDINGS.register("columns")(by_columns)
+
 REPAIRS = {"nothing repaired": Repair(kind="none"), "fitted": Repair(guard=False)}
-CRITERIA = ("nearest", "gptq")
+CRITERIA = {"row": ("nearest", "gptq"), "shared": ("nearest", "solved", "columns", "gptq")}
 
 
 def main() -> None:
@@ -37,10 +44,11 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2], help="of the uniform plans")
     parser.add_argument("--mean", type=int, default=3, help="bits of the uniform plan whose bytes the others spend")
+    parser.add_argument("--grid", choices=list(CRITERIA), default="row", help="what few bits stand for")
     parser.add_argument("--episodes", type=int, default=0, help="of the agent's search")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    options = ("method=bits", "threads=1", f"agent.episodes={args.episodes or 1}")
+    options = ("method=bits", f"layers.grid={args.grid}", "threads=1", f"agent.episodes={args.episodes or 1}")
     dense = Session(cifar_config(args.depth, args.data, *options, "budget.size=1"), reporter=RichReporter())
     mean = uniform(dense, args.mean)
     session = dense.beside(overrides=[f"budget.size={dense.structure.fraction('size', mean)!r}"])
@@ -49,11 +57,11 @@ def main() -> None:
     plans |= {f"uniform, {args.mean} bits": mean, "knapsack": get_allocator("knapsack", "bits").allocate(problem)}
     if args.episodes:
         plans["ddpg"] = RatioPlan.load(trained(session.config, 0, args.out / f"ddpg-{args.episodes}")).kept
-    found = {name: measured(session, kept, args.out / "hits") for name, kept in plans.items()}
+    found = {name: measured(session, kept, args.out / args.grid) for name, kept in plans.items()}
     head = [
         f"ResNet-{args.depth}",
         "bytes",
-        *(f"{criterion}, {repair}" for criterion in CRITERIA for repair in REPAIRS),
+        *(f"{criterion}, {repair}" for criterion in CRITERIA[args.grid] for repair in REPAIRS),
     ]
     base = f"uniform, {args.mean} bits"
     rows = [
@@ -84,7 +92,7 @@ def cell_of(of: Hits, base: Hits, itself: bool) -> str:
 def measured(session: Session, kept: Kept, folder: Path) -> list[Hits]:
     """By criterion and repair."""
     found = []
-    for criterion in CRITERIA:
+    for criterion in CRITERIA[session.config.layers.grid]:
         ranked = session.beside(overrides=[f"criterion={criterion}"])
         for repair, how in REPAIRS.items():
             name = f"{'-'.join(map(str, kept))} {criterion} {repair}"

@@ -3,15 +3,17 @@
 python benchmarks/packed.py --data DIR --out DIR    (minutes; a stage that is there already is not run again)
 
 `--data DIR` holds `cifar10/` and `weights/`. The first stage keeps a fraction (`--kept`) of the weights, chosen over
-the network by `knapsack` and repaired by least squares; the second lays what is left on grids of `--bits` bits, zeros
-stay zero (`method: bits`, GPTQ-like, fitted). With `--epochs` each stage is fine-tuned for so long. `packed` is
-the size of the file that `secateur export --format packed` writes, all of it: batch norms, biases, recipe and head.
-Behind it stands how many times smaller it is than the dense network's numbers at 4 bytes each.
+the network by `knapsack` and repaired by least squares; the second gives what is left `--bits` bits, zeros stay zero
+(`method: bits`, GPTQ-like, fitted): on grids of a scale an output, or on values that a tensor shares (`--grid`). With
+`--epochs` each stage is fine-tuned for so long. `packed` is the size of the file that `secateur export --format packed`
+writes, all of it: batch norms, biases, recipe and head. Behind it stands how many times smaller it is than the dense
+network's numbers at 4 bytes each.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -35,17 +37,18 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--kept", type=float, nargs="+", default=[WHOLE, 0.5, 0.35], help="fractions of the weights")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--grid", nargs="+", choices=["row", "shared"], default=["row"], help="what few bits stand for")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, a stage")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
-    head = ["weights kept", "top-1", "bits", "top-1", "packed, bytes", "times smaller"]
+    head = ["weights kept", "top-1", "grid", "bits", "top-1", "packed, bytes", "times smaller"]
     print(table(head, [row for kept in args.kept for row in rows(args, kept)]))
 
 
 def rows(args: argparse.Namespace, kept: float) -> list[list[str]]:
-    """One for every number of bits."""
+    """One for every grid and number of bits."""
     config = cifar_config(args.depth, args.data, "threads=1", *args.overrides)
     dense = Session(config, reporter=RichReporter())
     model: nn.Module = dense.model
@@ -55,14 +58,15 @@ def rows(args: argparse.Namespace, kept: float) -> list[list[str]]:
         session = dense.beside(overrides=["method=weights", f"budget.params={kept!r}"])
         shown, model = stage(session, "knapsack", args.out / f"kept-{kept:g}", args.epochs, None)
     found = []
-    for bits in args.bits:
-        coding = Session(config, model=model, overrides=["method=bits", "budget.size=1"], reporter=RichReporter())
-        folder = args.out / f"kept-{kept:g}-bits-{bits}"
+    for grid, bits in itertools.product(args.grid, args.bits):
+        options = ["method=bits", f"layers.grid={grid}", "budget.size=1"]
+        coding = Session(config, model=model, overrides=options, reporter=RichReporter())
+        folder = args.out / f"kept-{kept:g}-{grid}-{bits}"
         after, _ = stage(coding, bits, folder, args.epochs, model)
         if not (folder / "packed").exists():
             secateur.export(folder, coding, format="packed", out=folder / "packed")
         size = json.loads((folder / "packed" / "export.json").read_text())["packing"]["bytes"]
-        found.append([f"{100 * kept:g} %", shown, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"])
+        found.append([f"{100 * kept:g} %", shown, grid, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"])
     return found
 
 

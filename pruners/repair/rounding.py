@@ -18,7 +18,6 @@ from ...networks.quantise.on_grid import GridKind, Levels
 from ...networks.quantise.shared import Values, distinct
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix hears of it
-REFITS = 3  # rounds of: the best values for these codes, the best codes for these values
 STEPS = 32  # of conjugate gradients, at most
 
 Rounding = Callable[[Tensor, Tensor, Levels], "Rounded"]
@@ -49,7 +48,7 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Levels) -> Rounded:
     """Column by column, the columns still to come taking over what one has lost.
 
     GPTQ: Frantar et al. 2022 (arXiv 2210.17323), algorithm 1, of optimal brain surgery. Values that are shared are then
-    solved for, given who shares which, and the weights rounded to those, as long as it helps.
+    solved for, given who shares which.
 
     Args:
         weight: (groups, q, p), double; one that is zero, pruned, stays zero.
@@ -57,15 +56,7 @@ def gptq(weight: Tensor, hessian: Tensor, levels: Levels) -> Rounded:
         levels: that are fitted to the weights.
     """
     found = by_columns(weight, hessian, levels)
-    if not isinstance(levels, Values):
-        return found
-    found = with_best_values(weight, hessian, found)
-    for _ in range(REFITS - 1):
-        tried = with_best_values(weight, hessian, by_columns(weight, hessian, found.levels))
-        if not _loss(tried, weight, hessian) < _loss(found, weight, hessian):
-            break
-        found = tried
-    return found
+    return with_best_values(weight, hessian, found) if isinstance(levels, Values) else found
 
 
 def by_columns(weight: Tensor, hessian: Tensor, levels: Levels) -> Rounded:
@@ -138,7 +129,8 @@ def with_best_values(weight: Tensor, hessian: Tensor, laid: Rounded) -> Rounded:
         step = missing / scale + left / before * step
     values = values.to(laid.levels.dtype).double()
     found = Rounded(spread(values), Values(distinct(values), laid.levels.dtype))
-    return found if _loss(found, weight, hessian) <= _loss(laid, weight, hessian) else laid
+    before, after = (float(lost(of.weight - weight, hessian).sum()) for of in (laid, found))
+    return found if after <= before else laid
 
 
 def rounded(
@@ -167,10 +159,6 @@ def rounded(
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     diagonal += (ridge * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(dtype).tiny)
     return rounding(weight, hessian, kind.fitted(weight, bits, diagonal.unsqueeze(1), dtype))
-
-
-def _loss(laid: Rounded, weight: Tensor, hessian: Tensor) -> float:
-    return float(lost(laid.weight - weight, hessian).sum())
 
 
 def lost(error: Tensor, hessian: Tensor) -> Tensor:
