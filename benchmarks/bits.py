@@ -5,12 +5,12 @@ python benchmarks/bits.py --data DIR --out DIR    (minutes; what is there alread
 `--data DIR` holds `cifar10/` and `weights/`. A plan gives every weight tensor its bits; scales are one an output, and
 bytes those of codes, scales and what stays float. Every plan is measured on the same test images four times: rounded by
 `nearest` and by `gptq`, with nothing repaired (`gptq` knows the dense network's moments) and fitted sequentially, as
-`apply` does. `knapsack` and `ddpg` (a search of `--episodes`, none with 0) spend the bytes of the uniform plan of
-`--mean` bits. No training. Behind a top-1 stands what it is over that uniform plan's, with the standard error of the
+`apply` does; `packed` is the file of the last one. `knapsack` and `ddpg` (a search of `--episodes`, none with 0) spend
+the bytes of the uniform plan of `--mean` bits; `--uniform` leaves both out. No training. Behind a top-1 stands what it is over that uniform plan's, with the standard error of the
 difference on the same images.
 
-`--grid shared` lays weights on values that a tensor shares, in two more ways: `solved` is nearest rounding with the
-values that lose least by the moments, who shares which staying; `columns` is GPTQ on values that stay; `gptq` is both.
+`--grid shared` lays weights on values that a tensor shares. `nearest` is Deep Compression's, `solved` has the same
+weights sharing the values that lose least by the moments, and `gptq` rounds column by column before it solves.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ from secateur import RatioPlan, Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Repair
 from secateur.pruners import Kept
-from secateur.pruners.repair.rounding import ROUNDINGS, by_columns, nearest, with_best_values
+from secateur.pruners.repair.rounding import ROUNDINGS, nearest, with_best_values
+from secateur.pruners.saved import PACKED_NAME, pack_network, save_network
 from secateur.reports.progress import RichReporter
 
 ROUNDINGS.register("solved")(lambda w, h, levels: with_best_values(w, h, nearest(w, h, levels)))
-ROUNDINGS.register("columns")(by_columns)
 
 REPAIRS = {"nothing repaired": Repair(kind="none"), "fitted": Repair(guard=False)}
-CRITERIA = {"row": ("nearest", "gptq"), "shared": ("nearest", "solved", "columns", "gptq")}
+BARE, FITTED = REPAIRS
+CELLS = {
+    "row": [(criterion, repair) for criterion in ("nearest", "gptq") for repair in REPAIRS],
+    "shared": [("nearest", BARE), ("solved", BARE), ("gptq", BARE), ("gptq", FITTED)],
+}
 
 
 def main() -> None:
@@ -44,7 +48,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2], help="of the uniform plans")
     parser.add_argument("--mean", type=int, default=3, help="bits of the uniform plan whose bytes the others spend")
-    parser.add_argument("--grid", choices=list(CRITERIA), default="row", help="what few bits stand for")
+    parser.add_argument("--grid", choices=list(CELLS), default="row", help="what few bits stand for")
+    parser.add_argument("--uniform", action="store_true", help="no other plans")
     parser.add_argument("--episodes", type=int, default=0, help="of the agent's search")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,18 +59,26 @@ def main() -> None:
     session = dense.beside(overrides=[f"budget.size={dense.structure.fraction('size', mean)!r}"])
     problem = SearchProblem(session.budget, session.context)
     plans = {f"uniform, {bits} bits": uniform(session, bits) for bits in args.bits}
-    plans |= {f"uniform, {args.mean} bits": mean, "knapsack": get_allocator("knapsack", "bits").allocate(problem)}
-    if args.episodes:
+    plans |= {f"uniform, {args.mean} bits": mean}
+    if not args.uniform:
+        plans["knapsack"] = get_allocator("knapsack", "bits").allocate(problem)
+    if args.episodes and not args.uniform:
         plans["ddpg"] = RatioPlan.load(trained(session.config, 0, args.out / f"ddpg-{args.episodes}")).kept
     found = {name: measured(session, kept, args.out / args.grid) for name, kept in plans.items()}
     head = [
         f"ResNet-{args.depth}",
         "bytes",
-        *(f"{criterion}, {repair}" for criterion in CRITERIA[args.grid] for repair in REPAIRS),
+        "packed",
+        *(f"{criterion}, {repair}" for criterion, repair in CELLS[args.grid]),
     ]
     base = f"uniform, {args.mean} bits"
     rows = [
-        [name, share(session, plans[name]), *map(cell_of, of, found[base], [name == base] * len(of))]
+        [
+            name,
+            share(session, plans[name]),
+            packed(session, plans[name], args.out / args.grid),
+            *map(cell_of, of, found[base], [name == base] * len(of)),
+        ]
         for name, of in found.items()
     ]
     print(header())
@@ -92,12 +105,23 @@ def cell_of(of: Hits, base: Hits, itself: bool) -> str:
 def measured(session: Session, kept: Kept, folder: Path) -> list[Hits]:
     """By criterion and repair."""
     found = []
-    for criterion in CRITERIA[session.config.layers.grid]:
-        ranked = session.beside(overrides=[f"criterion={criterion}"])
-        for repair, how in REPAIRS.items():
-            name = f"{'-'.join(map(str, kept))} {criterion} {repair}"
-            found.append(hits_of(ranked, kept, folder / f"{name}.json", lambda s=ranked, r=how: s.compressor(kept, r)))
+    for criterion, repair in CELLS[session.config.layers.grid]:
+        ranked, how = session.beside(overrides=[f"criterion={criterion}"]), REPAIRS[repair]
+        name = f"{'-'.join(map(str, kept))} {criterion} {repair}"
+        found.append(hits_of(ranked, kept, folder / f"{name}.json", lambda s=ranked, r=how: s.compressor(kept, r)))
     return found
+
+
+def packed(session: Session, kept: Kept, folder: Path) -> str:
+    """Bytes of the file, made as far as it is not there yet."""
+    network = folder / f"network-{'-'.join(map(str, kept))}"
+    if not (network / PACKED_NAME).is_file():
+        model, recipe = session.compressor(kept, REPAIRS[FITTED]), session.compressor.compress(kept).recipe
+        config, shape = session.config, session.input_shape
+        about = {"network": config.network, "input_shape": shape, "objective": config.objective}
+        save_network(model, network, method="bits", recipe=recipe, **about)
+        pack_network(network, network)
+    return f"{(network / PACKED_NAME).stat().st_size:,}"
 
 
 if __name__ == "__main__":
