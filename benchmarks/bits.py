@@ -6,8 +6,8 @@ python benchmarks/bits.py --data DIR --out DIR    (minutes; what is there alread
 bytes those of codes, scales and what stays float. Every plan is measured on the same test images four times: rounded by
 `nearest` and by `gptq`, with nothing repaired (`gptq` knows the dense network's moments) and fitted sequentially, as
 `apply` does; `packed` is the file of the last one. `knapsack` and `ddpg` (a search of `--episodes`, none with 0) spend
-the bytes of the uniform plan of `--mean` bits; `--uniform` leaves both out. No training. Behind a top-1 stands what it is over that uniform plan's, with the standard error of the
-difference on the same images.
+the bytes of the uniform plan of `--mean` bits; `--uniform` leaves both out. No training. Behind a top-1 stands what it
+is over that uniform plan's, with the standard error of the difference on the same images.
 
 `--grid shared` lays weights on values that a tensor shares. `nearest` is Deep Compression's, `solved` has the same
 weights sharing the values that lose least by the moments, and `gptq` rounds column by column before it solves.
