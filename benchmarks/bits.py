@@ -9,8 +9,9 @@ bytes those of codes, scales and what stays float. Every plan is measured on the
 the bytes of the uniform plan of `--mean` bits; `--uniform` leaves both out. No training. Behind a top-1 stands what it
 is over that uniform plan's, with the standard error of the difference on the same images.
 
-`--grid shared` lays weights on values that a tensor shares. `nearest` is Deep Compression's, `solved` has the same
-weights sharing the values that lose least by the moments, and `gptq` rounds column by column before it solves.
+`--grid shared` lays weights on values that a tensor shares. A second table says what the layers' outputs lose with
+nothing repaired, 1 − R² by the moments, the mean over layers: `nearest` is Deep Compression's sharing, `solved` has the
+same weights share the values that lose least, `columns` is GPTQ on values that stay, and `gptq` is both.
 """
 
 from __future__ import annotations
@@ -27,18 +28,21 @@ from secateur import RatioPlan, Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Repair
 from secateur.pruners import Kept
-from secateur.pruners.repair.rounding import ROUNDINGS, nearest, with_best_values
+from secateur.pruners.repair.gram import output_error
+from secateur.pruners.repair.rounding import ROUNDINGS, by_columns, nearest, with_best_values
 from secateur.pruners.saved import PACKED_NAME, pack_network, save_network
 from secateur.reports.progress import RichReporter
 
+ROUNDINGS.register("columns")(by_columns)
 ROUNDINGS.register("solved")(lambda w, h, levels: with_best_values(w, h, nearest(w, h, levels)))
 
 REPAIRS = {"nothing repaired": Repair(kind="none"), "fitted": Repair(guard=False)}
 BARE, FITTED = REPAIRS
 CELLS = {
     "row": [(criterion, repair) for criterion in ("nearest", "gptq") for repair in REPAIRS],
-    "shared": [("nearest", BARE), ("solved", BARE), ("gptq", BARE), ("gptq", FITTED)],
+    "shared": [("nearest", BARE), ("gptq", BARE), ("gptq", FITTED)],
 }
+LOSING = ("nearest", "solved", "columns", "gptq")
 
 
 def main() -> None:
@@ -83,6 +87,8 @@ def main() -> None:
     ]
     print(header())
     print(table(head, rows))
+    if args.grid == "shared":
+        print("\n" + table(["1 − R²", *LOSING], [[name, *losses(session, kept)] for name, kept in plans.items()]))
     print(
         "\nbits by layer: "
         + "; ".join(f"{name} {plans[name].tolist()}" for name in ("knapsack", "ddpg") if name in plans)
@@ -109,6 +115,16 @@ def measured(session: Session, kept: Kept, folder: Path) -> list[Hits]:
         ranked, how = session.beside(overrides=[f"criterion={criterion}"]), REPAIRS[repair]
         name = f"{'-'.join(map(str, kept))} {criterion} {repair}"
         found.append(hits_of(ranked, kept, folder / f"{name}.json", lambda s=ranked, r=how: s.compressor(kept, r)))
+    return found
+
+
+def losses(session: Session, kept: Kept) -> list[str]:
+    """Of the layers' outputs, by criterion."""
+    found = []
+    for criterion in LOSING:
+        context = session.beside(overrides=[f"criterion={criterion}"]).context
+        compressed = context.method.apply(context, kept)
+        found.append(f"{output_error(compressed, context.model, context.moments):.4f}")
     return found
 
 
