@@ -89,10 +89,9 @@ def main() -> None:
     print(table(head, rows))
     if args.grid == "shared":
         print("\n" + table(["1 − R²", *LOSING], [[name, *losses(session, kept)] for name, kept in plans.items()]))
-    print(
-        "\nbits by layer: "
-        + "; ".join(f"{name} {plans[name].tolist()}" for name in ("knapsack", "ddpg") if name in plans)
-    )
+    chosen = [f"{name} {plans[name].tolist()}" for name in ("knapsack", "ddpg") if name in plans]
+    if chosen:
+        print("\nbits by layer: " + "; ".join(chosen))
 
 
 def uniform(session: Session, bits: int) -> Kept:
