@@ -129,8 +129,8 @@ def with_best_values(weight: Tensor, hessian: Tensor, laid: Rounded) -> Rounded:
         step = missing / scale + left / before * step
     values = values.to(laid.levels.dtype).double()
     found = Rounded(spread(values), Values(distinct(values), laid.levels.dtype))
-    before, after = (float(lost(of.weight - weight, hessian).sum()) for of in (laid, found))
-    return found if after <= before else laid
+    was, now = (float(lost(of.weight - weight, hessian).sum()) for of in (laid, found))
+    return found if now <= was else laid
 
 
 def rounded(
