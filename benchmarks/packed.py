@@ -3,15 +3,18 @@
 python benchmarks/packed.py --data DIR --out DIR    (minutes; a stage that is there already is not run again)
 
 `--data DIR` holds `cifar10/` and `weights/`. The first stage keeps a fraction (`--kept`) of the weights, chosen over
-the network by `knapsack` and repaired by least squares; the second lays what is left on grids of `--bits` bits, zeros
-stay zero (`method: bits`, GPTQ-like, fitted). With `--epochs` each stage is fine-tuned for so long. `packed` is
-the size of the file that `secateur export --format packed` writes, all of it: batch norms, biases, recipe and head.
-Behind it stands how many times smaller it is than the dense network's numbers at 4 bytes each.
+the network by `knapsack` and repaired by least squares; the second gives what is left `--bits` bits, zeros stay zero
+(`method: bits`, GPTQ-like, fitted): on grids of a scale an output, or on values that a tensor shares (`--grid`). With
+`--epochs` each stage is fine-tuned for so long. `packed` is the size of the file that `secateur export --format packed`
+writes, all of it: batch norms, biases, recipe and head. Behind it stands how many times smaller it is than the dense
+network's numbers at 4 bytes each. `--car LAYER` takes half of one convolution's channels first, those whose removal
+costs the least accuracy (Abbasi-Asl & Yu 2017, who reach a factor of 42 so, on AlexNet).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from torch import nn
 import secateur
 from secateur import Session
 from secateur.agents import SearchProblem, get_allocator
+from secateur.pruners import Kept
 from secateur.reports.progress import RichReporter
 
 WHOLE = 1.0
@@ -35,49 +39,58 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--kept", type=float, nargs="+", default=[WHOLE, 0.5, 0.35], help="fractions of the weights")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
+    parser.add_argument("--grid", nargs="+", choices=["row", "shared"], default=["row"], help="what few bits stand for")
+    parser.add_argument("--car", metavar="LAYER", help="loses half of its channels first")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, a stage")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(header())
-    head = ["weights kept", "top-1", "bits", "top-1", "packed, bytes", "times smaller"]
+    head = ["weights kept", "top-1", "grid", "bits", "top-1", "packed, bytes", "times smaller"]
     print(table(head, [row for kept in args.kept for row in rows(args, kept)]))
 
 
 def rows(args: argparse.Namespace, kept: float) -> list[list[str]]:
-    """One for every number of bits."""
+    """One for every grid and number of bits."""
     config = cifar_config(args.depth, args.data, "threads=1", *args.overrides)
     dense = Session(config, reporter=RichReporter())
     model: nn.Module = dense.model
     numbers = sum(tensor.numel() for tensor in model.state_dict().values())
-    shown = "–"
+    shown, out = "–", args.out
+    if args.car:
+        out = args.out / f"car-{args.car}"
+        session = dense.beside(overrides=["method=channels", "criterion=car", "budget.flops=1"])
+        halved = session.structure.units.copy()
+        halved[session.structure.index(args.car)] //= 2
+        shown, model = stage(session, halved, out / "channels", args.epochs, model)
+        print(f"{args.car} without half of its channels: {shown}")
     if kept < WHOLE:
-        session = dense.beside(overrides=["method=weights", f"budget.params={kept!r}"])
-        shown, model = stage(session, "knapsack", args.out / f"kept-{kept:g}", args.epochs, None)
+        session = Session(
+            config, model=model, overrides=["method=weights", f"budget.params={kept!r}"], reporter=RichReporter()
+        )
+        shown, model = stage(session, "knapsack", out / f"kept-{kept:g}", args.epochs, model)
     found = []
-    for bits in args.bits:
-        coding = Session(config, model=model, overrides=["method=bits", "budget.size=1"], reporter=RichReporter())
-        folder = args.out / f"kept-{kept:g}-bits-{bits}"
-        after, _ = stage(coding, bits, folder, args.epochs, model)
+    for grid, bits in itertools.product(args.grid, args.bits):
+        options = ["method=bits", f"layers.grid={grid}", "budget.size=1"]
+        coding = Session(config, model=model, overrides=options, reporter=RichReporter())
+        folder = out / f"kept-{kept:g}-{grid}-{bits}"
+        plan = np.full(len(coding.structure.layers), bits, dtype=np.int64)
+        after, _ = stage(coding, plan, folder, args.epochs, model)
         if not (folder / "packed").exists():
             secateur.export(folder, coding, format="packed", out=folder / "packed")
         size = json.loads((folder / "packed" / "export.json").read_text())["packing"]["bytes"]
-        found.append([f"{100 * kept:g} %", shown, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"])
+        found.append([f"{100 * kept:g} %", shown, grid, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"])
     return found
 
 
-def stage(
-    session: Session, how: str | int, folder: Path, epochs: int, model: nn.Module | None
-) -> tuple[str, nn.Module]:
-    """Top-1 and the network of a stage: a rule's plan, or so many bits everywhere; applied already, or now."""
+def stage(session: Session, how: str | Kept, folder: Path, epochs: int, model: nn.Module) -> tuple[str, nn.Module]:
+    """Top-1 and the network of a stage, made of a model: by a rule, or by a plan; applied already, or now."""
     if not (folder / "summary.json").exists():
-        structure = session.structure
+        name = how if isinstance(how, str) else "uniform"
+        kept = how
         if isinstance(how, str):
-            rule = get_allocator(how, session.config.method)
-            kept = rule.allocate(SearchProblem(session.budget, session.context))
-        else:
-            kept = np.full(len(structure.layers), how, dtype=np.int64)
-        plan = session.plan_of(kept, allocator=str(how), seed=0, candidates=0)
+            kept = get_allocator(how, session.config.method).allocate(SearchProblem(session.budget, session.context))
+        plan = session.plan_of(kept, allocator=name, seed=0, candidates=0)
         secateur.apply(plan, session, finetune=epochs, out=folder)
     summary = json.loads((folder / "summary.json").read_text())
     return f"{summary['pruned']['test_accuracy']:.2f}", secateur.load(folder, model)

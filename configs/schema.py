@@ -35,6 +35,7 @@ from .training import GradualConfig as GradualConfig
 
 Cut = Literal["inner", "sampled", "all"]
 Factors = Literal["channel", "spatial"]
+GridName = Literal["row", "shared"]
 Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency", "size", "bops"]
 
@@ -151,6 +152,10 @@ class LayersConfig(Section):
 
     activation_bits: Annotated[Integer, Field(ge=2, le=16)] | None = Field(
         default=None, description="bits: of the inputs of every layer whose weights are rounded; none: they stay floats"
+    )
+    grid: GridName = Field(
+        default="row",
+        description="bits: row: whole numbers times a scale an output; shared: 2^bits values a tensor, by k-means",
     )
     branches: bool = Field(
         default=False,

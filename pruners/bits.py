@@ -1,8 +1,8 @@
 """The method `bits`: a layer is a weight tensor, its units the bits of each weight; 32 leave it as it is.
 
 Fewer bits are fewer bytes on disk and, where the processor has integer kernels, less to move and to multiply. The
-network computes with floats that lie on the grid: codes times a scale an output, which is kept beside the weight
-(`weight_scale`), so that the codes are weight / scale, exactly.
+network computes with floats that lie on a grid: codes times a scale an output, which is kept beside the weight
+(`weight_scale`), so that the codes are weight / scale, exactly; or values that all of a tensor's weights share.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from ..configs.schema import LayersConfig
+from ..configs.schema import GridName, LayersConfig
 from ..networks.copying import copied, rebuilt
 from ..networks.norms import CONVOLUTIONS
-from ..networks.quantise.grid import FINEST, FULL, by_row
+from ..networks.quantise.grid import FINEST, FULL
 from ..networks.quantise.observed import input_ranges, set_input_grid
-from ..networks.quantise.on_grid import Grids, OnGrid, set_scale
+from ..networks.quantise.on_grid import GRIDS, GridKind, Grids, Levels, OnGrid
 from ..storage.reading import shown, validated
 from ..training.inputs import InputShape
 from .context import Context
@@ -47,16 +47,19 @@ class BitLayer(Layer):
     Attributes:
         positions: at which it is laid on an image, over all modules that use it.
         inputs: bits of what it is multiplied with, where its own are fewer than all.
+        grid: what its weights may be, by its name in `GRIDS`.
     """
 
     positions: int
     inputs: int = FULL
+    grid: GridName = "row"
 
 
 class _Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bits: dict[str, Annotated[int, Field(ge=2, le=FINEST)]]
+    grid: GridName = "row"
     inputs: dict[str, Annotated[int, Field(ge=2, le=FINEST)]] = {}
 
 
@@ -67,7 +70,7 @@ class Bits:
     unit = "bits"
     criterion = "gptq"
     max_sparsity = 0.95
-    own_settings = ("activation_bits",)
+    own_settings = ("activation_bits", "grid")
 
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
         """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
@@ -93,7 +96,7 @@ class Bits:
             costs={
                 "flops": AsMeasured(dense, "flops"),
                 "params": AsMeasured(dense, "params"),
-                "size": Size(dense),
+                "size": Size(dense, shared=config.grid == "shared"),
                 "bops": BitOperations(dense, *factors),
             },
         )
@@ -112,7 +115,7 @@ class Bits:
         def measure() -> dict[str, Tensor]:
             return {layer.name: torch.from_numpy(_curve(context, layer)) for layer in context.structure.layers}
 
-        found = context.store.get("bits-curves", measure)
+        found = context.store.get(f"{_layer(context).grid}-curves", measure)
         return [found[layer.name].numpy() for layer in context.structure.layers]
 
     def sizes(self, context: Context, layer: Layer) -> Floats:
@@ -130,11 +133,11 @@ class Bits:
 
         A weight that is zero, since another method pruned it before, stays zero.
         """
-        grids = _grids(context.structure, kept)
+        grids, grid = _grids(context.structure, kept), _layer(context).grid
         found = {name: _on_grid(context, name, bits) for name, bits in grids.items()}
         model = rebuilt(context.model, lambda name, tensor: found[name][0] if name in found else tensor).eval()
-        for name, (_, scale) in found.items():
-            set_scale(model, name, scale)
+        for name, (_, levels) in found.items():
+            GRIDS[grid].keep(model, name, levels)
         inputs = _lay_input_grids(context, model, grids)
         users = {
             module: layer.name
@@ -144,24 +147,24 @@ class Bits:
         }
         return Compressed(
             model=model,
-            recipe={"bits": grids, "inputs": inputs} if inputs else {"bits": grids},
+            recipe=_Recipe(bits=grids, grid=grid, inputs=inputs).model_dump(exclude_defaults=True),
             cut=frozenset(users),
-            solve=GridSolve(context.model, model, users, grids, ROUNDINGS[context.ranking_criterion]),
-            hold=OnGrid(grids, {name: mask for name in grids if (mask := _zeros(context.model, name)).any()}),
+            solve=GridSolve(context.model, model, users, grids, GRIDS[grid], ROUNDINGS[context.ranking_criterion]),
+            hold=OnGrid(
+                grids, GRIDS[grid], {name: mask for name in grids if (mask := _zeros(context.model, name)).any()}
+            ),
         )
 
     def masked(self, context: Context, kept: Kept) -> nn.Module:
-        """The dense network, its weights set row by row to codes times scale: the oracle."""
+        """The dense network, its weights set to what they are rounded to."""
         model = copied(context.model)
         for name, bits in _grids(context.structure, kept).items():
-            weight, scale = _on_grid(context, name, bits)
-            for row, own, step in zip(model.get_parameter(name).data, weight, scale.tolist(), strict=True):
-                row.copy_(torch.from_numpy(np.rint(own.cpu().double().numpy() / step) * step))
+            model.get_parameter(name).data.copy_(_on_grid(context, name, bits)[0])
         _lay_input_grids(context, model, _grids(context.structure, kept))
         return model
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
-        """The architecture itself, with a place for each tensor's scales; the weights on the grid are saved."""
+        """The architecture itself, with a place for what its grids keep; the weights on the grid are saved."""
         told = validated(_Recipe, recipe, "this is no recipe of bits")
         known = {
             f"{name}.weight".lstrip("."): module
@@ -172,7 +175,7 @@ class Bits:
             if name not in known:
                 raise ValueError(f"the recipe gives {shown(name)} its bits: no such weights")
         for name in told.bits:
-            set_scale(model, name, torch.zeros_like(model.get_parameter(name).detach().flatten(1)[:, 0]))
+            GRIDS[told.grid].place(model, name)
         for name, bits in told.inputs.items():
             set_input_grid(model, name, bits)
         return model
@@ -190,6 +193,7 @@ class GridSolve:
         model: the compressed one; its scales are set.
         users: module → the tensor it uses.
         grids: the bits of each.
+        kind: of grids.
         rounding: how.
     """
 
@@ -197,6 +201,7 @@ class GridSolve:
     model: nn.Module
     users: Mapping[str, str]
     grids: Grids
+    kind: GridKind
     rounding: Rounding
 
     def __call__(self, name: str, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
@@ -210,8 +215,8 @@ class GridSolve:
         free = bool(kept.all())
         step = ridge_step(gram, missing, ridge) if free else masked_ridge_step(gram, missing, ridge, kept)
         wanted = whole + step.transpose(1, 2)
-        found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype)
-        set_scale(self.model, tensor, found.scale.flatten().to(parameter.dtype))
+        found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype, self.kind)
+        self.kind.keep(self.model, tensor, found.levels.of(parameter.detach()))
         return (found.weight - now).transpose(1, 2)
 
 
@@ -231,7 +236,15 @@ def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:
         consumers=layer.consumers,
         positions=int(macs.factors[index]),
         inputs=config.activation_bits or FULL,
+        grid=config.grid,
     )
+
+
+def _layer(context: Context) -> BitLayer:
+    """Any one; what the config says of all, they all know."""
+    layer = context.structure.layers[0]
+    assert isinstance(layer, BitLayer)
+    return layer
 
 
 def _grids(structure: Structure, kept: Kept) -> Grids:
@@ -249,10 +262,10 @@ def _grids(structure: Structure, kept: Kept) -> Grids:
     return {name: bits for name, bits in pairs if bits <= FINEST}
 
 
-def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Tensor]:
-    """A tensor rounded by the context's criterion, and its scales (q,); remembered as codes."""
+def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Levels]:
+    """A tensor rounded by the context's criterion, and the levels it is on; remembered as codes."""
     weight = context.model.get_parameter(name).detach()
-    known: dict[str, tuple[Tensor, Tensor]] = context.memo.setdefault(f"bits-{context.ranking_criterion}", {})
+    known: dict[str, tuple[Tensor, Levels]] = context.memo.setdefault(f"bits-{context.ranking_criterion}", {})
     key = f"{name} {bits}"
     if key not in known:
         layer = context.structure.layers[context.structure.index(name)]
@@ -260,10 +273,11 @@ def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Tensor]:
         stats = context.moments.inputs.get(module)  # not centred: nothing takes up what the outputs' means lose
         gram = None if stats is None else stats.raw()[0]
         found = _rounded(context, layer, module, gram, bits, rounding)
-        codes = Sampler(context.model.get_submodule(module)).unweight(found.codes, weight).to(torch.int16)
-        known[key] = codes, found.scale.flatten().to(weight.dtype)
-    codes, scale = known[key]
-    return codes.to(weight.dtype) * by_row(scale, weight), scale
+        levels = found.levels.of(weight)
+        laid = Sampler(context.model.get_submodule(module)).unweight(found.weight, weight)
+        known[key] = levels.codes(laid).to(torch.int16), levels
+    codes, levels = known[key]
+    return levels.values(codes) * (weight != 0.0), levels
 
 
 def _lay_input_grids(context: Context, model: nn.Module, grids: Grids) -> dict[str, int]:
@@ -301,7 +315,8 @@ def _rounded(
     weight = context.model.get_parameter(layer.name).detach()
     matrix = Sampler(context.model.get_submodule(module)).weight(weight)
     ridge = RIDGE if gram is None else damping(context.moments.inputs[module].count, matrix.shape[2])
-    return rounded(matrix, gram, ridge, bits, rounding, weight.dtype)
+    assert isinstance(layer, BitLayer)
+    return rounded(matrix, gram, ridge, bits, rounding, weight.dtype, GRIDS[layer.grid])
 
 
 def _curve(context: Context, layer: Layer) -> Floats:

@@ -33,7 +33,7 @@ from .costs.ranks import RankCost, TwoLayers
 from .method import METHODS, Compressed
 from .repair.reduced_rank import RankSolve, Reduced, Reduction
 from .repair.statistics import Sampler
-from .scope import choices_of, ignored_names, no_branches
+from .scope import choices_of, ignored_names, no_branches, no_grids
 from .structure import Floats, Kept, Layer, PlanError, Structure
 
 Metric = Callable[[Context, str], Tensor | None]
@@ -111,6 +111,7 @@ class LowRank:
             PlanError: no layer is left, or the config names an unknown one, or what is not for ranks.
         """
         no_branches(config, self.name)
+        no_grids(config, self.name)
         for name in ("tie", "pattern"):
             if getattr(config, name):
                 raise PlanError(f"layers.{name}: not for ranks; leave it out with method: lowrank")

@@ -47,6 +47,13 @@ def no_branches(config: LayersConfig, method: str) -> None:
         raise PlanError(f"layers.branches is for method: channels; leave it out with method: {method}")
 
 
+def no_grids(config: LayersConfig, method: str) -> None:
+    """Raises PlanError where a config asks for what bits alone have."""
+    for key, asked in (("activation_bits", config.activation_bits), ("grid", config.grid != "row")):
+        if asked:
+            raise PlanError(f"layers.{key} is for method: bits; leave it out with method: {method}")
+
+
 def choices_of(name: str, units: int, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
     """How many units of a layer may be kept: multiples of `round_to`, and all.
 

@@ -30,7 +30,7 @@ from .method import METHODS, Compressed
 from .repair.gram import variance
 from .repair.solve import RIDGE, damped_inverse, masked_ridge_step
 from .repair.statistics import Sampler
-from .scope import ignored_names, no_branches, step_of
+from .scope import ignored_names, no_branches, no_grids, step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
 
 CURVE_POINTS = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # fractions kept
@@ -96,8 +96,7 @@ class Weights:
         no_branches(config, self.name)
         if config.tie:
             raise PlanError("layers.tie: weight tensors are not tied; leave it out with method: weights")
-        if config.activation_bits:
-            raise PlanError("layers.activation_bits is for method: bits; leave it out with method: weights")
+        no_grids(config, self.name)
         check_weights(model)
         model = copied(model).eval()
         example = example_images(model, input_shape)

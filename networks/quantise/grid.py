@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,31 @@ def best_scale(weight: Tensor, bits: int, importance: Tensor) -> Tensor:
 def _better(best: Tensor, loss: Tensor, tried: Tensor, error: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     found = error(tried)
     return torch.where(found < loss, tried, best), torch.minimum(found, loss)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Codes of so many bits times a scale a row; see `on_grid.Levels`.
+
+    Attributes:
+        scale: broadcast to the weights.
+        bits: of a code.
+    """
+
+    scale: Tensor
+    bits: int
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The nearest."""
+        return to_codes(weight, self.scale, self.bits)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Of these codes."""
+        return codes * self.scale
+
+    def of(self, weight: Tensor) -> Scales:
+        """As a tensor (q, …) has them, in its type."""
+        return Scales(by_row(self.scale.flatten(), weight).to(weight.dtype), self.bits)
 
 
 class Grid(nn.Module):

@@ -46,7 +46,7 @@ class _Instead(torch.autograd.Function):
 
 class _ScaledGradient(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+    def forward(context: Any, x: Tensor, factor: float | Tensor) -> Tensor:
         context.factor = factor
         return x.view_as(x)
 
@@ -84,8 +84,8 @@ def straight(x: Tensor, value: Tensor) -> Tensor:
     return instead
 
 
-def scaled_gradient(x: Tensor, factor: float) -> Tensor:
-    """The same, with a gradient that is so many times as large."""
+def scaled_gradient(x: Tensor, factor: float | Tensor) -> Tensor:
+    """The same, with a gradient that is so many times as large; the factor may be one of every number."""
     same: Tensor = _ScaledGradient.apply(x, factor)
     return same
 

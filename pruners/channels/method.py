@@ -17,8 +17,8 @@ from ..context import Context
 from ..costs.counts import ChannelMeasures
 from ..costs.measures import Measured
 from ..method import METHODS, Compressed
-from ..scope import sparsity_range
-from ..structure import Branch, Floats, Kept, Layer, PlanError, Structure
+from ..scope import no_grids, sparsity_range
+from ..structure import Branch, Floats, Kept, Layer, Structure
 from .branches import Means, check_branches, mean_outputs, without
 from .coupling import find_layers
 from .criteria import check_criterion, elimination, rank, scale_statistics, select, squared_norms
@@ -67,8 +67,7 @@ class Channels:
 
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> ChannelStructure:
         """Coupling groups; see `find_layers`."""
-        if config.activation_bits:
-            raise PlanError("layers.activation_bits is for method: bits; leave it out with method: channels")
+        no_grids(config, self.name)
         otherwise = config.max_sparsity or self.max_sparsity
 
         def most(name: str) -> float:

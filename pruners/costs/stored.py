@@ -13,21 +13,22 @@ from .measures import Measures
 
 
 class Size:
-    """Bytes of the weights as they are stored: codes packed, a float a scale, and everything else as floats of 4 bytes.
+    """Bytes of the weights as they are stored: codes packed; what they stand for, and all else, as floats of 4 bytes.
 
     Running statistics are not counted: folded into the layers, a batch norm leaves one number a channel.
 
     Args:
         dense: what the tensors measure, and the whole network.
+        shared: whether codes stand for values in a codebook of the tensor, not for multiples of an output's scale.
     """
 
-    def __init__(self, dense: Measures):
-        self.dense = dense
+    def __init__(self, dense: Measures, *, shared: bool = False):
+        self.dense, self.shared = dense, shared
 
     def __call__(self, kept: NDArray[Any], at: Measures | None = None) -> Any:
-        """(…, layers) bits → (…) bytes; a tensor that its scales would make larger is stored as it is."""
+        """(…, layers) bits → (…) bytes; a tensor that scales or a codebook would make larger is stored as it is."""
         at = at or self.dense
-        packed = np.ceil(at.weights * kept / 8) + 4 * at.outputs
+        packed = np.ceil(at.weights * kept / 8) + 4 * (np.exp2(kept) if self.shared else at.outputs)
         whole = 4 * at.weights
         own = np.where(kept > FINEST, whole, np.minimum(packed, whole)).sum(axis=-1)
         return 4 * at.params - whole.sum(axis=-1) + own

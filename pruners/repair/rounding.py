@@ -1,7 +1,8 @@
-"""Weights rounded to a grid: symmetric, a scale an output, so that what the outputs lose is least.
+"""Weights rounded to few bits, so that what the outputs lose is least.
 
-A grid of b bits holds the codes −2^(b−1) … 2^(b−1) − 1, times the scale. All errors are quadratic forms in the second
-moments of the inputs, H: what an output loses with weights v in place of w is (v − w) H (v − w)ᵀ.
+What they may be are the levels of a tensor: a grid with a scale an output, or values that all its weights share. All
+errors are quadratic forms in the second moments of the inputs, H: what an output loses with weights v in place of w is
+(v − w) H (v − w)ᵀ.
 """
 
 from __future__ import annotations
@@ -13,56 +14,58 @@ import torch
 from torch import Tensor
 
 from ...configs.registry import Registry
-from ...networks.quantise.grid import best_scale, to_codes
+from ...networks.quantise.on_grid import GridKind, Levels
+from ...networks.quantise.shared import Values, distinct
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix hears of it
+STEPS = 32  # of conjugate gradients, at most
 
-Rounding = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Rounding = Callable[[Tensor, Tensor, Levels], "Rounded"]
 
 ROUNDINGS: Registry[Rounding] = Registry("criterion of bits", adopt=lambda _name, rounding, _known: rounding)
 
 
 class Rounded(NamedTuple):
-    """Weights on a grid.
+    """Weights of few bits.
 
     Attributes:
-        codes: (groups, q, p) whole numbers, double.
-        scale: (groups, q, 1) positive, double.
+        weight: (groups, q, p) on the levels, or 0 where it was, double.
+        levels: that they are on.
     """
 
-    codes: Tensor
-    scale: Tensor
-
-    @property
-    def weight(self) -> Tensor:
-        """(groups, q, p)."""
-        return self.codes * self.scale
+    weight: Tensor
+    levels: Levels
 
 
 @ROUNDINGS.register("nearest")
-def nearest(weight: Tensor, _hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Each weight to the nearest value of its grid: the baseline."""
-    return to_codes(weight, scale, bits)
+def nearest(weight: Tensor, _hessian: Tensor, levels: Levels) -> Rounded:
+    """Each weight to the nearest level: the baseline."""
+    return Rounded(levels.values(levels.codes(weight)) * (weight != 0.0), levels)
 
 
 @ROUNDINGS.register("gptq")
-def gptq(weight: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
+def gptq(weight: Tensor, hessian: Tensor, levels: Levels) -> Rounded:
     """Column by column, the columns still to come taking over what one has lost.
 
-    GPTQ: Frantar et al. 2022 (arXiv 2210.17323), algorithm 1, of optimal brain surgery: with H⁻¹ = Uᵀ U, column j's
-    error over U_jj, times row j of U, is taken from the columns behind. Those that move the outputs most come first
-    (act-order). A row that nearest rounding serves better keeps that. A weight that is zero, pruned, stays zero.
+    GPTQ: Frantar et al. 2022 (arXiv 2210.17323), algorithm 1, of optimal brain surgery. Values that are shared are then
+    solved for, given who shares which.
 
     Args:
-        weight: (groups, q, p), double.
+        weight: (groups, q, p), double; one that is zero, pruned, stays zero.
         hessian: (groups, p, p) H, positive definite, double.
-        scale: (groups, q, 1).
-        bits: of the grid.
-
-    Returns:
-        The codes, (groups, q, p).
+        levels: that are fitted to the weights.
     """
-    plain = to_codes(weight, scale, bits)
+    found = by_columns(weight, hessian, levels)
+    return with_best_values(weight, hessian, found) if isinstance(levels, Values) else found
+
+
+def by_columns(weight: Tensor, hessian: Tensor, levels: Levels) -> Rounded:
+    """GPTQ on levels that stay as they are.
+
+    With H⁻¹ = Uᵀ U, column j's error over U_jj, times row j of U, is taken from the columns behind. Those that move the
+    outputs most come first (act-order). A row that nearest rounding serves better keeps that.
+    """
+    plain = nearest(weight, hessian, levels)
     order = hessian.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
     rows = order.unsqueeze(2).expand_as(hessian)
     ordered = hessian.gather(1, rows).gather(2, rows.transpose(1, 2))
@@ -79,37 +82,83 @@ def gptq(weight: Tensor, hessian: Tensor, scale: Tensor, bits: int) -> Tensor:
         inner = upper[:, start:end, start:end]
         for i in range(end - start):
             column = block[:, :, i : i + 1]
-            codes = to_codes(column, scale, bits) * kept[:, :, start + i : start + i + 1]
-            found[:, :, start + i : start + i + 1] = codes
-            errors[:, :, i : i + 1] = (column - codes * scale) / inner[:, i, i, None, None]
+            laid = levels.values(levels.codes(column)) * kept[:, :, start + i : start + i + 1]
+            found[:, :, start + i : start + i + 1] = laid
+            errors[:, :, i : i + 1] = (column - laid) / inner[:, i, i, None, None]
             block[:, :, i + 1 :] -= errors[:, :, i : i + 1] * inner[:, i, None, i + 1 :]
         left[:, :, end:] -= errors @ upper[:, start:end, end:]
     found = torch.empty_like(found).scatter_(2, columns, found)
-    better = lost(found * scale - weight, hessian) < lost(plain * scale - weight, hessian)
-    return torch.where(better.unsqueeze(2), found, plain)
+    better = lost(found - weight, hessian) < lost(plain.weight - weight, hessian)
+    return Rounded(torch.where(better.unsqueeze(2), found, plain.weight), levels)
+
+
+def with_best_values(weight: Tensor, hessian: Tensor, laid: Rounded) -> Rounded:
+    """The same weights sharing, at the values that lose least; those of `laid` where rounding errors made them worse.
+
+    What is lost is a quadratic form in the k values c, Σ over outputs of (c[codes] − w) H (c[codes] − w)ᵀ: its normal
+    equations are k × k, and solved by conjugate gradients, which never ask for the matrix.
+
+    Args:
+        weight: (groups, q, p), double.
+        hessian: (groups, p, p) H, positive definite, double.
+        laid: on shared values.
+    """
+    assert isinstance(laid.levels, Values)
+    kept, places, start = weight != 0.0, laid.levels.places(laid.weight), laid.levels.table
+
+    def sums(of: Tensor) -> Tensor:
+        """(k,) over the weights that share each value."""
+        return torch.zeros_like(start).index_add_(0, places.flatten(), (of * kept).flatten())
+
+    def spread(values: Tensor) -> Tensor:
+        return values[places] * kept
+
+    scale = sums(hessian.diagonal(dim1=1, dim2=2).unsqueeze(1).expand_as(weight))
+    scale = torch.where(scale > 0.0, scale, 1.0)
+    values, missing = start.clone(), sums((weight - laid.weight) @ hessian)
+    step = missing / scale
+    gain = left = missing @ step
+    for _ in range(min(len(start), STEPS)):
+        pushed = sums(spread(step) @ hessian)
+        curvature = step @ pushed
+        if not (left > 1e-12 * gain and curvature > 0.0):
+            break
+        values += left / curvature * step
+        missing = missing - left / curvature * pushed
+        before, left = left, missing @ (missing / scale)
+        step = missing / scale + left / before * step
+    values = values.to(laid.levels.dtype).double()
+    found = Rounded(spread(values), Values(distinct(values), laid.levels.dtype))
+    was, now = (float(lost(of.weight - weight, hessian).sum()) for of in (laid, found))
+    return found if now <= was else laid
 
 
 def rounded(
-    weight: Tensor, gram: Tensor | None, ridge: float, bits: int, rounding: Rounding, dtype: torch.dtype
+    weight: Tensor,
+    gram: Tensor | None,
+    ridge: float,
+    bits: int,
+    rounding: Rounding,
+    dtype: torch.dtype,
+    kind: GridKind,
 ) -> Rounded:
-    """Weights on the grid that serves them best.
+    """Weights on the levels that serve them best.
 
     Args:
         weight: (groups, q, p), double.
         gram: (groups, p, p) second moments of the inputs; none, or not finite, where they are not known.
         ridge: added to them, relative to the mean squared input, as in a fit.
-        bits: of the grid.
+        bits: of a code.
         rounding: how.
-        dtype: that the weights will be stored in; the scale is a number of it.
+        dtype: that the weights will be stored in; levels are numbers of it.
+        kind: of levels.
     """
     if gram is None or not bool(torch.isfinite(gram.sum())):
         gram, rounding = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)[None], nearest
     hessian = gram.expand(len(weight), -1, -1).clone()
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     diagonal += (ridge * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(dtype).tiny)
-    scale = best_scale(weight, bits, diagonal.unsqueeze(1))
-    scale = scale.to(dtype).clamp_min(torch.finfo(dtype).tiny).double()
-    return Rounded(rounding(weight, hessian, scale, bits), scale)
+    return rounding(weight, hessian, kind.fitted(weight, bits, diagonal.unsqueeze(1), dtype))
 
 
 def lost(error: Tensor, hessian: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -53,6 +54,26 @@ def test_every_schedule_ends_on_the_grid(session, tmp_path, schedule):
         assert torch.equal(again(images), done.model(images))
     assert done.summary["pruned"]["size"] == plan.cost["size"] < 0.15
     assert done.summary["pruned"]["flops"] == 1.0
+
+
+@pytest.mark.parametrize("schedule", ["one_shot", "iterative"])
+def test_every_schedule_ends_on_shared_values_that_pack_exactly(tmp_path, schedule):
+    session = small.make(tmp_path, "bits", "layers.grid=shared", budget=BUDGET)
+    plan = session.plan_of(np.full(len(session.structure.layers), 3), allocator="uniform", seed=0, candidates=0)
+    done = secateur.apply(plan, session, finetune=2, schedule=schedule, out=tmp_path / "out")
+    state = load_file(done.folder / "weights.safetensors")
+    assert all(len(state[layer.name].unique()) <= 8 for layer in plan.layers)
+    if schedule == "one_shot":  # who shares stays, what they share is trained
+        repaired = secateur.load(done.folder / "repaired", small.Small()).state_dict()
+        for layer in plan.layers:
+            before, after = repaired[layer.name], state[layer.name]
+            assert not torch.equal(before, after)
+            assert all(len(after[before == value].unique()) == 1 for value in before.unique())
+    report = secateur.export(done.folder, session, format="packed", out=tmp_path / "packed").report
+    assert report["packing"]["bytes"] == (tmp_path / "packed" / "network.packed").stat().st_size
+    again = secateur.load(tmp_path / "packed", small.Small())
+    assert state.keys() == again.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
 
 
 def test_zeros_cannot_spread_where_all_weights_change(session, tmp_path):
@@ -107,13 +128,14 @@ def test_a_network_of_ones_own_loop_trains_weights_of_full_precision(session, tm
     require_on_grid(done.folder, plan)
 
 
-def test_weights_that_were_pruned_before_stay_pruned(session, tmp_path):
+@pytest.mark.parametrize("grid", ["row", "shared"])
+def test_weights_that_were_pruned_before_stay_pruned(tmp_path, grid):
     """Deep Compression's order: few weights, then few bits of those; trained, packed and loaded."""
     pruning = small.make(tmp_path, "weights")
     pruned = secateur.apply(small.plan_of(pruning), pruning, finetune=0, out=tmp_path / "pruned").model
     zeros = {name: weight == 0 for name, weight in pruned.named_parameters() if weight.dim() > 1}
     assert sum(int(mask.sum()) for mask in zeros.values()) > 100
-    coding = small.make(tmp_path, "bits", model=pruned, budget={"size": 0.3})
+    coding = small.make(tmp_path, "bits", f"layers.grid={grid}", model=pruned, budget={"size": 0.3})
     done = secateur.apply(small.plan_of(coding, 0.2), coding, finetune=1, out=tmp_path / "coded")
     for name, mask in zeros.items():
         assert not bool(done.model.get_parameter(name)[mask].any()), name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,52 @@ def test_weights_are_on_their_grids_however_they_were_repaired(name: str, criter
     assert all(torch.equal(model.get_parameter(w), seen.model.get_parameter(w)) for w in whole if kept[0] == 32) or (
         kind == "sequential"  # what sits before may be re-fitted, and stays as fine as it is
     )
+
+
+@pytest.mark.parametrize("name", ["residual", "tied", "depthwise", "tokens"])
+def test_shared_values_are_few_however_they_were_repaired(name: str) -> None:
+    seen = context(name, grid="shared")
+    kept = mixed(seen)
+    grids = {layer.name: int(b) for layer, b in zip(seen.structure.layers, kept, strict=True) if b < 32}
+    first = seen.model.get_parameter(next(iter(grids)))
+    first.data.flatten()[::3] = 0.0
+    for kind in ("none", "gram", "sequential"):
+        model = Compressor(seen)(kept, Repair.model_validate({"kind": kind, "guard": False}))
+        assert all(len(model.get_parameter(g).unique()) <= 2**bits for g, bits in grids.items())
+        assert torch.equal(model.get_parameter(next(iter(grids))) == 0, first == 0)
+        held = copy.deepcopy(model)
+        compressed = METHOD.apply(seen, kept)
+        compressed.hold(held)
+        assert all(torch.equal(a, b) for a, b in zip(held.parameters(), model.parameters(), strict=True))
+        assert compressed.recipe == {"bits": grids, "grid": "shared"}
+        again = METHOD.rebuild(copy.deepcopy(seen.model), compressed.recipe)
+        again.load_state_dict(model.state_dict())  # nothing is kept beside the weights
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_shared_values_cost_their_codes_and_a_codebook() -> None:
+    seen = context("residual", grid="shared")
+    kept = mixed(seen, 1)
+    stored = 4 * sum(parameter.numel() for parameter in seen.model.parameters())
+    assert seen.structure.cost("size", seen.structure.units) == stored
+    for layer, bits in zip(seen.structure.layers, kept.tolist(), strict=True):
+        if bits < 32:
+            weight = seen.model.get_parameter(layer.name)
+            stored -= max(0, 4 * weight.numel() - (-(-weight.numel() * bits // 8) + 4 * 2**bits))
+    assert seen.structure.cost("size", kept) == stored
+    for index, layer in enumerate(seen.structure.layers):
+        plans = np.tile(seen.structure.units, (31, 1))
+        plans[:, index] = range(2, 33)
+        assert bool((np.diff(seen.structure.costs["size"](plans)) >= 0).all()), layer.name
+
+
+def test_curves_are_those_of_the_grid_that_is_asked_for() -> None:
+    shared, rows = context("vgg", grid="shared"), context("vgg")
+    shared = replace(shared, store=rows.store)  # a folder on disk serves both
+    for one, other, layer in zip(METHOD.curves(rows), METHOD.curves(shared), shared.structure.layers, strict=True):
+        assert not np.array_equal(one, other), layer.name
+        assert bool((np.diff(other) <= 0).all())
+        assert other[-1] == 0.0 < other[0] < 1.0
 
 
 def test_gptq_loses_less_than_nearest_and_a_fit_less_than_none() -> None:
@@ -151,10 +198,11 @@ def test_eight_bits_of_inputs_lose_little_and_clip_what_is_rare() -> None:
     assert 3.0 < limits[1] < 10.0
 
 
-@pytest.mark.parametrize("method", ["channels", "weights"])
-def test_bits_of_inputs_are_for_this_method(method: str) -> None:
-    with pytest.raises(PlanError, match=rf"layers\.activation_bits is for method: bits; leave it out with .* {method}"):
-        METHODS[method].find(zoo.make("vgg"), zoo.RGB, LayersConfig(activation_bits=8))
+@pytest.mark.parametrize("method", ["channels", "weights", "lowrank"])
+@pytest.mark.parametrize("given", [{"activation_bits": 8}, {"grid": "shared"}])
+def test_grids_are_for_this_method(method: str, given: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=rf"layers\.{next(iter(given))} is for method: bits; leave it out .* {method}"):
+        METHODS[method].find(zoo.make("vgg"), zoo.RGB, LayersConfig(**given))
 
 
 def test_choices_are_multiples_of_round_to() -> None:
@@ -185,6 +233,7 @@ def test_bits_that_are_none_are_refused(bits: int, message: str) -> None:
         ({"bits": {"0.0.weight": 33}}, "this is no recipe of bits"),
         ({"bits": {"0.0.weihgt": 3}}, "the recipe gives '0.0.weihgt' its bits: no such weights"),
         ({"masked": []}, "this is no recipe of bits"),
+        ({"bits": {}, "grid": "sharde"}, "this is no recipe of bits"),
     ],
 )
 def test_other_recipes_are_refused(recipe: dict[str, Any], message: str) -> None:

@@ -44,6 +44,7 @@ def test_all_pairs_do_on_all_toys(name: str):
     ("name", "config"),
     [
         ("channels+bits", {"activation_bits": 8}),
+        ("channels+bits", {"grid": "shared"}),
         ("channels+bits", {"cut": "all"}),
         ("channels+bits", {"cut": "sampled", "round_to": {"*.channels": 2}}),
         ("channels+lowrank", {"factors": "spatial"}),

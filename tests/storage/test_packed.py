@@ -30,8 +30,10 @@ def drawn(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return dense
     if kind == "sparse":
         return dense * (torch.rand(shape, generator=random) < 0.02)
-    if kind == "codebook":
-        return torch.randn(16, generator=random)[torch.randint(16, shape, generator=random)]
+    if kind.endswith("codebook"):
+        shared = torch.randn(16, generator=random)[torch.randint(16, shape, generator=random)]
+        gone = torch.rand(shape, generator=random) < (0.9 if kind.startswith("sparse") else 0.0)
+        return shared.masked_fill(gone, 0.0)
     scales = torch.rand((shape[0], *[1] * (len(shape) - 1)), generator=random) + 0.1
     codes = torch.randint(-7, 8, shape, generator=random)
     if kind == "sparse grid":
@@ -39,7 +41,7 @@ def drawn(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return scales * codes
 
 
-KINDS = ["dense", "sparse", "codebook", "grid", "sparse grid"]
+KINDS = ["dense", "sparse", "codebook", "sparse codebook", "grid", "sparse grid"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,7 +74,12 @@ def test_odd_numbers_come_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "coding", "bits"),
-    [("codebook", "codebook", 4.05), ("grid", "grid", 4.05), ("sparse grid", "sparse grid", 1.0)],
+    [
+        ("codebook", "codebook", 4.05),
+        ("sparse codebook", "sparse codebook", 1.0),
+        ("grid", "grid", 4.05),
+        ("sparse grid", "sparse grid", 1.0),
+    ],
 )
 def test_each_is_written_in_the_way_that_suits_it(tmp_path: Path, kind: str, coding: str, bits: float) -> None:
     tensor = drawn(kind, (64, 32, 3, 3), 0)
