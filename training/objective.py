@@ -91,6 +91,10 @@ class Objective(ABC):
             inputs = tuple(inputs)  # DataLoader makes lists of tuples; a list of images comes with a list of targets
         return inputs, targets
 
+    def outputs(self, model: nn.Module, inputs: Inputs) -> Any:
+        """What score and statistics are of: what the network returns in evaluation mode."""
+        return call(model, inputs)
+
     def training_loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:
         """The loss that a step of training lowers, of a network in training mode (detectors compute it themselves)."""
         return self.loss_in_training(call(model, inputs), targets)
