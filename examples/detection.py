@@ -30,7 +30,7 @@ def scenes(count: int, seed: int) -> list[tuple[list[Tensor], list[dict[str, Ten
     generator = torch.Generator().manual_seed(seed)
     batches = []
     for _ in range(count // 20):
-        images, targets = 0.2 * torch.randn(20, 1, SIZE, SIZE, generator=generator), []
+        images, targets = 0.8 * torch.randn(20, 1, SIZE, SIZE, generator=generator), []
         for image in images:
             boxes, labels = [], []
             for left in (0, SIZE // 2)[: int(torch.randint(1, 3, (1,), generator=generator))]:
