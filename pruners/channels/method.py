@@ -21,7 +21,7 @@ from ..scope import sparsity_range
 from ..structure import Branch, Floats, Kept, Layer, PlanError, Structure
 from .branches import Means, check_branches, mean_outputs, without
 from .coupling import find_layers
-from .criteria import check_criterion, elimination, filters, rank, scale_statistics, select
+from .criteria import check_criterion, elimination, rank, scale_statistics, select, squared_norms
 from .shrink import check_positions, mask, narrow, shrink
 from .slices import ChannelLayer, ChannelStructure, Selection
 
@@ -99,8 +99,7 @@ class Channels:
 
     def sizes(self, context: Context, layer: Layer) -> Floats:
         """Squared filter norms, over all coupled producers."""
-        own = filters(context, cast(ChannelLayer, layer))
-        return np.asarray(np.sum([filters.square().sum(1).cpu().numpy() for filters in own], axis=0))
+        return squared_norms(context, cast(ChannelLayer, layer))
 
     def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
         """Of the first producer, and of all consumers and batch norms."""

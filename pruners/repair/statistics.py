@@ -170,7 +170,8 @@ class Moments:
         """Means of x (groups, p) and t (groups, q), and the covariances xx (groups, p, p) and xt (groups, p, q)."""
         x, t = self._x / self.count, self._t / self.count
         xx = self._xx / self.count  # from here on in place: of a VGG's widest layers every copy is 170 MB
-        xx -= x.unsqueeze(2) * x.unsqueeze(1)
+        for rows in _strips(xx):
+            xx[:, rows] -= x[:, rows].unsqueeze(2) * x.unsqueeze(1)
         varies = xx.diagonal(dim1=1, dim2=2) > (8.0 * EPS * self.mean).square()  # else a constant and rounding errors
         xx *= varies.unsqueeze(2)
         xx *= varies.unsqueeze(1)
@@ -182,8 +183,14 @@ class Moments:
     def raw(self) -> tuple[Tensor, Tensor]:
         """The means of x·xᵀ (groups, p, p) and x·tᵀ (groups, p, q), not centred."""
         x, t, xx, xt = self.centered()
-        xx += x.unsqueeze(2) * x.unsqueeze(1)
+        for rows in _strips(xx):
+            xx[:, rows] += x[:, rows].unsqueeze(2) * x.unsqueeze(1)
         return xx, xt + x.unsqueeze(2) * t.unsqueeze(1) if t.dim() else xt
+
+
+def _strips(matrix: Tensor, rows: int = 512) -> list[slice]:
+    """Of the rows of (groups, p, p): what is added to them then needs no second matrix."""
+    return [slice(start, start + rows) for start in range(0, matrix.shape[1], rows)]
 
 
 def _added(total: Tensor, product: Tensor) -> Tensor:

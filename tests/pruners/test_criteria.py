@@ -9,9 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import zoo
-from secateur.pruners.channels.criteria import CRITERIA, check_criterion, rank, register_score, scores, select
+from secateur.pruners.channels.criteria import (
+    CRITERIA,
+    check_criterion,
+    filters,
+    rank,
+    register_score,
+    registry,
+    scores,
+    select,
+    squared_norms,
+)
 from secateur.pruners.channels.criteria.norms import l1, l2
 from secateur.pruners.channels.criteria.registry import Score
+from secateur.pruners.channels.slices import channel_layers
 from secateur.pruners.context import Context
 
 
@@ -69,6 +80,18 @@ def test_a_unit_of_a_grouped_convolution_counts_all_its_channels(score: Score, p
     both = torch.stack([weight[:4].flatten(1), weight[4:].flatten(1)], 1).flatten(1)
     expected = torch.linalg.vector_norm(both, power, dim=1)
     np.testing.assert_allclose(score(seen, seen.structure.layers[0]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", [("residual", "all"), ("grouped", "inner"), ("squeeze", "inner")])
+def test_filters_measured_a_few_at_a_time_are_as_all_at_once(
+    case: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = context(*case)
+    layers = channel_layers(seen.structure)
+    whole = [[own.square().sum(1).numpy() for own in filters(seen, layer)] for layer in layers]
+    monkeypatch.setattr(registry, "TOGETHER", 100)
+    for layer, each in zip(layers, whole, strict=True):
+        assert np.array_equal(squared_norms(seen, layer), sum(each))
 
 
 @given(
