@@ -66,7 +66,8 @@ class Regions(Opaque):
 @lru_cache(maxsize=8)
 def regions(count: int) -> Tensor:
     """(count, 4) corners x1, y1, x2, y2 as parts of the image: places, sizes and shapes spread evenly (Sobol)."""
-    x, y, size, shape = torch.quasirandom.SobolEngine(4).fast_forward(1).draw(count).T
+    points: Any = torch.quasirandom.SobolEngine(4)  # type: ignore[no-untyped-call]
+    x, y, size, shape = points.draw(count + 1)[1:].T
     side = SMALLEST ** (1.0 - size)
     across, down = side * 2.0 ** (shape - 0.5), side * 2.0 ** (0.5 - shape)
     corners = torch.stack([x - across / 2, y - down / 2, x + across / 2, y + down / 2], dim=1)
@@ -155,14 +156,15 @@ def open_detector(model: nn.Module) -> nn.Module:
         for module, name in families.items():
             family = getattr(sys.modules.get(f"torchvision.models.detection.{module}"), name, None)
             if family is not None and isinstance(model, family):
-                model.__class__ = _open_class(type(model), SingleShot if name == "SSD" else opened)
-                model.open()  # type: ignore[operator]
-                return model
+                detector: Any = model
+                detector.__class__ = _open_class(type(model), SingleShot if name == "SSD" else opened)
+                detector.open()
+                break
     return model
 
 
 @cache
-def _open_class(kind: type[nn.Module], opened: type[Detector]) -> type[Detector]:
+def _open_class(kind: Any, opened: Any) -> type[Detector]:
     """A class of a detector's own: its forward, its name, and what is asked of its heads."""
 
     def reduced(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
@@ -185,8 +187,8 @@ def _maps(features: Any) -> Mapping[str, Tensor]:
 
 def _rows(maps: Sequence[Tensor], numbers: int) -> Tensor:
     """(N, anchors, numbers) of maps (N, anchors a position · numbers, H, W)."""
-    rows = [part.unflatten(1, (-1, numbers)).permute(0, 3, 4, 1, 2).flatten(1, 3) for part in maps]
-    return torch.cat(rows, dim=1)
+    apart: list[Tensor] = [part.unflatten(1, (-1, numbers)) for part in maps]  # type: ignore[no-untyped-call]
+    return torch.cat([part.permute(0, 3, 4, 1, 2).flatten(1, 3) for part in apart], dim=1)
 
 
 def _watched(

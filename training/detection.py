@@ -130,7 +130,8 @@ class Detection(Objective):
         left = [self.total(statistics[(group != number).to(statistics.device)]) for number in range(groups)]
         values = groups * whole - (groups - 1) * torch.tensor(left, dtype=torch.float64)
         mean = values.mean()
-        return (mean + (values - mean) * (size / groups) ** 0.5)[group]
+        spread: Tensor = mean + (values - mean) * (size / groups) ** 0.5
+        return spread[group]
 
     def features(self, outputs: Any) -> Tensor:
         """(N, d) what the heads say at `ROWS` anchors, spread evenly, and of as many regions."""

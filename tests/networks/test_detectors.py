@@ -140,7 +140,7 @@ def same(one: Any, other: Any, atol: float = 0.0) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", MOST)
 @torch.no_grad()
 def test_it_finds_what_it_found_and_says_what_its_heads_say(name: str) -> None:
     network = made(name)
