@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from ..training.inputs import Answer, Detector
 ONE_STAGE = {"ssd": "SSD", "retinanet": "RetinaNet", "fcos": "FCOS"}
 TWO_STAGES = {"generalized_rcnn": "GeneralizedRCNN"}
 SECOND = ("box", "mask", "keypoint")  # what a second stage may find in a region
+
+_CLASSES: dict[tuple[type[nn.Module], type[Detector]], type[Detector]] = {}
 
 SMALLEST = 1 / 16  # side of the smallest region, as a part of the image's
 
@@ -163,15 +165,16 @@ def open_detector(model: nn.Module) -> nn.Module:
     return model
 
 
-@cache
-def _open_class(kind: Any, opened: Any) -> type[Detector]:
+def _open_class(kind: type[nn.Module], opened: type[Detector]) -> type[Detector]:
     """A class of a detector's own: its forward, its name, and what is asked of its heads."""
 
     def reduced(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
         return _blank, (kind, opened), vars(self)
 
-    about = {"__reduce_ex__": reduced, "__doc__": kind.__doc__, "__module__": kind.__module__}
-    return type(kind.__name__, (opened, kind), about)
+    if (kind, opened) not in _CLASSES:
+        about = {"__reduce_ex__": reduced, "__doc__": kind.__doc__, "__module__": kind.__module__}
+        _CLASSES[kind, opened] = type(kind.__name__, (opened, kind), about)
+    return _CLASSES[kind, opened]
 
 
 def _blank(kind: type[nn.Module], opened: type[Detector]) -> Detector:
