@@ -27,6 +27,7 @@ from .features import FEATURES, VERSION, base_terms, layer_features
 SHIPPED = "correction.safetensors"
 FAR = 3.0  # standard deviations from the mean of what was learnt from; beyond, a feature counts as if it were there
 MOST_BEYOND = 0.02  # of the features of a network's layers, where its word is taken unseen; docs/policy.md
+NOTHING = 1e-12  # what the loss model's own plan loses in a layer, from which there is anything to correct
 MOST_SCALE, MOST_BEND = 2.0, 0.6  # of a factor's logarithm, and of a curve's exponent
 SIZES = {"centre": (len(FEATURES),), "scale": (len(FEATURES),), "weight": (2, len(FEATURES)), "bias": (2,)}
 
@@ -96,7 +97,9 @@ class Correction:
             features: (layers, features) of `layer_features` for the same budget.
             budget: that is asked.
         """
-        mean = max(float(base_terms(losses, budget)[1].mean()), np.finfo(float).tiny)
+        mean = float(base_terms(losses, budget)[1].mean())
+        if mean < NOTHING:
+            return losses
         u, v = self.answers(features)
         curves = [
             mean * np.exp(scale) * (curve / mean) ** (1.0 + bend)

@@ -330,7 +330,7 @@ def _check_images(loaded: Loaded, objective: Objective) -> None:
         for images, _ in () if isinstance(batches, LazyBatches) else batches:  # a source's images are alike
             if (theirs := told(shape_of(images))) != ours:
                 raise ValueError(f"{split} images are {theirs}, search images {ours}: they must be alike")
-    outputs = check_forward(loaded.model, first)
+    outputs = check_forward(loaded.model, first, objective.outputs)
     with torch.no_grad():
         try:
             objective.check(outputs, targets)

@@ -19,7 +19,7 @@ from ..networks.inference import in_channels_last
 from ..pruners.compressor import Compressor
 from ..pruners.structure import Structure
 from ..storage.cache import digest
-from ..training.inputs import call, joined, leaves, taken
+from ..training.inputs import joined, leaves, taken
 from ..training.objective import Objective
 
 
@@ -154,7 +154,7 @@ class CandidateEvaluator:
         """The objective's features and statistics of all images."""
         features, statistics = [], []
         for images, targets in batches:
-            outputs = call(model, images)
+            outputs = self.objective.outputs(model, images)
             features.append(self.objective.features(outputs))
             statistics.append(self.objective.statistics(outputs, targets))
         return {"features": torch.cat(features), "statistics": torch.cat(statistics)}

@@ -29,7 +29,15 @@ _TORCHVISION_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # Nothing is downloaded behind the user's back, and no checkpoint read that is not a state_dict.
-_WEIGHTS_ARGUMENTS = {"weights", "pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"}
+_WEIGHTS_ARGUMENTS = {
+    "weights",
+    "weights_backbone",
+    "pretrained",
+    "pretrained_backbone",
+    "checkpoint_path",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+}
 
 
 def build_network(
@@ -89,21 +97,23 @@ def _construct(config: NetworkConfig, trust_code: bool) -> nn.Module:
 def _torchvision(name: str, config: NetworkConfig) -> nn.Module:
     known = _torchvision_names()
     if name not in known:
-        raise ValueError(f"torchvision has no classification network {name!r}{did_you_mean(name, known)}")
-    return _made(
-        functools.partial(_torchvision_models().get_model, name, weights=None),
-        config,
-        _TORCHVISION_DEFAULTS.get(name, {}),
-    )
+        raise ValueError(
+            f"torchvision has no network {name!r} of classification or detection{did_you_mean(name, known)}"
+        )
+    builder = functools.partial(_torchvision_models().get_model, name, weights=None)
+    detects = name in _torchvision_names("detection")
+    return _made(builder, config, {"weights_backbone": None} if detects else _TORCHVISION_DEFAULTS.get(name, {}))
 
 
 def _torchvision_models() -> ModuleType:
     return importlib.import_module("torchvision.models")  # a second and a half, and most need it not
 
 
-def _torchvision_names() -> list[str]:
+def _torchvision_names(*parts: str) -> list[str]:
+    """Of classification and detection, or of some of their modules."""
     models = _torchvision_models()
-    return list(models.list_models(module=models))  # of classification
+    modules = [getattr(models, part) for part in parts] or [models, models.detection]
+    return [name for module in modules for name in models.list_models(module=module)]
 
 
 def _timm(name: str, config: NetworkConfig) -> nn.Module:

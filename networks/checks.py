@@ -72,12 +72,13 @@ def check_weights(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def check_forward(model: nn.Module, images: Inputs) -> Any:
+def check_forward(model: nn.Module, images: Inputs, run: Callable[[nn.Module, Inputs], Any] = call) -> Any:
     """Run it twice: it must give the same outputs each time, and leave the images alone.
 
     Args:
         model: in eval mode.
         images: (N, C, H, W), or what else it takes.
+        run: gives its outputs.
 
     Returns:
         Its outputs.
@@ -87,7 +88,7 @@ def check_forward(model: nn.Module, images: Inputs) -> Any:
     """
     given = mapped(torch.clone, images)
     try:
-        outputs, again = call(model, given), call(model, mapped(torch.clone, images))
+        outputs, again = run(model, given), run(model, mapped(torch.clone, images))
     except FAILURES as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(f"the network does not run on images of {told(shape_of(images))}: {reason}") from error

@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 
-from ..training.inputs import Inputs, call
+from ..training.inputs import Detector, Inputs, call
 from .graph import UntraceableError, arguments, attribute, settled, trace
 from .inference import alike, channels_last
 from .norms import fold, following_norms
@@ -26,7 +26,7 @@ _ADDITIONS: tuple[Any, ...] = (operator.add, torch.add)
 class Fused:
     """Makes fast copies of networks that were cut from one dense network; the graph is worked out once.
 
-    A network that cannot be traced is run as it is.
+    A network that cannot be traced is run as it is, and so is a detector: what it finds is not in its graph.
     """
 
     def __init__(self, dense: nn.Module, image: Inputs):
@@ -39,6 +39,8 @@ class Fused:
         self._graph: fx.Graph | None = None
         self._norms: dict[str, str] = {}
         self._in_place: set[str] = set()
+        if isinstance(dense, Detector):
+            return
         with torch.no_grad():
             try:
                 graph = trace(dense, image)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..training.inputs import Inputs, call, joined
+from ..training.inputs import Detector, Inputs, call, joined
 from . import in_place
 from .channel_pad import ChannelPad
 from .constant import Constant
 from .copying import copied
+from .detectors import Opaque
 from .inference import FAILURES, alike
 from .norms import LAYERS
 from .own_convolutions import PREPARING
@@ -75,6 +76,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self, root: nn.Module, inputs: Inputs):
         super().__init__()
+        self.traced_func_name = "heads" if isinstance(root, Detector) else "forward"
         self._model = root
         self._inputs = inputs
         self._tensors = {**dict(root.named_parameters()), **dict(root.named_buffers())}
@@ -100,7 +102,7 @@ class _Tracer(fx.Tracer):
         known = isinstance(m, nn.Linear) or super().is_leaf_module(
             m, module_qualified_name
         )  # timm has a Linear of its own
-        return isinstance(m, (ChannelPad, Constant, Quantised, *PREPARING)) or (not layers and known)
+        return isinstance(m, (ChannelPad, Constant, Opaque, Quantised, *PREPARING)) or (not layers and known)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)

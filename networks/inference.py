@@ -103,7 +103,7 @@ def logits(model: nn.Module, batches: Batches, of: Callable[[Any], Tensor] = fla
 @torch.no_grad()
 def statistics(model: nn.Module, batches: Batches, objective: Objective) -> Tensor:
     """(images, …) over all batches, of which `Objective.total` is the measure."""
-    return torch.cat([objective.statistics(call(model, images), targets) for images, targets in batches])
+    return torch.cat([objective.statistics(objective.outputs(model, images), targets) for images, targets in batches])
 
 
 def accuracy(model: nn.Module, batches: Batches, objective: Objective = DEFAULT) -> float:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from .attention import open_attention
+from .detectors import open_detector
 from .own_convolutions import open_convolutions
 
 
 def opened(model: nn.Module) -> nn.Module:
     """Attention and convolutions that hide what they compute are exchanged for open ones, in place.
+
+    A detector is made one whose heads can be asked (`detectors.py`).
 
     Parameters keep their names, but for what a standardised weight is computed of, which goes into the weight.
 
@@ -19,4 +22,4 @@ def opened(model: nn.Module) -> nn.Module:
     Returns:
         The network.
     """
-    return open_convolutions(open_attention(model))
+    return open_detector(open_convolutions(open_attention(model)))

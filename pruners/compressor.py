@@ -17,7 +17,7 @@ from ..configs.schema import Repair
 from ..networks.inference import Batches, count_images, first_images, in_channels_last, later_images, logits
 from ..training.distillation import distillable
 from ..training.fit import DivergedError, OnStep
-from ..training.inputs import leaves, taken
+from ..training.inputs import count, leaves, taken
 from .context import Context
 from .method import Compressed
 from .repair.batchnorm import adapt_batchnorm
@@ -203,8 +203,10 @@ class Compressor:
         """Whether all calibration images are one and the same: said once, for no comparison on them could tell."""
         first = leaves(taken(self._calibration[0][0], slice(1)))
         for inputs, _ in self._calibration:
-            if any(not torch.equal(part, first[name].expand_as(part)) for name, part in leaves(inputs).items()):
-                return False
+            for number in range(count(inputs)):
+                one = leaves(taken(inputs, slice(number, number + 1)))
+                if any(not torch.equal(part, first[name]) for name, part in one.items()):
+                    return False
         warnings.warn(
             f"all calibration images ({count_images(self._calibration)}) are the same: a repair fits the network to "
             "that one alone and may ruin it for others; pass a few hundred different ones",

@@ -1,3 +1,4 @@
 """What training is: a task's objective, fitting, and in which order cutting and training follow each other."""
 
-from . import tasks as tasks  # registers them
+from . import detection as detection  # registers them
+from . import tasks as tasks

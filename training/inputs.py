@@ -30,11 +30,46 @@ class Integers:
     dtype: str = "int64"
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What a detector says of some images.
+
+    Attributes:
+        heads: as `Detector.heads` gives them.
+        found: for each image `boxes` (n, 4), `labels` (n,), `scores` (n,), and what else it finds.
+        labels: that a box can have.
+    """
+
+    heads: Mapping[str, Tensor]
+    found: Sequence[Mapping[str, Tensor]]
+    labels: range
+
+
+class Detector(nn.Module):
+    """A network whose answers differ in size from image to image (boxes that survive a threshold and each other).
+
+    Its forward stays what it is: losses of (images, targets) in training mode, boxes otherwise. Beside that it says
+    what its boxes are made from, which is of one size for every image, and can be followed, compared and repaired.
+    """
+
+    def heads(self, images: Any) -> dict[str, Tensor]:
+        """Scores and boxes before any is chosen, each (N, rows, …), of a list of images or of (N, C, H, W)."""
+        raise NotImplementedError
+
+    def answer(self, images: Any) -> Answer:
+        """What it finds, in evaluation mode, and what its heads said."""
+        raise NotImplementedError
+
+
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The network on its inputs: a tuple as several arguments, a dict as named ones, all else as one."""
+    """The network on its inputs: a tuple as several arguments, a dict as named ones, all else as one.
+
+    Of a detector, what its heads say.
+    """
+    run: Callable[..., Any] = model.heads if isinstance(model, Detector) else model
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        return run(**inputs)
+    return run(*inputs) if isinstance(inputs, tuple) else run(inputs)
 
 
 def leaves(tree: Any) -> dict[str, Tensor]:

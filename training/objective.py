@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ..configs.registry import Registry, UnknownNameError, imported
 from ..configs.schema import ObjectiveConfig
-from .inputs import Inputs, call, count, describe, flat, leaves, parts, taken
+from .inputs import Detector, Inputs, call, count, describe, flat, leaves, parts, taken
 from .part import whole
 
 TARGETS = (
@@ -91,6 +91,10 @@ class Objective(ABC):
         if isinstance(inputs, list) and not isinstance(targets, list):
             inputs = tuple(inputs)  # DataLoader makes lists of tuples; a list of images comes with a list of targets
         return inputs, targets
+
+    def outputs(self, model: nn.Module, inputs: Inputs) -> Any:
+        """What score and statistics are of: what the network returns in evaluation mode."""
+        return call(model, inputs)
 
     def training_loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:
         """The loss that a step of training lowers, of a network in training mode (detectors compute it themselves)."""
@@ -186,6 +190,16 @@ class OneOutput(Objective):
     def __post_init__(self) -> None:
         if not 0.0 <= self.auxiliary < float("inf"):
             raise ValueError(f"objective.kwargs.auxiliary = {self.auxiliary}: must be 0 or more")
+
+    def outputs(self, model: nn.Module, inputs: Inputs) -> Any:
+        """What the network returns.
+
+        Raises:
+            ValueError: it is a detector.
+        """
+        if isinstance(model, Detector):
+            raise ValueError(f"the network is a detector ({type(model).__name__}): set objective: detection")
+        return super().outputs(model, inputs)
 
     def loss_in_training(self, outputs: Any, targets: Any) -> Tensor:
         """With auxiliary · the loss of each auxiliary output.

@@ -144,6 +144,15 @@ def pooling(follower: Follower, called: Call) -> None:
         follower.put(out, kept.expand(out.shape))
 
 
+@rule("roi_align")
+def regions(follower: Follower, called: Call) -> None:
+    """Positions of the images' maps become those of regions, which are rows; channels stay."""
+    labels = follower.of(called.args[0])
+    if labels is not None:
+        kept = follower.mixed(labels, [0, 2, 3])
+        follower.put(called.out, kept.expand(called.out.shape))
+
+
 @rule("size", "shape", "dim", "numel", "is_floating_point", "device", "dtype", "ndim", "len", "item", "bool", "stride")
 @rule("new_zeros", "new_ones", "new_empty", "new_full")
 def told(_follower: Follower, _called: Call) -> None:

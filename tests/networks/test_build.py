@@ -47,6 +47,16 @@ def test_torchvision_network_builds_and_forwards(name: str) -> None:
         assert network(image(network, 64)).shape == (2, 7)
 
 
+def test_torchvision_detector_builds_and_finds_boxes() -> None:
+    network = build_network(config("torchvision:ssdlite320_mobilenet_v3_large", num_classes=3))
+    with torch.no_grad():
+        (found,) = network([torch.rand(3, 40, 30)])
+    assert found.keys() == {"boxes", "scores", "labels"}
+    assert set(found["labels"].tolist()) <= {1, 2}
+    with pytest.raises(ValueError, match=r"network\.kwargs\.weights_backbone: give the weights as a file"):
+        build_network(config("torchvision:fcos_resnet50_fpn", kwargs={"weights_backbone": "DEFAULT"}))
+
+
 @pytest.mark.parametrize("name", ["mobilenetv1_100", "efficientnet_lite0"])
 def test_timm_network_builds_and_forwards(name: str) -> None:
     pytest.importorskip("timm")
@@ -128,8 +138,8 @@ def test_impossible_depth(depth: int) -> None:
     [
         ("cifar_resnet21", "no network 'cifar_resnet21'.* did you mean cifar_resnet"),
         ("mobilenet_v2", "did you mean torchvision:mobilenet_v2"),
-        ("torchvision:resnet81", "no classification network 'resnet81' – did you mean resnet"),
-        ("torchvision:", "no classification network ''"),
+        ("torchvision:resnet81", "no network 'resnet81' of classification or detection – did you mean resnet"),
+        ("torchvision:", "no network '' of classification or detection"),
         ("nowhere.at.all:make", "no module 'nowhere' here"),
         (":make", "expected package.module:callable"),
         ("secateur.networks:digit_resnet", "no callable 'digit_resnet' – did you mean digits_resnet"),
@@ -150,8 +160,8 @@ def test_unknown_names(name: str, message: str) -> None:
         ("my_networks_3:flat", "'my_networks_3:flat' names code"),
         (":make", "':make' names code"),
         ("torchvison:resnet18", "did you mean torchvision"),
-        ("torchvision:get_model", "torchvision has no classification network 'get_model'"),
-        ("torchvision:models.resnet18", "torchvision has no classification network 'models.resnet18'"),
+        ("torchvision:get_model", "torchvision has no network 'get_model' of class"),
+        ("torchvision:models.resnet18", "torchvision has no network 'models.resnet18'"),
         ("timm:create_model", "timm has no network 'create_model'"),
         ("timm:os:system", "timm has no network 'os:system'"),
     ],

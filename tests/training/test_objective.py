@@ -86,10 +86,10 @@ def test_auxiliary_outputs_weigh_nothing_or_more() -> None:
 
 
 def test_every_objective_is_looked_at_here() -> None:
-    assert set(GOOD) == set(OBJECTIVES)
+    assert set(GOOD) | {"detection"} == set(OBJECTIVES)  # whose outputs are no tensors: test_detection.py
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", GOOD)
 def test_what_must_hold_for_every_objective(name: str) -> None:
     objective, (outputs, targets) = OBJECTIVES[name](), GOOD[name]
     objective.check(outputs, targets)
@@ -116,7 +116,7 @@ def test_what_must_hold_for_every_objective(name: str) -> None:
         second.loss({"a": outputs}, targets)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", GOOD)
 def test_a_perfect_and_a_blown_up_network(name: str) -> None:
     objective, (outputs, targets) = OBJECTIVES[name](), GOOD[name]
     right = {
