@@ -112,7 +112,7 @@ def test_a_run_and_what_was_applied(run: secateur.Training, tmp_path: Path) -> N
     [
         ("cifar_resnet21", r"no config, run folder or network 'cifar_resnet21': .*did you mean cifar_resnet\d+\?"),
         ("nowhere.module:network", "trust_code=True"),
-        ("torchvision:resnet81", "no classification network"),
+        ("torchvision:resnet81", "no network .resnet81. of classification"),
     ],
 )
 def test_what_cannot_be_inspected(given: str, message: str) -> None:

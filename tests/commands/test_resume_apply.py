@@ -247,10 +247,10 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_
 ):
     folder, step, calls = tmp_path / "small", Step.__call__, []
 
-    def diverging(self, batch, rate):
+    def diverging(self, batch, rate, *rest):
         calls.append(rate)
         spoilt = (batch[0] * (math.nan if len(calls) == per_epoch + 2 else 1.0), batch[1])
-        return step(self, spoilt, rate)
+        return step(self, spoilt, rate, *rest)
 
     per_epoch = len(session.train_loader(50))
     with monkeypatch.context() as patch:
