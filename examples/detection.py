@@ -3,7 +3,7 @@
 Images come in lists, targets are dicts of boxes and labels, the loss is the one that the detector computes itself: the
 objective `detection`. What is compared with the dense network is what its heads say before any box is chosen.
 
-`python examples/detection.py` takes a minute, and prints mAP at IoU 0.75 on test images before, one-shot and fine-tuned.
+`python examples/detection.py` takes a minute, and prints mAP at IoU 0.75 on test images before, one-shot, fine-tuned.
 """
 
 from __future__ import annotations
