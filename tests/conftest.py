@@ -13,7 +13,12 @@ import torch
 
 torch.set_num_threads(1)  # the networks are small, and the machine may be shared
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
-hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "shared",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,  # the same examples in every run of CI, new ones elsewhere
+)
 hypothesis.settings.load_profile("shared")
 
 
