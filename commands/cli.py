@@ -282,7 +282,7 @@ def _root(
 
 def _run(arguments: list[str]) -> None:
     """The command; among the processes of `accelerate launch` the first runs it."""
-    processes = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    processes = int(os.environ.get("WORLD_SIZE", "1")) if {"RANK", "LOCAL_RANK"} <= os.environ.keys() else 1
     if processes == 1:
         app()
         return

@@ -93,7 +93,7 @@ class Budget:
 
     @property
     def mixes(self) -> list[Budget]:
-        """The same budgets with every mix of their prices in fourths, each alone among them; one that stands alone."""
+        """The same budgets at every mix of prices in fourths, each alone among them."""
         found = (Counter(kinds) for kinds in combinations_with_replacement(self.fractions, 4))
         return [replace(self, prices=prices) for prices in found]
 

@@ -89,7 +89,13 @@ class Detection(Objective):
     def training_loss(self, model: nn.Module, inputs: Inputs, targets: Any) -> Tensor:
         """The sum of the losses that the network returns in training mode."""
         with _norms_at_rest(model) if self.frozen_norms else nullcontext():
-            losses = model(list(inputs), targets)
+            try:
+                losses = model(list(inputs), targets)
+            except TypeError as error:
+                raise ValueError(
+                    f"detection: {type(model).__name__} does not take images and targets as torchvision's detectors do "
+                    f"in training ({error}): give one of them, or another objective"
+                ) from error
         if not isinstance(losses, Mapping) or not losses:
             raise ValueError(
                 f"detection: {type(model).__name__} returns {describe(losses)} in training: expected losses by name"

@@ -254,7 +254,7 @@ def _as_bytes(tensor: Tensor) -> Tensor:
 
 def _join() -> bool:
     """Make the process group of a job that was launched, where nobody has."""
-    if not dist.is_available() or dist.is_initialized() or "LOCAL_RANK" not in os.environ:
+    if not dist.is_available() or dist.is_initialized() or not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
         return False
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False

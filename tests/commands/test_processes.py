@@ -76,3 +76,10 @@ def test_on_the_command_line(run, tmp_path: Path):
     assert failed.returncode != 0
     (why,) = [line for line in failed.stderr.splitlines() if line.startswith("error:")]
     assert why.startswith(f"error: --out {folder}: it is not empty, and nothing is overwritten")
+
+
+def test_a_process_that_no_job_numbered_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert secateur.distributed(lambda: 3) == 3

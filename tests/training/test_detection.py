@@ -177,6 +177,11 @@ def test_targets_that_no_detector_can_answer(wanted: Any, message: str) -> None:
         TASK.check(answer((BOXES, [1, 2, 1], [0.9, 0.8, 0.7])), wanted)
 
 
+def test_what_takes_no_targets_is_no_detector() -> None:
+    with pytest.raises(ValueError, match=r"detection: Flatten does not take images and targets .* another objective"):
+        Detection().training_loss(nn.Flatten(), [torch.zeros(1, 4, 4)], [{}])
+
+
 def test_what_is_no_detector_or_has_no_loss_of_outputs() -> None:
     with pytest.raises(ValueError, match="detection: Flatten is not one of torchvision's detectors: give one as it is"):
         TASK.outputs(nn.Flatten(), torch.ones(1, 1))
