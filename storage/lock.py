@@ -16,7 +16,7 @@ from typing import Any
 
 LOCK_NAME = ".lock"
 
-PATIENCE = 1.0  # seconds that a lock file may be there with nothing in it
+PATIENCE = 5.0  # seconds that a lock file may be there with nothing in it
 
 
 @contextmanager
@@ -44,25 +44,39 @@ def alone(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether somebody writes there, as far as can be seen from here."""
-    return _owner(folder / LOCK_NAME) is not None
+    return _owner(_read(folder / LOCK_NAME)) is not None
 
 
 def _take(path: Path) -> str:
     about = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "key": secrets.token_hex(8)}
     mine = json.dumps(about)
     with _one_at_a_time(path.parent):
-        if (owner := _owner(path)) is not None:
+        text = _read(path)
+        if (owner := _owner(text)) is not None:
             raise ValueError(_refusal(path, owner))
-        path.unlink(missing_ok=True)
+        if text is not None:
+            _remove(path, text)
         try:
-            with path.open("x", encoding="utf-8") as file:
+            file = path.open("x", encoding="utf-8")
+        except FileExistsError:  # another's, since
+            raise ValueError(_refusal(path, _owner(_read(path)) or {})) from None
+        try:
+            with file:
                 file.write(mine)
-        except FileExistsError:  # another host's, since
-            raise ValueError(_refusal(path, _owner(path) or {})) from None
         except OSError:
             path.unlink(missing_ok=True)
             raise
     return mine
+
+
+def _remove(path: Path, text: str) -> None:
+    """Put aside what a process left that is gone, unless another has taken the folder since it was read."""
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+    with suppress(FileNotFoundError):
+        path.rename(aside)
+        if aside.read_text(encoding="utf-8", errors="replace") != text:
+            aside.rename(path)
+        aside.unlink(missing_ok=True)
 
 
 def _refusal(path: Path, owner: dict[str, Any]) -> str:
@@ -73,20 +87,28 @@ def _refusal(path: Path, owner: dict[str, Any]) -> str:
     return f"{path.parent}: {mine} ({who}); wait for it, or choose another folder"
 
 
-def _owner(path: Path) -> dict[str, Any] | None:
-    """Who holds a lock; none if there is no lock, or its owner is gone.
-
-    What names nobody is the lock of a process that was killed while it wrote it, or of version 0.1.
-    """
+def _read(path: Path) -> str | None:
+    """What a lock file says; none if there is none."""
     if not path.is_file():
         return None
     end = time.monotonic() + PATIENCE
     try:
         while not (text := path.read_text(encoding="utf-8", errors="replace")) and time.monotonic() < end:
-            time.sleep(PATIENCE / 20)  # another host may be about to write it
-        owner = dict(json.loads(text))
+            time.sleep(PATIENCE / 100)  # another may be about to write it
+    except FileNotFoundError:
+        return None
+    return text
+
+
+def _owner(text: str | None) -> dict[str, Any] | None:
+    """Who holds a lock; none if there is no lock, or its owner is gone.
+
+    What names nobody is the lock of a process that was killed while it wrote it, or of version 0.1.
+    """
+    try:
+        owner = dict(json.loads(text or ""))
         host, pid, started = str(owner["host"]), int(owner["pid"]), owner["started"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     return None if host == platform.node() and _started(pid) != started else owner
 

@@ -76,6 +76,25 @@ def test_of_many_threads_one_takes_over_what_was_left(tmp_path):
     test_of_many_threads_one_gets_it(tmp_path)
 
 
+@pytest.mark.parametrize("left", [True, False])
+def test_what_another_took_since_it_was_looked_at_is_its(folder, monkeypatch, left):
+    """Of two that found no owner, or the same one gone, on a file system without locks."""
+    if left:
+        write(folder, started="before")
+    judge = lock._owner
+
+    def slow(text):
+        monkeypatch.setattr(lock, "_owner", judge)
+        write(folder, host="far-away")
+        return judge(text)
+
+    monkeypatch.setattr(lock, "_owner", slow)
+    with pytest.raises(ValueError, match="far-away writes there"):
+        alone(folder).__enter__()
+    assert [path.name for path in folder.iterdir()] == [LOCK_NAME]
+    assert "far-away" in (folder / LOCK_NAME).read_text()
+
+
 def test_another_process_until_it_is_killed(folder):
     command = [sys.executable, "-u", "-c", HOLD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:

@@ -83,8 +83,8 @@ def test_all_end_together_and_one_says_why(tmp_path: Path, how: str, codes: list
 
 def test_one_process_alone_runs_the_work(monkeypatch: pytest.MonkeyPatch):
     assert secateur.distributed(lambda: 7) == 7
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
     assert secateur.distributed(lambda: 8) == 8
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("secateur.training.team.find_spec", lambda _name: None)
