@@ -40,6 +40,9 @@ Crop = Literal["shifted", "resized"]
 CostKind = Literal["flops", "params", "latency", "size", "bops"]
 
 
+Bits = Annotated[Integer, Field(ge=2, le=16)]
+BitsOrChoice = Bits | Annotated[list[Bits], Field(min_length=1, max_length=15)]
+
 LARGE = 64  # pixels: images of this size and more are photographs, not thumbnails
 
 
@@ -150,8 +153,10 @@ class LayersConfig(Section):
         description="lowrank: a k×k convolution becomes channel: a k×k and a 1×1, or spatial: a k×1 and a 1×k",
     )
 
-    activation_bits: Annotated[Integer, Field(ge=2, le=16)] | None = Field(
-        default=None, description="bits: of the inputs of every layer whose weights are rounded; none: they stay floats"
+    activation_bits: BitsOrChoice | dict[str, BitsOrChoice] | None = Field(
+        default=None,
+        description="bits: of the inputs of every layer whose weights are rounded; a list to choose from, layer by "
+        "layer (or floats); or either by pattern of modules; none: they stay floats",
     )
     grid: GridName = Field(
         default="row",

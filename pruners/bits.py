@@ -2,13 +2,15 @@
 
 Fewer bits are fewer bytes on disk and, where the processor has integer kernels, less to move and to multiply. The
 network computes with floats that lie on a grid: codes times a scale an output, which is kept beside the weight
-(`weight_scale`), so that the codes are weight / scale, exactly; or values that all of a tensor's weights share.
+(`weight_scale`), so that the codes are weight / scale, exactly; or values that all of a tensor's weights share. What
+a tensor is multiplied with may be rounded too: to bits that the config says, or to some that are a layer of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -20,33 +22,35 @@ from ..configs.schema import GridName, LayersConfig
 from ..networks.copying import copied, rebuilt
 from ..networks.norms import CONVOLUTIONS
 from ..networks.quantise.grid import FINEST, FULL
-from ..networks.quantise.observed import input_ranges, set_input_grid
-from ..networks.quantise.on_grid import GRIDS, GridKind, Grids, Levels, OnGrid
+from ..networks.quantise.observed import SeenInputs, set_input_grid
+from ..networks.quantise.on_grid import GRIDS, Grids, Levels, OnGrid
+from ..networks.quantise.quantisers import can_quantise
 from ..storage.reading import shown, validated
 from ..training.inputs import InputShape
-from .context import Context
+from .context import Context, consumers
 from .costs.counts import LinearCost
 from .costs.measures import AsMeasured, Measures
 from .costs.stored import BitOperations, Size
 from .method import METHODS, Compressed
-from .repair.gram import variance
-from .repair.rounding import ROUNDINGS, Rounded, Rounding, rounded
-from .repair.solve import RIDGE, damping, masked_ridge_step, ridge_step
+from .repair.rounding import ROUNDINGS, GridSolve, losses, rounded
+from .repair.sensitivity import few_images
+from .repair.solve import RIDGE, damping
 from .repair.statistics import Sampler
-from .scope import no_branches, step_of
+from .scope import bits_of_inputs, chooses_inputs, ignored_names, no_branches, step_of
 from .structure import Floats, Kept, Layer, PlanError, Structure
 from .weights import Weights
 
 BITS = (2, 3, 4, 6, 8)
+INPUTS = ".inputs"  # behind the name of the module
 
 
 @dataclass(frozen=True, kw_only=True)
 class BitLayer(Layer):
-    """A weight tensor.
+    """A weight tensor; or, where it is `like` one, what that is multiplied with.
 
     Attributes:
-        positions: at which it is laid on an image, over all modules that use it.
-        inputs: bits of what it is multiplied with, where its own are fewer than all.
+        positions: at which the tensor is laid on an image, over all modules that use it.
+        inputs: bits of what it is multiplied with, where its own are fewer than all and those are no layer.
         grid: what its weights may be, by its name in `GRIDS`.
     """
 
@@ -75,7 +79,9 @@ class Bits:
     def find(self, model: nn.Module, input_shape: InputShape, config: LayersConfig) -> Structure:
         """The weight tensors of convolutions and linear layers; biases and norms stay. Tied weights are one tensor.
 
-        Choices are 2, 3, 4, 6 and 8 bits (those that are multiples of `round_to`), and the tensor as it is.
+        Choices are 2, 3, 4, 6 and 8 bits (those that are multiples of `round_to`), and the tensor as it is. Where
+        `activation_bits` is a list, what a tensor is multiplied with is the next layer, `MODULE.inputs`, and its
+        choices are those, and floats.
 
         Raises:
             ValueError: the network does not run on such an image, or returns no row for each.
@@ -84,11 +90,17 @@ class Bits:
         no_branches(config, self.name)
         if config.pattern or config.tie:
             raise PlanError(f"layers.{'pattern' if config.pattern else 'tie'} is not for method: bits; leave it out")
-        found = Weights().find(model, input_shape, LayersConfig(ignore=config.ignore))
+        for_inputs = [name for name in config.ignore if chooses_inputs(config) and name.endswith(INPUTS)]
+        others = LayersConfig(ignore=[name for name in config.ignore if name not in for_inputs])
+        found = Weights().find(model, input_shape, others)
+        tensors = _tensors(found, config)
+        inputs, floats = _chosen_inputs(model, tensors, config, for_inputs)
+        layers = [layer for tensor in tensors for layer in (tensor, *inputs.get(tensor.name, ()))]
         macs, params = (found.cost(kind, found.units) for kind in ("flops", "params"))
-        layers = [_bit_layer(found, index, config) for index in range(len(found.layers))]
-        dense = Measures.of([found.shapes[layer.name] for layer in layers], macs, params)
-        factors = [layer.positions for layer in layers], [layer.inputs for layer in layers]
+        dense = Measures.of([found.shapes[layer.name] for layer in tensors], macs, params)
+        places = [place for place, layer in enumerate(layers) if not layer.like]
+        chosen = {layer.like: place for place, layer in enumerate(layers)}
+        factors = [(layer.positions, layer.inputs, chosen.get(layer.name)) for layer in tensors]
         return replace(
             found,
             method=self.name,
@@ -96,9 +108,11 @@ class Bits:
             costs={
                 "flops": AsMeasured(dense, "flops"),
                 "params": AsMeasured(dense, "params"),
-                "size": Size(dense, shared=config.grid == "shared"),
-                "bops": BitOperations(dense, *factors),
+                "size": Size(dense, places, shared=config.grid == "shared"),
+                "bops": BitOperations(dense, places, factors),
             },
+            ignored={**found.ignored, **floats},
+            in_turn=bool(inputs),
         )
 
     def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
@@ -110,17 +124,22 @@ class Bits:
         _ = ROUNDINGS[name]
 
     def curves(self, context: Context) -> list[Floats]:
-        """What the output loses, rounded by `gptq` on the dense network's moments; computed once."""
+        """What the output loses, computed once: of weights rounded by `gptq` on the dense network's moments, and of
+        rounded inputs as it is measured on calibration images."""
+        tensors, inputs = _parts(context.structure)
 
         def measure() -> dict[str, Tensor]:
-            return {layer.name: torch.from_numpy(_curve(context, layer)) for layer in context.structure.layers}
+            return {layer.name: torch.from_numpy(_curve(context, layer)) for layer in tensors}
 
-        found = context.store.get(f"{_layer(context).grid}-curves", measure)
+        found = dict(context.store.get(f"{tensors[0].grid}-curves", measure))
+        if inputs:
+            found |= context.store.get("inputs-curves", partial(_input_curves, context, inputs))
         return [found[layer.name].numpy() for layer in context.structure.layers]
 
     def sizes(self, context: Context, layer: Layer) -> Floats:
-        """(32,) what each bit adds to the squared norm: each halves the error of the one before."""
-        norm = float(context.model.get_parameter(layer.name).detach().double().square().sum())
+        """(32,) what each bit adds to the squared norm: each halves the error of the one before. Of inputs that of the
+        weights: a product loses as much by either."""
+        norm = float(context.model.get_parameter(layer.parameters[0]).detach().double().square().sum())
         return np.asarray(norm * 3.0 * 4.0 ** -np.arange(1.0, layer.units + 1))
 
     def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
@@ -133,17 +152,18 @@ class Bits:
 
         A weight that is zero, since another method pruned it before, stays zero.
         """
-        grids, grid = _grids(context.structure, kept), _layer(context).grid
+        tensors, (grids, few) = _parts(context.structure)[0], _few(context.structure, kept)
+        grid = tensors[0].grid
         found = {name: _on_grid(context, name, bits) for name, bits in grids.items()}
         model = rebuilt(context.model, lambda name, tensor: found[name][0] if name in found else tensor).eval()
         for name, (_, levels) in found.items():
             GRIDS[grid].keep(model, name, levels)
-        inputs = _lay_input_grids(context, model, grids)
+        inputs = _lay_input_grids(context, model, few)
         users = {
             module: layer.name
-            for layer in context.structure.layers
-            if layer.name in grids
+            for layer in tensors
             for module in layer.consumers
+            if layer.name in grids or module in inputs
         }
         return Compressed(
             model=model,
@@ -151,16 +171,16 @@ class Bits:
             cut=frozenset(users),
             solve=GridSolve(context.model, model, users, grids, GRIDS[grid], ROUNDINGS[context.ranking_criterion]),
             hold=OnGrid(
-                grids, GRIDS[grid], {name: mask for name in grids if (mask := _zeros(context.model, name)).any()}
+                grids, GRIDS[grid], {name: zero for name in grids if (zero := _weight(context, name) == 0.0).any()}
             ),
         )
 
     def masked(self, context: Context, kept: Kept) -> nn.Module:
         """The dense network, its weights set to what they are rounded to."""
-        model = copied(context.model)
-        for name, bits in _grids(context.structure, kept).items():
+        model, (grids, few) = copied(context.model), _few(context.structure, kept)
+        for name, bits in grids.items():
             model.get_parameter(name).data.copy_(_on_grid(context, name, bits)[0])
-        _lay_input_grids(context, model, _grids(context.structure, kept))
+        _lay_input_grids(context, model, few)
         return model
 
     def rebuild(self, model: nn.Module, recipe: Mapping[str, Any]) -> nn.Module:
@@ -181,98 +201,88 @@ class Bits:
         return model
 
 
-@dataclass(frozen=True)
-class GridSolve:
-    """The step to the point of the grid at which a fit ends; see `Solve`.
-
-    The fit is that of any step (a ridge towards the dense weights), and its result is rounded by the same moments; so
-    what is rounded makes up for what the layers before have lost.
-
-    Attributes:
-        dense: the network whose weights the fit stays near.
-        model: the compressed one; its scales are set.
-        users: module → the tensor it uses.
-        grids: the bits of each.
-        kind: of grids.
-        rounding: how.
-    """
-
-    dense: nn.Module
-    model: nn.Module
-    users: Mapping[str, str]
-    grids: Grids
-    kind: GridKind
-    rounding: Rounding
-
-    def __call__(self, name: str, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-        """(groups, p, q) the step."""
-        tensor, sampler = self.users[name], Sampler(self.model.get_submodule(name))
-        parameter = self.model.get_parameter(tensor)
-        now = sampler.weight(parameter.detach())
-        whole = sampler.weight(self.dense.get_parameter(tensor).detach())
-        missing = cross + gram @ (now - whole).transpose(1, 2)
-        kept = whole != 0.0  # what is zero was pruned before, and stays so
-        free = bool(kept.all())
-        step = ridge_step(gram, missing, ridge) if free else masked_ridge_step(gram, missing, ridge, kept)
-        wanted = whole + step.transpose(1, 2)
-        found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype, self.kind)
-        self.kind.keep(self.model, tensor, found.levels.of(parameter.detach()))
-        return (found.weight - now).transpose(1, 2)
-
-
-def _zeros(model: nn.Module, name: str) -> Tensor:
-    return model.get_parameter(name).detach() == 0.0
-
-
-def _bit_layer(found: Structure, index: int, config: LayersConfig) -> BitLayer:
-    layer, macs = found.layers[index], found.costs["flops"]
+def _tensors(found: Structure, config: LayersConfig) -> list[BitLayer]:
+    macs, asked = found.costs["flops"], bits_of_inputs([layer.consumers[0] for layer in found.layers], config)
     assert isinstance(macs, LinearCost)
-    step = step_of(layer.name, config.round_to)
-    return BitLayer(
-        layer.name,
-        FULL,
-        (*(bits for bits in BITS if bits % step == 0), FULL),
-        parameters=layer.parameters,
-        consumers=layer.consumers,
-        positions=int(macs.factors[index]),
-        inputs=config.activation_bits or FULL,
-        grid=config.grid,
-    )
+    return [
+        BitLayer(
+            layer.name,
+            FULL,
+            _choices(layer.name, BITS, config),
+            parameters=layer.parameters,
+            consumers=layer.consumers,
+            positions=int(positions),
+            inputs=bits if isinstance(bits, int) else FULL,
+            grid=config.grid,
+        )
+        for layer, positions, bits in zip(found.layers, macs.factors, asked, strict=True)
+    ]
 
 
-def _layer(context: Context) -> BitLayer:
-    """Any one; what the config says of all, they all know."""
-    layer = context.structure.layers[0]
-    assert isinstance(layer, BitLayer)
-    return layer
+def _chosen_inputs(
+    model: nn.Module, tensors: Sequence[BitLayer], config: LayersConfig, ignore: Sequence[str]
+) -> tuple[dict[str, list[BitLayer]], dict[str, str]]:
+    """Tensor → the layer that its inputs are, where their bits are a choice; and those that stay floats, with why."""
+    found, floats = {}, {}
+    asked = bits_of_inputs([tensor.consumers[0] for tensor in tensors], config)
+    for tensor, bits in zip(tensors, asked, strict=True):
+        if isinstance(bits, list):
+            name = f"{tensor.consumers[0]}{INPUTS}".lstrip(".")
+            found[tensor.name] = replace(tensor, name=name, choices=_choices(name, bits, config), like=tensor.name)
+            odd = [module for user in tensor.consumers if not can_quantise(module := model.get_submodule(user))]
+            if odd or not tensor.positions:
+                floats[name] = f"inputs of a {type(odd[0]).__name__} are not rounded" if odd else "it is never called"
+    gone = ignored_names(model, {layer.name: [layer.name] for layer in found.values()}, ignore)
+    floats |= dict.fromkeys(sorted(gone), "excluded by the config")
+    return {tensor: [layer] for tensor, layer in found.items() if layer.name not in floats}, floats
 
 
-def _grids(structure: Structure, kept: Kept) -> Grids:
-    """The tensors that are rounded.
+def _choices(name: str, bits: Iterable[int], config: LayersConfig) -> tuple[int, ...]:
+    step = step_of(name, config.round_to)
+    return (*sorted({number for number in bits if number % step == 0}), FULL)
+
+
+def _parts(structure: Structure) -> tuple[list[BitLayer], list[BitLayer]]:
+    """The tensors, and the inputs whose bits are a choice."""
+    layers = [layer for layer in structure.layers if isinstance(layer, BitLayer)]
+    return [layer for layer in layers if not layer.like], [layer for layer in layers if layer.like]
+
+
+def _few(structure: Structure, kept: Kept) -> tuple[Grids, dict[str, int]]:
+    """Tensor → its bits, where it is rounded, and tensor → those of its inputs, where they are.
+
+    Where the config says the bits of inputs, they are rounded if their weights are.
 
     Raises:
         PlanError: to fewer than two bits.
     """
-    pairs = [(layer.name, int(bits)) for layer, bits in zip(structure.layers, kept, strict=True)]
-    for name, bits in pairs:
+    grids, inputs = {}, {}
+    for layer, bits in zip(structure.layers, kept.tolist(), strict=True):
+        assert isinstance(layer, BitLayer)
         if bits < 2:
-            raise PlanError(
-                f"layer {name}: {bits} bits: a symmetric grid has 2 or more; {FULL} leave a weight as it is"
-            )
-    return {name: bits for name, bits in pairs if bits <= FINEST}
+            what = "a grid has 2 or more" if layer.like else "a symmetric grid has 2 or more"
+            raise PlanError(f"layer {layer.name}: {bits} bits: {what}; {FULL} leave it as it is")
+        if bits <= FINEST and layer.like:
+            inputs[layer.like] = bits
+        elif bits <= FINEST:
+            grids[layer.name] = bits
+            inputs |= {layer.name: layer.inputs} if layer.inputs < FULL else {}
+    return grids, inputs
 
 
 def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Levels]:
     """A tensor rounded by the context's criterion, and the levels it is on; remembered as codes."""
-    weight = context.model.get_parameter(name).detach()
+    weight = _weight(context, name)
     known: dict[str, tuple[Tensor, Levels]] = context.memo.setdefault(f"bits-{context.ranking_criterion}", {})
     key = f"{name} {bits}"
     if key not in known:
-        layer = context.structure.layers[context.structure.index(name)]
-        module, rounding = _module_of(context, layer), ROUNDINGS[context.ranking_criterion]
+        layer, rounding = context.structure.layers[context.structure.index(name)], ROUNDINGS[context.ranking_criterion]
+        assert isinstance(layer, BitLayer)
+        module, matrix = _matrix(context, layer)
         stats = context.moments.inputs.get(module)  # not centred: nothing takes up what the outputs' means lose
         gram = None if stats is None else stats.raw()[0]
-        found = _rounded(context, layer, module, gram, bits, rounding)
+        ridge = RIDGE if stats is None else damping(stats.count, matrix.shape[2])
+        found = rounded(matrix, gram, ridge, bits, rounding, weight.dtype, GRIDS[layer.grid])
         levels = found.levels.of(weight)
         laid = Sampler(context.model.get_submodule(module)).unweight(found.weight, weight)
         known[key] = levels.codes(laid).to(torch.int16), levels
@@ -280,60 +290,57 @@ def _on_grid(context: Context, name: str, bits: int) -> tuple[Tensor, Levels]:
     return levels.values(codes) * (weight != 0.0), levels
 
 
-def _lay_input_grids(context: Context, model: nn.Module, grids: Grids) -> dict[str, int]:
-    """Put the inputs of what is rounded on grids of their own, in place, where the config asks for it: module → bits.
+def _lay_input_grids(context: Context, model: nn.Module, inputs: Mapping[str, int]) -> dict[str, int]:
+    """Put the inputs of tensors on grids of so many bits, in place: module → bits, of those that are called.
 
     Their ranges are those of the dense network's inputs, on the calibration images.
     """
-    asked = {
-        module: layer.inputs
-        for layer in context.structure.layers
-        if isinstance(layer, BitLayer) and layer.inputs < FULL
-        for module in layer.consumers
-    }
-    if not asked or not grids:
-        return {}
-    if "bits-ranges" not in context.memo:
-        bits = next(iter(asked.values()))
-        context.memo["bits-ranges"] = input_ranges(context.model, asked, context.calibration, bits)
-    ranges: dict[str, Tensor] = context.memo["bits-ranges"]
-    rounded_ones = {module for layer in context.structure.layers if layer.name in grids for module in layer.consumers}
-    found = {module: bits for module, bits in asked.items() if module in rounded_ones and module in ranges}
+    tensors, seen = _parts(context.structure)[0], _seen(context) if inputs else ()
+    users = {user: inputs[layer.name] for layer in tensors if layer.name in inputs for user in layer.consumers}
+    found = {module: bits for module, bits in users.items() if module in seen}
     for module, bits in found.items():
-        set_input_grid(model, module, bits, ranges[module])
+        set_input_grid(model, module, bits, _seen(context).range(module, bits))
     return found
 
 
-def _module_of(context: Context, layer: Layer) -> str:
-    """Whose inputs a tensor is rounded by: the first that has moments."""
-    return next((name for name in layer.consumers if name in context.moments.inputs), layer.consumers[0])
+def _seen(context: Context) -> SeenInputs:
+    if "bits-inputs" not in context.memo:
+        context.memo["bits-inputs"] = SeenInputs(context.model, consumers(context.structure), context.calibration)
+    seen: SeenInputs = context.memo["bits-inputs"]
+    return seen
 
 
-def _rounded(
-    context: Context, layer: Layer, module: str, gram: Tensor | None, bits: int, rounding: Rounding
-) -> Rounded:
-    weight = context.model.get_parameter(layer.name).detach()
-    matrix = Sampler(context.model.get_submodule(module)).weight(weight)
-    ridge = RIDGE if gram is None else damping(context.moments.inputs[module].count, matrix.shape[2])
-    assert isinstance(layer, BitLayer)
-    return rounded(matrix, gram, ridge, bits, rounding, weight.dtype, GRIDS[layer.grid])
+def _input_curves(context: Context, layers: Sequence[BitLayer]) -> dict[str, Tensor]:
+    """Layer → (choices,) 1 − R² of the outputs with rounded inputs, the mean over the modules that use the tensor."""
+    bits = {user: layer.choices[:-1] for layer in layers for user in layer.consumers if user in _seen(context)}
+    centred = {module for module in bits if context.moments.has_intercept(context.model, module)}
+    lost = _seen(context).losses(bits, centred, few_images(context))
+    found = {}
+    for layer in layers:
+        curve = torch.stack([lost[user] for user in layer.consumers if user in lost]).mean(0).cpu()
+        found[layer.name] = torch.cat([curve, curve.new_zeros(1)]).clamp(0.0, 1.0).cummin(0).values
+    return found
 
 
-def _curve(context: Context, layer: Layer) -> Floats:
+def _curve(context: Context, layer: BitLayer) -> Floats:
     """(choices,) 1 − R² of the outputs of the module that the tensor is rounded by; of the weights, without moments."""
-    module = _module_of(context, layer)
-    matrix = Sampler(context.model.get_submodule(module)).weight(context.model.get_parameter(layer.name).detach())
-    gram = context.moments.gram(context.model, module) if module in context.moments.inputs else None
-    if gram is None or not variance(matrix, gram) > 0.0:
-        gram = None
-    metric = torch.eye(matrix.shape[2], dtype=matrix.dtype, device=matrix.device)[None] if gram is None else gram
-    metric = metric.expand(len(matrix), -1, -1)
-    total = max(variance(matrix, metric), torch.finfo(matrix.dtype).tiny)
-    errors = [
-        variance(_rounded(context, layer, module, gram, bits, ROUNDINGS["gptq"]).weight - matrix, metric) / total
-        for bits in layer.choices[:-1]
-    ]
-    return np.asarray(np.minimum.accumulate(np.clip([*errors, 0.0], 0.0, 1.0)))
+    module, matrix = _matrix(context, layer)
+    stats = context.moments.inputs.get(module)
+    gram = None if stats is None else context.moments.gram(context.model, module)
+    ridge = RIDGE if stats is None else damping(stats.count, matrix.shape[2])
+    dtype, kind = _weight(context, layer.name).dtype, GRIDS[layer.grid]
+    errors = [*losses(matrix, gram, ridge, layer.choices[:-1], dtype, kind), 0.0]
+    return np.asarray(np.minimum.accumulate(np.clip(errors, 0.0, 1.0)))
+
+
+def _matrix(context: Context, layer: Layer) -> tuple[str, Tensor]:
+    """Whose inputs a tensor is rounded by, the first module that has moments, and (groups, q, p) the tensor there."""
+    module = next((name for name in layer.consumers if name in context.moments.inputs), layer.consumers[0])
+    return module, Sampler(context.model.get_submodule(module)).weight(_weight(context, layer.name))
+
+
+def _weight(context: Context, name: str) -> Tensor:
+    return context.model.get_parameter(name).detach()
 
 
 METHODS.register("bits")(Bits())

@@ -169,6 +169,7 @@ class Joint:
             consumers=layer.consumers,
             max_sparsity=None if config.max_sparsity else method.max_sparsity,
             probes=layer.probes,
+            like=layer.like and f"{layer.like}.{method.name}",
             part=i,
             own=layer,
         )
@@ -176,7 +177,7 @@ class Joint:
     def _costs(self, structure: JointStructure) -> dict[str, CostModel]:
         leader, follower = structure.parts[self.leader], structure.parts[self.follower]
         method: Any = self.members[self.leader]
-        measured = method.measured(leader, [layer.parameters[0] for layer in follower.layers])
+        measured = method.measured(leader, [*dict.fromkeys(layer.parameters[0] for layer in follower.layers)])
         places = structure.places[self.leader], structure.places[self.follower]
         costs: Mapping[str, Any] = follower.costs
         return {kind: JointCost(cost, measured, *places) for kind, cost in costs.items()}

@@ -137,7 +137,7 @@ class Leader(Protocol):
     own_settings: tuple[str, ...]
 
     def measured(self, structure: Structure, names: Sequence[str]) -> Measured:
-        """What the tensors of these names measure, as a function of what it keeps."""
+        """What the tensors of these names, each once, measure, as a function of what it keeps."""
         ...
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from torch import nn
 
 from ..configs import did_you_mean
 from ..configs.schema import LayersConfig
 from .structure import PlanError
+
+T = TypeVar("T")
 
 
 def ignored_names(
@@ -68,14 +71,39 @@ def choices_of(name: str, units: int, round_to: int | Mapping[str, int]) -> tupl
 
 def step_of(name: str, round_to: int | Mapping[str, int]) -> int:
     """What the units kept of a layer are a multiple of; where several patterns fit, the last counts."""
-    if isinstance(round_to, int):
-        return round_to
-    return ([1] + [step for pattern, step in round_to.items() if fnmatchcase(name, pattern)])[-1]
+    return round_to if isinstance(round_to, int) else last_said(name, round_to, 1)
+
+
+def chooses_inputs(config: LayersConfig) -> bool:
+    """Whether `activation_bits` leaves a choice for some inputs."""
+    said = config.activation_bits
+    return any(isinstance(bits, list) for bits in (said.values() if isinstance(said, dict) else [said]))
+
+
+def bits_of_inputs(modules: Sequence[str], config: LayersConfig) -> list[int | list[int] | None]:
+    """For every module what `activation_bits` says of its inputs: bits, some to choose from, or nothing.
+
+    Raises:
+        PlanError: a pattern fits none of them.
+    """
+    said = config.activation_bits
+    if not isinstance(said, dict):
+        return [said] * len(modules)
+    for pattern in said:
+        if not any(fnmatchcase(name, pattern) for name in modules):
+            near = did_you_mean(pattern, modules)
+            raise PlanError(f"layers.activation_bits names {pattern!r}, which is no module of a layer here{near}")
+    return [last_said(name, said, None) for name in modules]
 
 
 def sparsity_range(name: str, bounds: Mapping[str, tuple[float, float]], most: float) -> tuple[float, float]:
     """The least and the most sparsity of a layer: as the last bound that fits its name says, else from 0 to `most`."""
-    return ([(0.0, most)] + [bound for pattern, bound in bounds.items() if fnmatchcase(name, pattern)])[-1]
+    return last_said(name, bounds, (0.0, most))
+
+
+def last_said(name: str, said: Mapping[str, T], default: T) -> T:
+    """What the last pattern that fits a name says; the default, where none does."""
+    return ([default] + [value for pattern, value in said.items() if fnmatchcase(name, pattern)])[-1]
 
 
 def tied_names(names: Sequence[str], groups: Iterable[Sequence[str]]) -> list[list[str]]:

@@ -37,6 +37,7 @@ class Layer:
         consumers: modules whose outputs change where units go.
         max_sparsity: the most of it that may go, where that is not for all layers alike; none where it is.
         probes: sparsities at which it is measured how far the outputs move for what its consumers lose.
+        like: another layer, of the same consumers, of which that is measured for this one too; none for itself.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Layer:
     consumers: tuple[str, ...] = ()
     max_sparsity: float | None = None
     probes: tuple[float, ...] = (0.5,)
+    like: str = ""
 
     def __post_init__(self) -> None:
         choices = tuple(self.choices) or tuple(range(1, self.units + 1))

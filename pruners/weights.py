@@ -164,7 +164,7 @@ class Weights:
 
     def features(self, context: Context, layer: Layer) -> Mapping[str, float]:
         """Of the first module that uses the tensor."""
-        shape = context.structure.shapes[layer.name]
+        shape = context.structure.shapes[layer.parameters[0]]
         module: Any = context.model.get_submodule(layer.consumers[0])
         macs = context.structure.costs["flops"]
         positions = macs.factors[context.structure.index(layer.name)] if isinstance(macs, LinearCost) else 1

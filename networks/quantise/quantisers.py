@@ -222,13 +222,22 @@ def quantised(
     return model.train(trained)
 
 
+def can_quantise(layer: nn.Module) -> bool:
+    """Whether it is of a kind that there is one of which quantises; see `with_quantiser`."""
+    return _kind(layer) is not None
+
+
+def _kind(layer: nn.Module) -> type[nn.Module] | None:
+    return next((ours for theirs, ours in _KINDS.items() if type(layer) in (theirs, ours)), None)
+
+
 def with_quantiser(layer: nn.Module, quantiser: Quantiser) -> nn.Module:
     """The layer as one that quantises, round the same tensors.
 
     Raises:
         ValueError: it is of a kind that cannot.
     """
-    kind = next((ours for theirs, ours in _KINDS.items() if type(layer) in (theirs, ours)), None)
+    kind = _kind(layer)
     if kind is None:
         known = ", ".join(theirs.__name__ for theirs in _KINDS)
         raise ValueError(f"the inputs of a {type(layer).__name__} cannot be quantised, only of {known}: leave it whole")

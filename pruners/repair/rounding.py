@@ -7,15 +7,19 @@ errors are quadratic forms in the second moments of the inputs, H: what an outpu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...configs.registry import Registry
-from ...networks.quantise.on_grid import GridKind, Levels
+from ...networks.quantise.on_grid import GridKind, Grids, Levels
 from ...networks.quantise.shared import Values, distinct
+from .gram import variance
+from .solve import masked_ridge_step, ridge_step
+from .statistics import Sampler
 
 BLOCK = 128  # columns that are rounded before the rest of the matrix hears of it
 STEPS = 32  # of conjugate gradients, at most
@@ -159,6 +163,65 @@ def rounded(
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     diagonal += (ridge * diagonal.mean(1, keepdim=True)).clamp_min(torch.finfo(dtype).tiny)
     return rounding(weight, hessian, kind.fitted(weight, bits, diagonal.unsqueeze(1), dtype))
+
+
+@dataclass(frozen=True)
+class GridSolve:
+    """The step to the point of the grid at which a fit ends; see `Solve`.
+
+    The fit is that of any step (a ridge towards the dense weights), and its result is rounded by the same moments; so
+    what is rounded makes up for what the layers before have lost. Where the inputs alone are rounded, it is the fit.
+
+    Attributes:
+        dense: the network whose weights the fit stays near.
+        model: the compressed one; its scales are set.
+        users: module → the tensor it uses.
+        grids: the bits of those that are rounded.
+        kind: of grids.
+        rounding: how.
+    """
+
+    dense: nn.Module
+    model: nn.Module
+    users: Mapping[str, str]
+    grids: Grids
+    kind: GridKind
+    rounding: Rounding
+
+    def __call__(self, name: str, gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+        """(groups, p, q) the step."""
+        tensor, sampler = self.users[name], Sampler(self.model.get_submodule(name))
+        parameter = self.model.get_parameter(tensor)
+        now = sampler.weight(parameter.detach())
+        whole = sampler.weight(self.dense.get_parameter(tensor).detach())
+        missing = cross + gram @ (now - whole).transpose(1, 2)
+        kept = whole != 0.0  # what is zero was pruned before, and stays so
+        free = bool(kept.all())
+        step = ridge_step(gram, missing, ridge) if free else masked_ridge_step(gram, missing, ridge, kept)
+        wanted = whole + step.transpose(1, 2)
+        if tensor in self.grids:
+            found = rounded(wanted, gram, ridge, self.grids[tensor], self.rounding, parameter.dtype, self.kind)
+            self.kind.keep(self.model, tensor, found.levels.of(parameter.detach()))
+            wanted = found.weight
+        return (wanted - now).transpose(1, 2)
+
+
+def losses(
+    weight: Tensor, gram: Tensor | None, ridge: float, choices: Sequence[int], dtype: torch.dtype, kind: GridKind
+) -> list[float]:
+    """1 − R² of the outputs with weights rounded by `gptq`, for every number of bits.
+
+    Of the weights themselves, where the inputs are not known or the outputs never move. Arguments as of `rounded`.
+    """
+    if gram is None or not variance(weight, gram) > 0.0:
+        gram = None
+    metric = torch.eye(weight.shape[2], dtype=weight.dtype, device=weight.device)[None] if gram is None else gram
+    metric = metric.expand(len(weight), -1, -1)
+    total = max(variance(weight, metric), torch.finfo(weight.dtype).tiny)
+    return [
+        variance(rounded(weight, gram, ridge, bits, gptq, dtype, kind).weight - weight, metric) / total
+        for bits in choices
+    ]
 
 
 def lost(error: Tensor, hessian: Tensor) -> Tensor:

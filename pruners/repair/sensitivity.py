@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...configs.schema import LARGE
 from ...networks.fused import Fused
-from ...networks.inference import first_images, in_channels_last, logits
+from ...networks.inference import Batches, first_images, in_channels_last, logits
 from ...training.inputs import InputShape, Integers, taken
 from ..context import Context
 from ..structure import Floats, Layer
@@ -38,8 +38,7 @@ def sensitivities(context: Context) -> list[Mapping[str, Tensor]]:
     """For every layer what its consumers have `lost` at its probes, rising, (probes,), the distance for that as a
     `factor`, (probes,), and the distance where `none` of it is kept if that is a choice."""
     context = replace(context, criterion=context.method.criterion)  # the one that the curves are for
-    images = first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
-    images = in_channels_last(images)
+    images = in_channels_last(few_images(context))
 
     @cache
     def fused() -> Fused:
@@ -62,11 +61,17 @@ def sensitivities(context: Context) -> list[Mapping[str, Tensor]]:
     def away(index: int, choice: int) -> float:
         return _cut_alone(context, index, choice, answers, dense())
 
-    layers = zip(context.structure.layers, context.method.curves(context), strict=True)
+    structure, curves = context.structure, context.method.curves(context)
+    asked = [structure.index(layer.like or layer.name) for layer in structure.layers]
     return [
-        context.store.get(f"sensitivity-{layer.name}", partial(measured, index, curve))
-        for index, (layer, curve) in enumerate(layers)
+        context.store.get(f"sensitivity-{structure.layers[index].name}", partial(measured, index, curves[index]))
+        for index in asked
     ]
+
+
+def few_images(context: Context) -> Batches:
+    """The calibration images that tell what one layer loses: the first `IMAGES`, of large ones `LARGE_IMAGES`."""
+    return first_images(context.calibration, LARGE_IMAGES if _large(context.structure.input_shape) else IMAGES)
 
 
 def _large(shape: InputShape) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...networks.norms import CONVOLUTIONS
 from ...networks.own_convolutions import PREPARING
+from ...networks.quantise.quantisers import Quantised
 
 SAMPLES = 64  # output positions an image that a fit looks at
 
@@ -37,8 +38,13 @@ class Sampler:
         self.groups = module.groups if isinstance(module, CONVOLUTIONS) else 1
 
     def inputs(self, x: Tensor) -> Tensor:
-        """(groups, samples, kernel positions · inputs a group) of an input (N, C, …) or (N, …, C)."""
+        """(groups, samples, kernel positions · inputs a group) of an input (N, C, …) or (N, …, C).
+
+        They are what the weights are multiplied with: of a layer whose inputs are on a grid, those on it.
+        """
         module = self.module
+        if isinstance(module, Quantised):
+            x = module.quantiser.inputs(x)
         if isinstance(module, nn.Linear):
             return x.reshape(-1, x.shape[-1]).unsqueeze(0)
         assert isinstance(module, CONVOLUTIONS)

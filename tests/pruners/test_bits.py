@@ -15,7 +15,7 @@ import zoo
 from secateur.configs.schema import FitConfig, LayersConfig, Repair
 from secateur.networks.fused import Fused
 from secateur.networks.quantise.grid import Grid, by_row, code_range
-from secateur.networks.quantise.observed import _best_range
+from secateur.networks.quantise.observed import best_range
 from secateur.pruners.bits import BITS, Bits
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
@@ -193,7 +193,7 @@ def test_eight_bits_of_inputs_lose_little_and_clip_what_is_rare() -> None:
         expected = seen.model(images)
         assert float((model(images) - expected).std()) < 0.05 * float(expected.std())
     values = torch.cat([torch.randn(5000), torch.tensor([20.0])])
-    limits = _best_range(values.abs(), 3)
+    limits = best_range(values.abs(), 3)
     assert limits[0] < 0.01
     assert 3.0 < limits[1] < 10.0
 
