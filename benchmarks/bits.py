@@ -12,6 +12,9 @@ is over that uniform plan's, with the standard error of the difference on the sa
 `--grid shared` lays weights on values that a tensor shares. A second table says what the layers' outputs lose with
 nothing repaired, 1 − R² by the moments, the mean over layers: `nearest` is Deep Compression's sharing, `solved` has the
 same weights share the values that lose least, `columns` is GPTQ on values that stay, and `gptq` is both.
+
+`--inputs 3 4 6 8` rounds inputs, too, each layer's to one of these bits, on the bit operations of `--mean` bits of both
+factors everywhere: `knapsack, weights` chooses the weights' bits alone, inputs having `--mean`; the others choose both.
 """
 
 from __future__ import annotations
@@ -55,8 +58,11 @@ def main() -> None:
     parser.add_argument("--grid", choices=list(CELLS), default="row", help="what few bits stand for")
     parser.add_argument("--uniform", action="store_true", help="no other plans")
     parser.add_argument("--episodes", type=int, default=0, help="of the agent's search")
+    parser.add_argument("--inputs", type=int, nargs="+", help="bits that a layer's inputs may have")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.inputs:
+        return both_factors(args)
     options = ("method=bits", f"layers.grid={args.grid}", "threads=1", f"agent.episodes={args.episodes or 1}")
     dense = Session(cifar_config(args.depth, args.data, *options, "budget.size=1"), reporter=RichReporter())
     mean = uniform(dense, args.mean)
@@ -92,6 +98,52 @@ def main() -> None:
     chosen = [f"{name} {plans[name].tolist()}" for name in ("knapsack", "ddpg") if name in plans]
     if chosen:
         print("\nbits by layer: " + "; ".join(chosen))
+
+
+def both_factors(args: argparse.Namespace) -> None:
+    """Weights and inputs."""
+    options = (
+        "method=bits",
+        f"layers.activation_bits={args.inputs}",
+        "threads=1",
+        f"agent.episodes={args.episodes or 1}",
+    )
+    dense = Session(cifar_config(args.depth, args.data, *options, "budget.bops=1"), reporter=RichReporter())
+    mean = uniform(dense, args.mean)
+    session = dense.beside(overrides=[f"budget.bops={dense.structure.fraction('bops', mean)!r}"])
+    fixed = session.beside(overrides=[f"layers.activation_bits={args.mean}"])
+    base = f"uniform, {args.mean} bits"
+    plans = {base: (session, mean)}
+    for name, chooser in (("knapsack, weights", fixed), ("knapsack", session)):
+        problem = SearchProblem(chooser.budget, chooser.context)
+        plans[name] = chooser, get_allocator("knapsack", "bits").allocate(problem)
+    if args.episodes:
+        run = trained(session.config, 0, args.out / f"ddpg-{args.episodes}")
+        plans["ddpg"] = session, RatioPlan.load(run).kept
+    found = {
+        name: [
+            hits_of(
+                of, kept, args.out / "inputs" / f"{name} {repair}.json", lambda s=of, k=kept, r=how: s.compressor(k, r)
+            )
+            for repair, how in REPAIRS.items()
+        ]
+        for name, (of, kept) in plans.items()
+    }
+    costs = {name: [of.structure.cost(kind, kept) for kind in ("bops", "size")] for name, (of, kept) in plans.items()}
+    rows = [
+        [
+            name,
+            *(f"{cost:,}" for cost in costs[name]),
+            *map(cell_of, of, found[base], [name == base] * len(of)),
+        ]
+        for name, of in found.items()
+    ]
+    print(header())
+    print(table([f"ResNet-{args.depth}", "bit operations", "bytes", *(f"gptq, {repair}" for repair in REPAIRS)], rows))
+    for name, (of, kept) in plans.items():
+        bits = {layer.name: int(number) for layer, number in zip(of.structure.layers, kept, strict=True)}
+        weights = [number for layer, number in bits.items() if not layer.endswith(".inputs")]
+        print(f"\n{name}: weights {weights}; inputs {[n for layer, n in bits.items() if layer.endswith('.inputs')]}")
 
 
 def uniform(session: Session, bits: int) -> Kept:

@@ -141,14 +141,16 @@ def _choose(structure: Structure, names: Sequence[str] | None) -> list[Layer]:
     Raises:
         ValueError: no such layer.
     """
-    known = {layer.name: layer for layer in structure.layers}
+    known = {layer.name: layer for layer in structure.layers if not layer.like}
     if names is None:  # the middle ones of as many equal stretches of the walk
-        total = len(structure.layers)
-        return [structure.layers[i] for i in sorted({(2 * k + 1) * total // (2 * LAYERS) for k in range(LAYERS)})]
+        layers = [*known.values()]
+        return [layers[i] for i in sorted({(2 * k + 1) * len(layers) // (2 * LAYERS) for k in range(LAYERS)})]
     if not names:
         raise ValueError(f"no layers to measure: name some of {', '.join(known)}, or leave them out for {LAYERS}")
     for name in names:
         if name not in known:
+            if like := next((layer.like for layer in structure.layers if layer.name == name), ""):
+                raise ValueError(f"layer {name!r} loses no weights to measure: its sensitivity is that of {like!r}")
             reason = structure.ignored.get(name)
             why = f"it is left whole ({reason})" if reason else f"the layers are {', '.join(known)}"
             raise ValueError(f"no layer {name!r} to cut: {why}{did_you_mean(name, known)}")

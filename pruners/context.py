@@ -7,10 +7,11 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -154,30 +155,29 @@ def _key(model: nn.Module, structure: Structure, calibration: Batches, seed: int
     state = model.state_dict()
     few = [(taken(calibration[0][0], slice(PROBE)), None)]
     probe = logits(model, few)  # two networks of the same weights need not compute the same
-    layers: list[Sequence[Any]] = [
-        [
-            layer.name,
-            layer.choices,
-            layer.consumers,
-            [
-                [part.parameter, part.dim, part.role, digest([torch.from_numpy(part.positions)])]
-                for part in getattr(layer, "slices", ())
-            ],
-        ]
-        for layer in structure.layers
-    ]
     about = {
         "versions": package_versions(),
         "code": _code(METHODS[structure.method]),
         "threads": torch.get_num_threads(),  # sums come out a little different
         "device": str(probe.device),
         "network": [type(model).__name__, list(state), digest(state.values()), digest([probe])],
-        "structure": [structure.method, structure.fingerprint, str(structure.input_shape), layers],
+        "structure": [structure.method, structure.fingerprint, str(structure.input_shape), _told(structure.layers)],
         "calibration": digest(tensor for batch in calibration for tensor in leaves(batch).values()),
         "seed": seed,
         "objective": repr(objective),
     }
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
+
+
+def _told(value: Any) -> Any:
+    """All that a layer says of itself, as JSON: another grid, or another place of its channels, is another key."""
+    if is_dataclass(value):
+        return {part.name: _told(getattr(value, part.name)) for part in fields(value)}
+    if isinstance(value, list | tuple):
+        return [_told(part) for part in value]
+    if isinstance(value, np.ndarray):
+        return digest([torch.from_numpy(value)])
+    return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 
 def _code(method: Method) -> str:

@@ -55,11 +55,6 @@ class JointLayer(Layer):
     part: int
     own: Layer
 
-    @property
-    def slices(self) -> Sequence[Any]:
-        """What shrinks with it, as the key of what is remembered knows it."""
-        return getattr(self.own, "slices", ())
-
 
 @dataclass(frozen=True, kw_only=True)
 class JointStructure(Structure):

@@ -14,7 +14,7 @@ from torch import nn
 
 import zoo
 from crash import files_of_at_most
-from secateur.configs.schema import Repair, SearchRepair
+from secateur.configs.schema import LayersConfig, Repair, SearchRepair
 from secateur.envs import CandidateEvaluator
 from secateur.pruners import METHODS
 from secateur.pruners import context as context_module
@@ -151,6 +151,11 @@ def test_the_key_is_that_of_everything_that_matters(monkeypatch):
             (model, structure, [*batches[:-1], (images, labels.roll(1))], 0),
             (model, structure, [*batches[:-1], (images.flip(0), labels)], 0),
             (model, structure, [*batches[:-1], (images[:4], labels[:4]), (images[4:], labels[4:])], 0),
+            *(
+                (model, METHODS[method].find(model, structure.input_shape, LayersConfig(**given)), batches, 0)
+                for method in ("bits", "channels+bits")
+                for given in ({}, {"activation_bits": 4}, {"activation_bits": 8}, {"grid": "shared"})
+            ),
         )
     ]
     for name, value in (("package_versions", {"torch": "0"}), ("_code", "other")):
