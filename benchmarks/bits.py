@@ -61,8 +61,11 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, nargs="+", help="bits that a layer's inputs may have")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.inputs:
-        return both_factors(args)
+    (both_factors if args.inputs else weights_alone)(args)
+
+
+def weights_alone(args: argparse.Namespace) -> None:
+    """On bytes."""
     options = ("method=bits", f"layers.grid={args.grid}", "threads=1", f"agent.episodes={args.episodes or 1}")
     dense = Session(cifar_config(args.depth, args.data, *options, "budget.size=1"), reporter=RichReporter())
     mean = uniform(dense, args.mean)
@@ -101,7 +104,7 @@ def main() -> None:
 
 
 def both_factors(args: argparse.Namespace) -> None:
-    """Weights and inputs."""
+    """Weights and inputs, on bit operations."""
     options = (
         "method=bits",
         f"layers.activation_bits={args.inputs}",

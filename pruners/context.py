@@ -177,6 +177,8 @@ def _told(value: Any) -> Any:
         return [_told(part) for part in value]
     if isinstance(value, np.ndarray):
         return digest([torch.from_numpy(value)])
+    if isinstance(value, np.generic):
+        return value.item()
     return value if isinstance(value, str | int | float | None) else type(value).__name__
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -110,8 +111,8 @@ class SeenInputs:
         sums: dict[str, Tensor] = {}
 
         def look(name: str, module: Any, x: Tensor, y: Tensor) -> None:
-            missed = [module.forward(grid.real(grid.codes(x))) - y for grid in grids[name]]
-            found = torch.stack([_sums(part, module) for part in (*missed, y)], dim=1)
+            missed = (module.forward(grid.real(grid.codes(x))) - y for grid in grids[name])
+            found = torch.stack([_sums(part, module) for part in chain(missed, [y])], dim=1)
             sums[name] = sums[name] + found if name in sums else found
 
         _watch(self.model, batches, {name: lambda m, x, y, name=name: look(name, m, x, y) for name in grids})
