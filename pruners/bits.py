@@ -43,6 +43,8 @@ from .weights import Weights
 BITS = (2, 3, 4, 6, 8)
 INPUTS = ".inputs"  # behind the name of the module
 
+Asked = int | list[int] | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class BitLayer(Layer):
@@ -93,8 +95,10 @@ class Bits:
         for_inputs = [name for name in config.ignore if chooses_inputs(config) and name.endswith(INPUTS)]
         others = LayersConfig(ignore=[name for name in config.ignore if name not in for_inputs])
         found = Weights().find(model, input_shape, others)
-        tensors = _tensors(found, config)
-        inputs, floats = _chosen_inputs(model, tensors, config, for_inputs)
+        modules = [layer.consumers[0] for layer in found.layers]
+        asked = bits_of_inputs(modules, [name.removesuffix(".weight") for name in found.ignored], config)
+        tensors = _tensors(found, asked, config)
+        inputs, floats = _chosen_inputs(model, tensors, asked, for_inputs, config)
         layers = [layer for tensor in tensors for layer in (tensor, *inputs.get(tensor.name, ()))]
         macs, params = (found.cost(kind, found.units) for kind in ("flops", "params"))
         dense = Measures.of([found.shapes[layer.name] for layer in tensors], macs, params)
@@ -201,8 +205,8 @@ class Bits:
         return model
 
 
-def _tensors(found: Structure, config: LayersConfig) -> list[BitLayer]:
-    macs, asked = found.costs["flops"], bits_of_inputs([layer.consumers[0] for layer in found.layers], config)
+def _tensors(found: Structure, asked: Sequence[Asked], config: LayersConfig) -> list[BitLayer]:
+    macs = found.costs["flops"]
     assert isinstance(macs, LinearCost)
     return [
         BitLayer(
@@ -220,11 +224,10 @@ def _tensors(found: Structure, config: LayersConfig) -> list[BitLayer]:
 
 
 def _chosen_inputs(
-    model: nn.Module, tensors: Sequence[BitLayer], config: LayersConfig, ignore: Sequence[str]
+    model: nn.Module, tensors: Sequence[BitLayer], asked: Sequence[Asked], ignore: Sequence[str], config: LayersConfig
 ) -> tuple[dict[str, list[BitLayer]], dict[str, str]]:
     """Tensor → the layer that its inputs are, where their bits are a choice; and those that stay floats, with why."""
     found, floats = {}, {}
-    asked = bits_of_inputs([tensor.consumers[0] for tensor in tensors], config)
     for tensor, bits in zip(tensors, asked, strict=True):
         if isinstance(bits, list):
             name = f"{tensor.consumers[0]}{INPUTS}".lstrip(".")

@@ -80,8 +80,13 @@ def chooses_inputs(config: LayersConfig) -> bool:
     return any(isinstance(bits, list) for bits in (said.values() if isinstance(said, dict) else [said]))
 
 
-def bits_of_inputs(modules: Sequence[str], config: LayersConfig) -> list[int | list[int] | None]:
+def bits_of_inputs(modules: Sequence[str], whole: Sequence[str], config: LayersConfig) -> list[int | list[int] | None]:
     """For every module what `activation_bits` says of its inputs: bits, some to choose from, or nothing.
+
+    Args:
+        modules: by name.
+        whole: modules that are left whole; to name one is no mistake.
+        config: of the user's.
 
     Raises:
         PlanError: a pattern fits none of them.
@@ -89,9 +94,10 @@ def bits_of_inputs(modules: Sequence[str], config: LayersConfig) -> list[int | l
     said = config.activation_bits
     if not isinstance(said, dict):
         return [said] * len(modules)
+    known = [*modules, *whole]
     for pattern in said:
-        if not any(fnmatchcase(name, pattern) for name in modules):
-            near = did_you_mean(pattern, modules)
+        if not any(fnmatchcase(name, pattern) for name in known):
+            near = did_you_mean(pattern, known)
             raise PlanError(f"layers.activation_bits names {pattern!r}, which is no module of a layer here{near}")
     return [last_said(name, said, None) for name in modules]
 
