@@ -144,3 +144,40 @@ def test_weights_that_were_pruned_before_stay_pruned(tmp_path, grid):
     again = secateur.load(tmp_path / "packed", pruned)
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in done.model.state_dict().items())
     assert report["packing"]["bytes"] < 0.35 * report["packing"]["float32_bytes"]
+
+
+def test_bits_of_inputs_are_searched_applied_trained_packed_and_loaded(tmp_path):
+    agent = {"episodes": 2, "warmup": 1, "rerank": 1}
+    asked = ("layers.activation_bits=[3, 6]",)
+    session = small.make(tmp_path, "bits", *asked, budget={"bops": 0.02}, agent=agent)
+    done = secateur.train(session, out=tmp_path / "run")
+    assert 0.01 < done.plan.cost["bops"] <= 0.02
+    bits = {layer.name: layer.kept for layer in secateur.RatioPlan.load(tmp_path / "run").layers}
+    inputs = {name.removesuffix(".inputs"): kept for name, kept in bits.items() if name.endswith(".inputs")}
+    assert len(bits) == 2 * len(inputs)
+    assert set(inputs.values()) <= {3, 6, 32}
+    compared = secateur.compare([done.plan], session, against=["uniform", "random"], candidates=3, out=tmp_path / "all")
+    assert all(row["bops"] <= 0.02 for row in compared.rows)
+    small_one = secateur.apply(done.plan, session, finetune=1, out=tmp_path / "small")
+    packed = secateur.export(small_one.folder, session, format="packed", out=tmp_path / "packed")
+    images = session.test[0][0]
+    for folder in (small_one.folder, packed.folder):
+        again = secateur.load(folder, small.Small())
+        rounded = {
+            name.removesuffix(".quantiser"): module.bits
+            for name, module in again.named_modules()
+            if name.endswith(".quantiser")
+        }
+        assert rounded == {name: kept for name, kept in inputs.items() if kept < 32}
+        with torch.no_grad():
+            assert torch.equal(again(images), small_one.model(images))
+    with pytest.raises(PlanError, match=r"cuts layer '\w+\.inputs'; this network has no such layer"):
+        done.plan.check(small.make(tmp_path, "bits", budget=BUDGET).structure)
+
+
+def test_the_sensitivity_of_inputs_is_that_of_their_weights(tmp_path):
+    session = small.make(tmp_path, "bits", "layers.activation_bits=[4, 8]", budget=BUDGET)
+    with pytest.raises(ValueError, match=r"'back1\.inputs' loses no weights .* is that of 'back1\.weight'"):
+        secateur.sensitivity(session, layers=["back1.inputs"], out=tmp_path / "out")
+    found = secateur.sensitivity(session, sparsities=[0.9], out=tmp_path / "out")
+    assert [point["layer"] for point in found.points] == ["inner1.weight", "inner2.weight", "out.weight"]
