@@ -93,6 +93,10 @@ class SeenInputs:
             self._ranges[name, bits] = best_range(self._values[name], bits)
         return self._ranges[name, bits]
 
+    def _grid(self, name: str, bits: int) -> Affine:
+        low, high = self.range(name, bits).unbind()
+        return Affine.of(low, high, bits)
+
     @torch.no_grad()
     def losses(
         self, bits: Mapping[str, Sequence[int]], centred: Collection[str], batches: Batches
@@ -107,7 +111,7 @@ class SeenInputs:
         Returns:
             Each in double precision, 0 or more.
         """
-        grids = {name: [Affine.of(*self.range(name, n), n) for n in numbers] for name, numbers in bits.items()}
+        grids = {name: [self._grid(name, number) for number in numbers] for name, numbers in bits.items()}
         sums: dict[str, Tensor] = {}
 
         def look(name: str, module: Any, x: Tensor, y: Tensor) -> None:
