@@ -107,7 +107,7 @@ def test_plans_of_other_methods_and_budgets_that_are_not_counted_are_refused(ses
         small.plan_of(other).check(session.structure)
     with pytest.raises(PlanError, match=r"budget\.size: this network's size is not counted, only flops, params"):
         _ = small.make(tmp_path, "weights", budget=BUDGET).budget
-    with pytest.raises(PlanError, match=r"budget\.flops = 0\.5 cannot be met"):
+    with pytest.raises(PlanError, match=r"budget\.flops = 0\.5: nothing that method: bits may do"):
         _ = small.make(tmp_path, "bits", budget={"flops": 0.5}).budget
 
 
@@ -156,7 +156,7 @@ def test_bits_of_inputs_are_searched_applied_trained_packed_and_loaded(tmp_path)
     inputs = {name.removesuffix(".inputs"): kept for name, kept in bits.items() if name.endswith(".inputs")}
     assert len(bits) == 2 * len(inputs)
     assert set(inputs.values()) <= {3, 6, 32}
-    compared = secateur.compare([done.plan], session, against=["uniform", "random"], candidates=3, out=tmp_path / "all")
+    compared = secateur.compare([done.plan], session, against=["uniform"], out=tmp_path / "all")
     assert all(row["bops"] <= 0.02 for row in compared.rows)
     small_one = secateur.apply(done.plan, session, finetune=1, out=tmp_path / "small")
     packed = secateur.export(small_one.folder, session, format="packed", out=tmp_path / "packed")
