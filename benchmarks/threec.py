@@ -1,6 +1,6 @@
 """3C (He, Zhang, Sun, ICCV 2017): layers in two spatial factors, those in two again, then channels; one of them, all.
 
-python benchmarks/threec.py --data DIR --out DIR    (half an hour on one thread; what is there is not run again)
+python benchmarks/threec.py --data DIR --out DIR    (half an hour on one thread; what is measured is not measured again)
 
 `--data DIR` holds `cifar10/` and `weights/`. Every network keeps `--kept` of the FLOPs. *3C* is three plans, each for
 the network that the one before leaves: `lowrank` with `factors: spatial`, `lowrank` with `factors: channel` of the k×1
@@ -15,7 +15,8 @@ alone, with the standard error of the difference on the same images.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from weights import Hits, cell, hits_of
 from secateur import Images, RatioPlan, Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import Config, Repair
+from secateur.networks.copying import copied
 from secateur.pruners import Kept
 from secateur.reports.progress import RichReporter
 
@@ -93,14 +95,15 @@ def chained(model: torch.nn.Module, images: Images, steps: Sequence[tuple[Config
         path: of what is measured.
     """
     left, each = 1.0, []
+    network: Callable[[], torch.nn.Module] = partial(copied, model)
     for config, most in steps:
-        session = Session(config, model=model, images=images, reporter=RichReporter())
+        session = Session(config, model=network(), images=images, reporter=RichReporter())
         session = session.beside(overrides=[f"budget.flops={most / left!r}"])
         kept = ruled(session)
         reached = session.structure.fraction("flops", kept)
         left, each = left * reached, [*each, f"{reached:.2f}"]
-        model = session.compressor(kept, REPAIR)
-    return hits_of(session, kept, path, lambda: model), left, " · ".join(each)
+        network = partial(session.compressor, kept, REPAIR)
+    return hits_of(session, kept, path, network), left, " · ".join(each)
 
 
 def measured(session: Session, kept: Kept, path: Path) -> Found:
