@@ -102,6 +102,7 @@ def chained(model: torch.nn.Module, images: Images, steps: Sequence[tuple[Config
         kept = ruled(session)
         reached = session.structure.fraction("flops", kept)
         left, each = left * reached, [*each, f"{reached:.2f}"]
+        session.reporter.say(f"{path.stem}: {each[-1]} of the FLOPs left by {session.config.method}")
         network = partial(session.compressor, kept, REPAIR)
     return hits_of(session, kept, path, network), left, " · ".join(each)
 

@@ -114,7 +114,8 @@ class Session:
         other._overrides = layered(self._overrides, overrides)
         other._folder = self._folder or home_of(self._given, folder)
         other._plan = plan or self._plan
-        other._plan_folder = self._plan_folder if plan is None else folder
+        if plan is not None and (folder is not None or plan is not self._plan):
+            other._plan_folder = folder
         other._spends = spends
         other._model = stand_in if self._model is None else self._model
         other._config = None

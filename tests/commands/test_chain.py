@@ -69,7 +69,7 @@ def require_chain(chained: secateur.Chain, settings: list[str], methods: list[st
     kernels = [m.weight for m in again.modules() if isinstance(m, torch.nn.Conv2d)]
     zeros = sum(int((w == 0).sum()) for w in kernels) / sum(w.numel() for w in kernels)
     assert (zeros > 0.4) == ("weights" in methods)
-    assert all(len(row.unique()) <= 256 for w in kernels for row in w.flatten(1))
+    assert all(len(row.unique()) <= 256 for w in kernels for row in w.flatten(1)) == ("bits" in methods)
 
 
 def test_the_last_network_is_all_of_them_and_loads_alone(chained, settings, tmp_path):
