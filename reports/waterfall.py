@@ -23,7 +23,7 @@ def waterfall(run: Run) -> Markup:
         return Markup()
     last, _, score = stages[-1]
     stages += [
-        (PACKED, file.bytes, score)
+        (PACKED, file.bytes, None if score is None else file.measure_in_runtime)
         for place, export in run.exports.items() for file in export.files.values()
         if export.format == PACKED and place.startswith(f"{last}/")
     ]  # fmt: skip

@@ -152,6 +152,7 @@ def test_the_report_shows_every_stage_and_the_packed_file(chained, settings, tmp
     assert f"packed: {size:,} bytes, {chained.stages[0]['bytes'] / size:.1f} times fewer than dense" in (
         folder / "report.html"
     ).read_text(encoding="utf-8")
+    assert f"packed: {chained.stages[-1]['test_accuracy']:.2f} (top-1 %)" in (folder / "report.html").read_text("utf-8")
     run = secateur.open_run(folder)
     assert run.best.test_accuracy == chained.stages[-1]["test_accuracy"]
     for absent, others in (("test_accuracy", " bytes, "), ("bytes", "(top-1 %)")):
