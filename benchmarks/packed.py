@@ -8,7 +8,9 @@ the network by `knapsack` and repaired by least squares; the second gives what i
 `--epochs` each stage is fine-tuned for so long. `packed` is the size of the file that `secateur export --format packed`
 writes, all of it: batch norms, biases, recipe and head. Behind it stands how many times smaller it is than the dense
 network's numbers at 4 bytes each. `--car LAYER` takes half of one convolution's channels first, those whose removal
-costs the least accuracy (Abbasi-Asl & Yu 2017, who reach a factor of 42 so, on AlexNet).
+costs the least accuracy (Abbasi-Asl & Yu 2017, who reach a factor of 42 so with a convolution of AlexNet), and says how
+small that convolution's own weights get: what it holds of them in the dense network at 4 bytes each, over a packed file
+of what is left of them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from secateur import Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.pruners import Kept
 from secateur.reports.progress import RichReporter
+from secateur.storage.packed import pack
 
 WHOLE = 1.0
 
@@ -47,6 +50,7 @@ def main() -> None:
     torch.set_num_threads(1)
     print(header())
     head = ["weights kept", "top-1", "grid", "bits", "top-1", "packed, bytes", "times smaller"]
+    head += [f"{args.car}, bytes", "times smaller"] if args.car else []
     print(table(head, [row for kept in args.kept for row in rows(args, kept)]))
 
 
@@ -75,12 +79,21 @@ def rows(args: argparse.Namespace, kept: float) -> list[list[str]]:
         coding = Session(config, model=model, overrides=options, reporter=RichReporter())
         folder = out / f"kept-{kept:g}-{grid}-{bits}"
         plan = np.full(len(coding.structure.layers), bits, dtype=np.int64)
-        after, _ = stage(coding, plan, folder, args.epochs, model)
+        after, small = stage(coding, plan, folder, args.epochs, model)
         if not (folder / "packed").exists():
             secateur.export(folder, coding, format="packed", out=folder / "packed")
         size = json.loads((folder / "packed" / "export.json").read_text())["packing"]["bytes"]
-        found.append([f"{100 * kept:g} %", shown, grid, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"])
+        line = [f"{100 * kept:g} %", shown, grid, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"]
+        found.append([*line, *(alone(args.car, dense.model, small, folder / "layer.packed") if args.car else [])])
     return found
+
+
+def alone(layer: str, dense: nn.Module, small: nn.Module, path: Path) -> list[str]:
+    """Bytes of a layer's weights in a file of their own, all of it, and how many times smaller that is."""
+    before, after = (model.state_dict()[f"{layer}.weight"] for model in (dense, small))
+    pack(path, {"weight": after}, {})
+    size = path.stat().st_size
+    return [f"{size:,}", f"{4 * before.numel() / size:.1f}"]
 
 
 def stage(session: Session, how: str | Kept, folder: Path, epochs: int, model: nn.Module) -> tuple[str, nn.Module]:

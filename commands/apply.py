@@ -270,9 +270,9 @@ def _named(file: Path | None) -> Iterator[None]:
 def measure(
     session: Session, models: Mapping[str, nn.Module], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, dict[str, float | None]]:
-    """The objective's measure on the test images, the costs as given, bytes of the weights, and latency of every
-    network, timed in turn; of the others than the dense one how their measure differs from its own, with the standard
-    error of that on the same images."""
+    """The objective's measure on the test images, the costs as given, bytes of the weights as stored, and latency of
+    every network, timed in turn; of the others than the dense one how their measure differs from its own, with the
+    standard error of that on the same images."""
     with session.reporter.bar("measure", len(models)) as advance:
         latency = measure_latency(models, session.input_shape, session.config.latency)
         rows: dict[str, dict[str, float | None]] = {}
@@ -282,7 +282,7 @@ def measure(
             rows[name] = {
                 "test_accuracy": None if seen is None else session.objective.total(seen),
                 **costs[name],
-                "bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
+                "bytes": _stored(session, costs[name], model),
                 "latency_ms": latency[name],
             }
             influence = None if seen is None else session.objective.influence(seen)
@@ -296,6 +296,14 @@ def measure(
                 rows[name]["test_change_standard_error"] = float(gain.std() / len(gain) ** 0.5)
             advance(name)
     return rows
+
+
+def _stored(session: Session, costs: Mapping[str, float], model: nn.Module) -> int:
+    """Bytes of a network's weights as `budget.size` counts them: 4 a number, few bits packed, no running statistics."""
+    structure = session.structure
+    if "size" in costs:
+        return round(costs["size"] * structure.cost("size", structure.units))
+    return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
 def _table_error(session: Session, kept: NDArray[np.int64], rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

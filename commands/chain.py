@@ -16,23 +16,31 @@ from ..networks.world import undisturbed
 from ..pruners import RatioPlan
 from ..pruners.plan import PLAN_NAME, plan_path
 from ..pruners.saved import load
+from ..reports.handle import Opens
+from ..reports.html import write_report
+from ..reports.run import CHAIN_NAME
 from ..reports.tables import Figures
 from ..storage.files import write_json
-from ..storage.folders import CONFIG_NAME, check_free, claimed, free_folder, whole_folder
+from ..storage.folders import (
+    CHAIN_BEGUN_NAME,
+    CHAIN_STAGES_NAME,
+    CONFIG_NAME,
+    check_free,
+    claimed,
+    free_folder,
+    whole_folder,
+)
 from ..storage.reading import read_json, validated
 from ..training.schedules import SCHEDULES, TrainFn
+from .about import record
 from .apply import apply, session_for
 from .resolve import Given, save_config
 from .session import Session
 from .train import SUMMARY_NAME
 
-CHAIN_NAME = "chain.json"
-BEGUN_NAME = "chain-begun.json"
-STAGES_NAME = "stages"  # plan and config of each
-
 
 @dataclass(frozen=True)
-class Chain:
+class Chain(Opens):
     """What applying several plans leaves behind.
 
     Attributes:
@@ -90,7 +98,7 @@ def chain(
         raise ValueError("--resume takes plans, epochs, schedule and folder from the folder itself: leave them out")
     else:
         folder = Path(resume)
-    begun = validated(_Begun, read_json(folder / BEGUN_NAME), str(folder / BEGUN_NAME))
+    begun = validated(_Begun, read_json(folder / CHAIN_BEGUN_NAME), str(folder / CHAIN_BEGUN_NAME))
     training = {"finetune": begun.finetune, "schedule": begun.schedule, "train_fn": train_fn}
     done: list[Path] = []
     with claimed(folder, "apply", CHAIN_NAME, new=False):
@@ -102,15 +110,12 @@ def chain(
             except KeyboardInterrupt:
                 session.reporter.say(f"all plans: go on with secateur apply --resume {folder}")
                 raise
-        rows = _rows(done)
-        write_json(folder / CHAIN_NAME, {"stages": rows})  # the last: from here on there is nothing to go on with
-    session.reporter.show(_table(rows))
+        measure, rows = _rows(done)
+        # the last: from here on there is nothing to go on with
+        write_json(folder / CHAIN_NAME, {"measure": measure, "stages": rows})
+    write_report(folder)
+    session.reporter.show(_table(rows, measure))
     return Chain(load(done[-1], trust_code=session.trust_code), folder, rows)
-
-
-def is_chain(folder: Path) -> bool:
-    """Whether several plans were begun to be applied there."""
-    return (folder / BEGUN_NAME).is_file()
 
 
 def _begin(
@@ -143,18 +148,20 @@ def _begin(
     names = [f"{number}-{plan.method.rpartition(':')[2]}" for number, plan in enumerate(loaded, 1)]
     with whole_folder(folder.absolute()) as temporary:
         for name, stage, plan in zip(names, sessions, loaded, strict=True):
-            home = temporary / STAGES_NAME / name
+            home = temporary / CHAIN_STAGES_NAME / name
             home.mkdir(parents=True)
             plan.save(home / PLAN_NAME)
             save_config(stage.config, home)
-        sessions[0].save(temporary / STAGES_NAME / names[0])  # with the network, where it was trained for the run
-        write_json(temporary / BEGUN_NAME, {"stages": names, "finetune": finetune, "schedule": schedule})
+        sessions[0].save(temporary / CHAIN_STAGES_NAME / names[0])  # with the network, where it was trained for the run
+        save_config(sessions[0].config, temporary)
+        record(sessions[0], temporary)
+        write_json(temporary / CHAIN_BEGUN_NAME, {"stages": names, "finetune": finetune, "schedule": schedule})
     return folder
 
 
 def _stage(session: Session, folder: Path, name: str, before: Path | None, how: Mapping[str, Any]) -> Path:
     """The folder of a plan's network: finished already, gone on with, or begun."""
-    home, own = folder / STAGES_NAME / name, folder / name
+    home, own = folder / CHAIN_STAGES_NAME / name, folder / name
     if (own / SUMMARY_NAME).is_file():
         return own
     plan = RatioPlan.load(home)
@@ -167,17 +174,19 @@ def _stage(session: Session, folder: Path, name: str, before: Path | None, how: 
     return own
 
 
-def _rows(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The dense network, and what every stage left; costs as parts of the dense network's."""
+def _rows(folders: Sequence[Path]) -> tuple[str, list[dict[str, Any]]]:
+    """What is measured, and it of the dense network and of what every stage left; costs as parts of the dense one's."""
     found: list[dict[str, Any]] = []
+    measure = ""
     kept = {"flops": 1.0, "params": 1.0}
     for folder in folders:
         summary = validated(_Summary, read_json(folder / SUMMARY_NAME), str(folder / SUMMARY_NAME))
         if not found:
-            found.append({"stage": "dense", **summary.dense.model_dump(), **kept, "measure": summary.measure})
+            measure = summary.measure
+            found.append({"stage": "dense", **summary.dense.model_dump(), **kept})
         kept = {kind: part * getattr(summary.pruned, kind) for kind, part in kept.items()}
-        found.append({"stage": folder.name, **summary.pruned.model_dump(), **kept, "measure": summary.measure})
-    return found
+        found.append({"stage": folder.name, **summary.pruned.model_dump(), **kept})
+    return measure, found
 
 
 class _Row(BaseModel):
@@ -186,6 +195,7 @@ class _Row(BaseModel):
     test_accuracy: float | None
     flops: float
     params: float
+    bytes: int
     latency_ms: float
 
 
@@ -199,16 +209,17 @@ class _Summary(BaseModel):
     measure: str
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> Figures:
+def _table(rows: Sequence[Mapping[str, Any]], measure: str) -> Figures:
     shown = [
         [
             row["stage"],
             "–" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2f}",
             *(f"{100 * row[kind]:.1f}" for kind in ("flops", "params")),
+            f"{row['bytes']:,}",
             f"{row['latency_ms']:.2f}",
         ]
         for row in rows
     ]
-    score = rows[0]["measure"].removesuffix(" %")
-    note = f"{score} on the test images, FLOPs and parameters kept of the dense network's in per cent"
-    return Figures("Plans, one after the other", note, ("behind", score, "FLOPs", "params", "ms"), shown)
+    score = measure.removesuffix(" %")
+    note = f"{score} on the test images, FLOPs and parameters kept of the dense network's in per cent, bytes as stored"
+    return Figures("Plans, one after the other", note, ("behind", score, "FLOPs", "params", "bytes", "ms"), shown)

@@ -133,8 +133,9 @@ def apply_command(
     --set network.weights=FOLDER); behind the last one is fine-tuned.
     """
     from ..configs.registry import imported
+    from ..reports.run import CHAIN_NAME, is_chain
     from .apply import apply
-    from .chain import CHAIN_NAME, chain, is_chain
+    from .chain import chain
     from .session import Session
 
     reporter = reporter_of(as_json=as_json)
@@ -142,7 +143,7 @@ def apply_command(
     own = None if train_fn is None else imported("--train-fn", train_fn, trust_code=trust_code)
     how: dict[str, Any] = {"finetune": finetune, "schedule": schedule, "train_fn": own, "out": out, "resume": resume}
     if len(plans or ()) > 1 or (resume is not None and is_chain(resume)):
-        wrote(reporter, chain(plans or (), session, **how).folder, CHAIN_NAME, as_json=as_json)
+        wrote(reporter, chain(plans or (), session, **how).folder, CHAIN_NAME, "report.html", as_json=as_json)
         return
     done = apply(plans[0] if plans else None, session, **how)
     wrote(reporter, done.folder, "summary.json", "weights.safetensors", "network.json", "report.html", as_json=as_json)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..reports.html import write_page, write_report
-from ..reports.run import SWEEP_NAME, is_finished, is_run, read_run
+from ..reports.run import SWEEP_NAME, is_chain, is_finished, is_run, read_run
 from ..storage.folders import REPORT_NAME
 
 DEEPEST = 4  # folders below one that was given, in which runs are looked for
@@ -62,9 +62,10 @@ def _runs_in(folder: Path) -> Sequence[Path]:
 
 
 def _walk(folder: Path, deep: int) -> Iterator[Path]:
-    """A run comes before those inside it; links are not followed."""
+    """A run comes before those inside it, several plans stand for their stages; links are not followed."""
     if is_run(folder):
         yield folder
-    inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()) if deep else []
+    below = folder.iterdir() if deep and not is_chain(folder) else ()
+    inner = sorted(path for path in below if path.is_dir() and not path.is_symlink())
     for path in inner:
         yield from _walk(path, deep - 1)

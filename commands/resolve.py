@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ..configs import Config, ConfigError, dump_config, load_config
@@ -21,6 +22,7 @@ def resolve_config(
     *,
     folder: Path | None = None,
     plan: RatioPlan | None = None,
+    plan_folder: Path | None = None,
     own_network: str | None = None,
     spends: bool = True,
     seed: int | None = None,
@@ -33,6 +35,7 @@ def resolve_config(
         folder: a run folder whose config is taken where none is given.
         plan: that will be applied: its method and criterion count, and its budget and objective where nothing else
             says one.
+        plan_folder: that it lies in: what the config there says of layers counts, without which the plan would not fit.
         own_network: name of the class, where the caller brings a module.
         spends: whether a budget counts; where it does not, a network of one's own needs no config.
         seed: instead of the config's.
@@ -56,6 +59,9 @@ def resolve_config(
         raise ConfigError(f"no {CONFIG_NAME} in {folder}: give the config that the plan was made with (--config)")
     else:
         config = load_config(given)
+        if plan_folder is not None and (plan_folder / CONFIG_NAME).is_file():
+            with suppress(ConfigError):  # a config was given in the place of that one
+                config = config.model_copy(update={"layers": load_config(plan_folder / CONFIG_NAME).layers})
     config = load_config(config, overrides, seed=seed)
     if plan is not None:
         config = config.model_copy(update={"method": plan.method, "criterion": plan.criterion})

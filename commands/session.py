@@ -77,6 +77,7 @@ class Session:
         self.trust_code = trust_code
         self._folder: Path | None = home_of(config, None)
         self._plan: RatioPlan | None = None
+        self._plan_folder: Path | None = None
         self._spends = True
         self._config: Config | None = None
         self._memory: dict[Any, Any] = {}
@@ -113,6 +114,8 @@ class Session:
         other._overrides = layered(self._overrides, overrides)
         other._folder = self._folder or home_of(self._given, folder)
         other._plan = plan or self._plan
+        if plan is not None and (folder is not None or plan is not self._plan):
+            other._plan_folder = folder
         other._spends = spends
         other._model = stand_in if self._model is None else self._model
         other._config = None
@@ -129,6 +132,7 @@ class Session:
                 self._overrides,
                 folder=self._folder,
                 plan=self._plan,
+                plan_folder=self._plan_folder,
                 own_network=own,
                 spends=self._spends,
                 seed=self._seed,

@@ -56,7 +56,7 @@ def layers_chart(layers: Sequence[LayerPlan], unit: str) -> Markup:
         ]
         hit = {"class_": "mark row", "tabindex": "-1", "role": "img", "aria_label": tip}
         parts.append(element("g", element("title", tip), *bars, **hit))
-        parts.append(_layer_name(layer.name, y + row / 2 + 4))
+        parts.append(row_name(layer.name, y + row / 2 + 4))
         parts.append(text(WIDTH - 4, y + row / 2 + 4, f"{layer.kept:,} of {layer.units:,}", "end"))
     told = f"The {len(layers)} layers from input to output, {unit} before and after"
     drawn = drawing(told, *parts, height=TOP + len(layers) * row + 6)
@@ -83,7 +83,7 @@ def beside_chart(layers: Sequence[LayerPlan], name: str, others: Sequence[Beside
         text(scale((steps[0] + steps[-1]) / 2), height - 4.0, "kept, in per cent of the layer", "middle", "name")
     )
     middles = [TOP + (i + 0.5) * row for i in range(len(layers))]
-    names = [_layer_name(layer.name, y + 4) for layer, y in zip(layers, middles, strict=True)]
+    names = [row_name(layer.name, y + 4) for layer, y in zip(layers, middles, strict=True)]
     series: list[Markup] = []
     for i in reversed(range(len(shown))):  # the plan on top of the others
         style = Look(0, size=5.0) if i == 0 else Look(look(i).colour, look(i).shape, hollow=True, dash=look(i).dash)
@@ -112,7 +112,8 @@ def _width(units: int, most: int, room: float, proportional: bool) -> float:
     return room * (units / most if proportional else sqrt(units / most))
 
 
-def _layer_name(name: str, y: float) -> Markup:
+def row_name(name: str, y: float) -> Markup:
+    """Left of a row of a chart."""
     short = name if len(name) <= 22 else f"…{name[-21:]}"
     return text(NAMES - 6.0, y, short, "end")
 
@@ -196,7 +197,7 @@ def leads_chart(rows: Sequence[Figures], measure: str) -> Markup:
     series: list[Markup] = []
     for i, (row, (lead, error)) in enumerate(zip(known, leads, strict=True)):
         y = TOP + (i + 0.5) * 26.0
-        grid.append(_layer_name(f"{row.allocator}, seed {row.seed}", y + 4.0))
+        grid.append(row_name(f"{row.allocator}, seed {row.seed}", y + 4.0))
         ends = f"M{scale(lead - 2 * error):.2f} {y:.2f}H{scale(lead + 2 * error):.2f}"
         series.append(element("path", d=ends, class_="line s0"))
         tip = f"{rows[0].allocator} against {row.allocator}, seed {row.seed}: {lead:+.2f} ± {error:.2f} points"

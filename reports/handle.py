@@ -26,8 +26,9 @@ class Handle(Run):
     def best(self) -> Figures | None:
         """Accuracy and costs of the best network; none where nothing is measured yet.
 
-        Of a search the best plan, so far where it is not finished; of an application the network it ends with; of a
-        comparison the row that is best on the test images (on the search images where there are no others).
+        Of a search the best plan, so far where it is not finished; of an application, of one plan or of several, the
+        network it ends with; of a comparison the row that is best on the test images (on the search images where there
+        are no others).
         """
         if self.kind == "compare":
             where = f"{split(measured(self))}_accuracy"
@@ -36,6 +37,8 @@ class Handle(Run):
             asked = [one for one in self.episodes if one.get("budget") == self.episodes[0].get("budget")]
             found = max(asked, key=lambda one: float(one["quality"]))
             return Figures.model_validate({**found, "search_accuracy": found["accuracy"]})
+        if self.kind == "chain":
+            return next(reversed(self.summary.stages), None)
         return self.summary.best or self.summary.pruned or self.summary.repaired
 
     def episodes_frame(self) -> Any:

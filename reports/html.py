@@ -145,7 +145,7 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     for run, name in zip(runs, names, strict=True):
         found = finals(run)
         rows += [(f"{name}: {one.name}", one.figures) for one in found]
-        network = run.plan.architecture if run.plan else "network"
+        network = next((plan.architecture for plan in (run.plan, *run.plans) if plan), "network")
         groups.setdefault((network, run.summary.measure, split(found)), []).extend(told_apart(found, name))
         if tuned := after_training(run):
             of = f"{network} after {run.summary.finetune_epochs} epochs"

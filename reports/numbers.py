@@ -39,6 +39,8 @@ def figures_part(run: Run) -> Markup:
     if run.kind == "compare":
         dense = [("dense", summary.dense)] if summary.dense else []
         named = dense + [(row.allocator, row) for row in summary.rows]
+    elif run.kind == "chain":
+        named = [(row.stage, row) for row in summary.stages]
     else:
         told = {"dense": summary.dense, "masked, not repaired": summary.masked, "base plan": summary.base,
                 "repaired": summary.repaired, "best plan": summary.best, _pruned_name(run): summary.pruned}  # fmt: skip

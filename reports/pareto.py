@@ -37,6 +37,8 @@ def measured(run: Run) -> list[Measured]:
         return dense + [Measured(row.allocator, f"{row.allocator}, seed {row.seed}", row) for row in summary.rows]
     if run.kind == "train":
         return [*_episodes(run), *dense, *_again(run)]
+    if run.kind == "chain":
+        return [Measured(row.stage, row.stage, row) for row in summary.stages]
     named = {"repaired": summary.repaired, "pruned": summary.pruned}
     return dense + [Measured(name, name, figures) for name, figures in named.items() if figures]
 

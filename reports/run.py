@@ -15,13 +15,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..agents.log import CANDIDATES_NAME, LOG_NAME, read_candidates, read_episodes
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..pruners.saved import NETWORK_NAME
-from ..storage.folders import ABOUT_NAME, BEGUN_NAME, CONFIG_NAME, FINETUNED_NAME
+from ..storage.folders import (
+    ABOUT_NAME,
+    BEGUN_NAME,
+    CHAIN_BEGUN_NAME,
+    CHAIN_STAGES_NAME,
+    CONFIG_NAME,
+    FINETUNED_NAME,
+)
 from ..storage.reading import parse_yaml, read_json, read_lines, read_text, validated
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 SUMMARY_NAME, COMPARE_NAME, TRAINING_NAME = "summary.json", "compare.json", "training.jsonl"
+CHAIN_NAME = "chain.json"  # of several plans, one after the other
 SWEEP_NAME = "sweep.json"  # of comparisons at several budgets, each in a folder of its own
 _PLAN = re.compile(r"plans/[^/\\]+\.json")
 KINDS = {"flops": "FLOPs", "params": "parameters", "latency": "latency", "size": "bytes", "bops": "bit operations"}
@@ -41,6 +49,7 @@ class Figures(_Part):
     Accuracies are the objective's measure in 0 … 100; flops, params and latency are fractions of the dense network's.
     """
 
+    stage: str = ""
     allocator: str = ""
     schedule: str = ""
     seed: int | None = None
@@ -74,7 +83,7 @@ class Figures(_Part):
 
 
 class Summary(_Part):
-    """`summary.json` of a training or an application, `compare.json` of a comparison."""
+    """`summary.json` of a training or an application, `compare.json` of a comparison, `chain.json` of several plans."""
 
     measure: str = "top-1 %"
     dense: Figures | None = None
@@ -84,6 +93,7 @@ class Summary(_Part):
     repaired: Figures | None = None
     pruned: Figures | None = None
     rows: list[Figures] = []
+    stages: list[Figures] = []
     reranked: list[Figures] = []
     trained_summary: list[Figures] = []
     trained_verdict: str | None = None
@@ -125,6 +135,7 @@ class _ExportedFile(_Part):
 class Export(_Part):
     """`export.json`: the files of a network, by the kind of their numbers."""
 
+    format: str = ""
     measure: str | None = None
     files: dict[str, _ExportedFile]
 
@@ -149,12 +160,12 @@ class Run:
 
     Attributes:
         folder: that was read.
-        kind: the command that wrote it: train, apply, compare or plan.
+        kind: the command that wrote it: train, apply, compare or plan; chain, of apply with several plans.
         finished: whether it has written its result.
         config: as plain values; `config_text` as it stands in the file.
         summary: its result; empty where it is not finished.
         plan: its own; of a comparison the first row's.
-        plans: of a comparison's rows.
+        plans: of a comparison's rows, of a chain's stages.
         episodes: lines of the search; of a comparison its candidates.
         training: name → epochs of a fine-tuning.
         exports: folder → what it was exported to.
@@ -194,6 +205,11 @@ def is_run(folder: Path) -> bool:
     return _kind(folder) is not None
 
 
+def is_chain(folder: Path) -> bool:
+    """Whether several plans were begun to be applied there."""
+    return (folder / CHAIN_BEGUN_NAME).is_file()
+
+
 def is_finished(folder: Path) -> bool:
     """Whether it has written its result."""
     kind = _kind(folder)
@@ -222,7 +238,13 @@ def read_run(folder: Path) -> Run:
     log, read = (CANDIDATES_NAME, read_candidates) if kind == "compare" else (LOG_NAME, read_episodes)
     episodes = _there(folder / log, read) or []
     training = _training(folder)
-    exports = {path.parent.name: read_json(path) for path in sorted(folder.glob(f"*/{EXPORT_NAME}"))}
+    of_stages = sorted(folder.glob(f"{CHAIN_STAGES_NAME}/*/{PLAN_NAME}")) if kind == "chain" else ()
+    plans += [RatioPlan.load(path) for path in of_stages]
+    deep = "*/*" if kind == "chain" else "*"
+    exports = {
+        path.parent.relative_to(folder).as_posix(): read_json(path)
+        for path in sorted(folder.glob(f"{deep}/{EXPORT_NAME}"))
+    }
     return Run(
         folder=folder,
         kind=kind,
@@ -255,6 +277,7 @@ def _kind(folder: Path) -> str | None:
     if not (folder / CONFIG_NAME).is_file():
         return None
     marks = {
+        "chain": (CHAIN_BEGUN_NAME,),
         "compare": (COMPARE_NAME, CANDIDATES_NAME),
         "apply": (BEGUN_NAME, NETWORK_NAME),
         "train": (LOG_NAME, SUMMARY_NAME),
@@ -264,7 +287,7 @@ def _kind(folder: Path) -> str | None:
 
 
 def _result(kind: str) -> str:
-    return {"compare": COMPARE_NAME, "plan": PLAN_NAME}.get(kind, SUMMARY_NAME)
+    return {"compare": COMPARE_NAME, "plan": PLAN_NAME, "chain": CHAIN_NAME}.get(kind, SUMMARY_NAME)
 
 
 def _there(path: Path, read: Callable[[Path], T]) -> T | None:

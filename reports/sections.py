@@ -22,6 +22,7 @@ from .numbers import figures_part, table
 from .pareto import cost_charts, measured
 from .run import KINDS, Run
 from .verdicts import verdict
+from .waterfall import waterfall
 
 MOST_TRAINED = 6  # trainings of a comparison whose curves are drawn
 
@@ -38,6 +39,7 @@ class Section:
 def sections(run: Run) -> list[Section]:
     """Those that have something to show, in the order of reading."""
     made = (
+        ("stages", "Stage by stage", waterfall(run)),
         ("network", "The network, layer by layer", _network(run)),
         ("search", "The search", _search(run)),
         ("cost", "Accuracy against cost", cost_charts(measured(run), run.summary.measure)),
@@ -50,7 +52,8 @@ def sections(run: Run) -> list[Section]:
 
 def title(run: Run) -> str:
     """What the page of the run is called."""
-    what = {"train": "search", "apply": "plan applied", "compare": "comparison", "plan": "plan proposed"}
+    what = {"train": "search", "apply": "plan applied", "compare": "comparison", "plan": "plan proposed",
+            "chain": "plans applied one after the other"}  # fmt: skip
     return f"{run.setting('name') or run.name}: {what[run.kind]}"
 
 
@@ -62,6 +65,7 @@ def question(run: Run) -> str:
         "train": f"How much of each layer of {network} should go, so that it keeps at most {most}?",
         "apply": f"What is {network} worth when a plan has cut it to at most {most}?",
         "compare": f"Which way of choosing how much of each layer of {network} stays loses least at {most}?",
+        "chain": f"What is {network} worth behind each of {len(run.plans)} plans, one after the other?",
         "plan": f"What does a trained policy propose for {network} at {most}?",
     }
     return asked[run.kind]
@@ -81,9 +85,12 @@ def budget(run: Run) -> str:
 def setting_line(run: Run) -> Markup:
     """Method, layers, images, in a definition list."""
     plan, images = run.plan, run.summary.images
+    method = run.setting("method") or (plan and plan.method)
+    if run.kind == "chain":
+        method = ", then ".join(one.method for one in run.plans)
     told: dict[str, object] = {
         "Network": run.setting("network", "name") or (plan and plan.architecture),
-        "Method": run.setting("method") or (plan and plan.method),
+        "Method": method,
         "Criterion": plan and plan.criterion,
         "Layers that may be cut": plan and len(plan.layers),
         "Chosen by": plan and run.kind != "compare" and f"{plan.provenance.allocator}, seed {plan.provenance.seed}",
@@ -124,6 +131,8 @@ def _others(run: Run) -> list[Beside]:
 
 
 def _network(run: Run) -> Markup:
+    if run.kind == "chain":
+        return element("div", *(layers_chart(plan.layers, plan.unit) for plan in run.plans), class_="charts")
     plan = run.plan
     if plan is None:
         return Markup()

@@ -27,8 +27,14 @@ def standing(leads: Iterable[tuple[str, float, float]]) -> tuple[list[str], list
 def verdict(run: Run) -> list[str]:
     """Sentences, the most important first; none of a run that has no figures yet."""
     if not run.finished:
-        return [f"This run is not finished: secateur {run.kind} --resume goes on with it. What follows is so far."]
-    told: Mapping[str, Callable[[Run], list[str]]] = {"train": _training, "apply": _application, "compare": _comparison}
+        command = "apply" if run.kind == "chain" else run.kind
+        return [f"This run is not finished: secateur {command} --resume goes on with it. What follows is so far."]
+    told: Mapping[str, Callable[[Run], list[str]]] = {
+        "train": _training,
+        "apply": _application,
+        "compare": _comparison,
+        "chain": _chain,
+    }
     return told[run.kind](run) if run.kind in told else []
 
 
@@ -132,6 +138,23 @@ def _application(run: Run) -> list[str]:
     if pruned.test_change_standard_error is not None:
         sentences.append("± is one standard error of the difference on the same images.")
     return sentences
+
+
+def _chain(run: Run) -> list[str]:
+    stages = run.summary.stages
+    if len(stages) < 2:
+        return []
+    dense, last = stages[0], stages[-1]
+    sentence = f"Behind the last of {len(stages) - 1} plans the network keeps {costs(last)}"
+    if dense.bytes and last.bytes:
+        sentence += f" in {last.bytes:,} bytes, {dense.bytes / last.bytes:.1f} times fewer than the dense one"
+    if last.test_accuracy is not None and dense.test_accuracy is not None:
+        change = last.test_accuracy - dense.test_accuracy
+        sentence += (
+            f", and scores {scored(last.test_accuracy, run.summary.measure)} on the test images, the dense one "
+            f"{dense.test_accuracy:.2f}: {'+' if change > 0 else ''}{_signed(change)} points"
+        )
+    return [f"{sentence}."]
 
 
 def scored(value: float, measure: str) -> str:

@@ -20,6 +20,8 @@ KEPT = {f"{name}.safetensors{end}" for name in ("dense", "early") for end in (""
 FIRST = {BEGUN_NAME, "plan.json", *KEPT}  # before the config: nothing is lost
 ABOUT_NAME = "about.json"  # which command on which machine
 REPORT_NAME = "report.html"
+CHAIN_BEGUN_NAME = "chain-begun.json"  # several plans, one after the other
+CHAIN_STAGES_NAME = "stages"  # plan and config of each
 FINETUNED_NAME = "finetune"  # what is kept of the fine-tuning of several plans
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

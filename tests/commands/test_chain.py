@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 import secateur
 from secateur.agents import SearchProblem, get_allocator
 from secateur.commands.cli import app
+from secateur.networks.factors import Factorised
 from secateur.pruners.method import Step
+from secateur.reports.html import page
 
 
 def planned(session: secateur.Session, rule: str = "uniform") -> secateur.RatioPlan:
@@ -66,7 +69,7 @@ def require_chain(chained: secateur.Chain, settings: list[str], methods: list[st
     kernels = [m.weight for m in again.modules() if isinstance(m, torch.nn.Conv2d)]
     zeros = sum(int((w == 0).sum()) for w in kernels) / sum(w.numel() for w in kernels)
     assert (zeros > 0.4) == ("weights" in methods)
-    assert all(len(row.unique()) <= 256 for w in kernels for row in w.flatten(1))
+    assert all(len(row.unique()) <= 256 for w in kernels for row in w.flatten(1)) == ("bits" in methods)
 
 
 def test_the_last_network_is_all_of_them_and_loads_alone(chained, settings, tmp_path):
@@ -84,6 +87,27 @@ def test_three_methods(settings, tmp_path):
 
 
 @pytest.mark.slow
+def test_spatial_factors_then_factors_of_those_then_channels(settings, tmp_path):
+    """3C: He, Zhang, Sun, ICCV 2017. Each plan lies beside the config that says which factors it is for."""
+    plans, weights = [], settings[-1]
+    for i, how in enumerate([["method=lowrank", "layers.factors=spatial"], ["method=lowrank"], ["method=channels"]]):
+        session = secateur.Session("digits", overrides=[*settings, weights, *how])
+        plans.append(secateur.plan(None, session, allocator="knapsack", flops=0.8, out=tmp_path / f"plan{i}").folder)
+        applied = secateur.apply(plans[-1], session, finetune=0, out=tmp_path / f"network{i}")
+        weights = f"network.weights={applied.folder}"
+    session = secateur.Session("digits", overrides=settings)
+    chained = secateur.chain(plans, session, finetune=0, out=tmp_path / "out")
+    require_chain(chained, settings, ["lowrank", "lowrank", "channels"], tmp_path / "alone")
+    for name, tensor in applied.model.state_dict().items():
+        assert torch.equal(chained.model.state_dict()[name], tensor), name
+    assert [row["flops"] <= 0.8**i for i, row in enumerate(chained.stages)] == [True] * 4
+    twos = {name: module for name, module in chained.model.named_modules() if isinstance(module, Factorised)}
+    inner = [name for name in twos if name.rpartition(".")[0] in twos]
+    assert inner
+    assert {(twos[name.rpartition(".")[0]].kind, twos[name].kind) for name in inner} == {("spatial", "channel")}
+
+
+@pytest.mark.slow
 def test_zeros_that_another_method_fills_are_told(settings, tmp_path):
     with pytest.warns(RuntimeWarning, match=r"came with [4-6]\d% of its weights at zero, and \d% are zero now"):
         made(settings, tmp_path, "weights", "channels")
@@ -98,7 +122,46 @@ def test_the_table_counts_from_the_dense_network(chained):
         summary = json.loads((chained.folder / row["stage"] / "summary.json").read_text())
         assert summary["pruned"]["test_accuracy"] == row["test_accuracy"]
         assert summary["finetune_epochs"] == number - 1
-    assert json.loads((chained.folder / "chain.json").read_text()) == {"stages": rows}
+    assert json.loads((chained.folder / "chain.json").read_text()) == {"measure": "top-1 %", "stages": rows}
+
+
+def test_bytes_are_counted_as_they_are_stored(chained, plans, settings):
+    dense, cut, few = (row["bytes"] for row in chained.stages)
+    session = secateur.Session("digits", overrides=settings)
+    for found, model in ((dense, session.model), (cut, secateur.load(chained.folder / "1-channels"))):
+        assert found == 4 * sum(parameter.numel() for parameter in model.parameters())
+    before = f"network.weights={chained.folder / '1-channels'}"
+    session = secateur.Session("digits", overrides=[*settings, before, "method=bits", "budget.size=0.2"])
+    assert few == session.structure.cost("size", secateur.RatioPlan.load(plans[1]).kept)
+
+
+def test_the_report_shows_every_stage_and_the_packed_file(chained, settings, tmp_path):
+    """What was not measured has no chart."""
+    folder = shutil.copytree(chained.folder, tmp_path / "out")
+    before = (folder / "report.html").read_text(encoding="utf-8")
+    assert "digits: plans applied one after the other" in before
+    for row in chained.stages:
+        times = chained.stages[0]["bytes"] / row["bytes"]
+        assert f"{row['stage']}: {row['bytes']:,} bytes, {times:.1f} times fewer than dense" in before
+        assert f"{row['stage']}: {row['test_accuracy']:.2f} (top-1 %)" in before
+    assert "packed: " not in before
+    out = folder / "2-bits" / "small"
+    secateur.export(folder / "2-bits", secateur.Session("digits", overrides=settings), format="packed", out=out)
+    assert secateur.report(folder) == folder / "report.html"
+    size = (out / "network.packed").stat().st_size
+    assert f"packed: {size:,} bytes, {chained.stages[0]['bytes'] / size:.1f} times fewer than dense" in (
+        folder / "report.html"
+    ).read_text(encoding="utf-8")
+    assert f"packed: {chained.stages[-1]['test_accuracy']:.2f} (top-1 %)" in (folder / "report.html").read_text("utf-8")
+    run = secateur.open_run(folder)
+    assert run.best.test_accuracy == chained.stages[-1]["test_accuracy"]
+    for absent, others in (("test_accuracy", " bytes, "), ("bytes", "(top-1 %)")):
+        stages = [stage.model_copy(update={absent: None}) for stage in run.summary.stages]
+        less = page([replace(run, exports={}, summary=run.summary.model_copy(update={"stages": stages}))])
+        assert [sign for sign in (" bytes, ", "(top-1 %)") if sign in less] == [others]
+    shutil.copytree(chained.folder, tmp_path / "begun")
+    (tmp_path / "begun" / "chain.json").unlink()
+    assert "secateur apply --resume goes on with it" in page([secateur.open_run(tmp_path / "begun")])
 
 
 def test_interrupted_between_two_or_in_the_last_it_ends_the_same(chained, plans, settings, tmp_path, monkeypatch):

@@ -218,6 +218,20 @@ def test_a_mistake_in_the_config_is_said_at_once(given, message):
         secateur.Session(**given)
 
 
+def test_a_plan_keeps_what_its_own_config_says_of_layers(run, tmp_path):
+    """It would not fit otherwise; what is set by hand is on top, and a config that cannot be read is no obstacle."""
+    run.plan.save(tmp_path / "plan.json")
+    told = run.folder.joinpath("config.yaml").read_text().replace("round_to: 1", "round_to: 2")
+    assert "round_to: 2" in told
+    (tmp_path / "config.yaml").write_text(told)
+    mine = secateur.Session("digits", overrides=["budget.flops=0.9"])
+    assert mine.beside(tmp_path, run.plan).config.layers.round_to == 2
+    assert mine.beside(tmp_path, run.plan).config.budget.flops == 0.9
+    assert mine.beside(tmp_path, run.plan, overrides=["layers.round_to=4"]).config.layers.round_to == 4
+    (tmp_path / "config.yaml").write_text("damaged: [")
+    assert mine.beside(tmp_path, run.plan).config.layers.round_to == 1
+
+
 def test_nothing_is_loaded_before_it_is_needed(monkeypatch):
     monkeypatch.setattr(module, "load", lambda *_, **__: pytest.fail("loaded"))
     mine = secateur.Session("digits", overrides=["network.weights=nowhere"])
