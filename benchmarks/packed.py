@@ -5,7 +5,8 @@ python benchmarks/packed.py --data DIR --out DIR    (minutes; a stage that is th
 `--data DIR` holds `cifar10/` and `weights/`. The first stage keeps a fraction (`--kept`) of the weights, chosen over
 the network by `knapsack` and repaired by least squares; the second gives what is left `--bits` bits, zeros stay zero
 (`method: bits`, GPTQ-like, fitted): on grids of a scale an output, or on values that a tensor shares (`--grid`). With
-`--epochs` each stage is fine-tuned for so long. `packed` is the size of the file that `secateur export --format packed`
+`--channels` channels go first, by `knapsack`, until a fraction of the parameters is left, of which the others are
+fractions. `--epochs` are of the three stages: channels, weights, bits. `packed` is the size of the file that `secateur export --format packed`
 writes, all of it: batch norms, biases, recipe and head. Behind it stands how many times smaller it is than the dense
 network's numbers at 4 bytes each. `--car LAYER` takes half of one convolution's channels first, those whose removal
 costs the least accuracy (Abbasi-Asl & Yu 2017, who reach a factor of 42 so with a convolution of AlexNet), and says how
@@ -44,7 +45,9 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3])
     parser.add_argument("--grid", nargs="+", choices=["row", "shared"], default=["row"], help="what few bits stand for")
     parser.add_argument("--car", metavar="LAYER", help="loses half of its channels first")
-    parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, a stage")
+    parser.add_argument("--channels", type=float, default=WHOLE, help="fraction of the parameters that channels leave")
+    parser.add_argument("--epochs", type=int, nargs=3, default=[0, 0, 0], help="of fine-tuning, behind each stage")
+    parser.add_argument("--fold-norms", action="store_true", help="running statistics into the norms' weights")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,23 +69,29 @@ def rows(args: argparse.Namespace, kept: float) -> list[list[str]]:
         session = dense.beside(overrides=["method=channels", "criterion=car", "budget.flops=1"])
         halved = session.structure.units.copy()
         halved[session.structure.index(args.car)] //= 2
-        shown, model = stage(session, halved, out / "channels", args.epochs, model)
+        shown, model = stage(session, halved, out / "channels", args.epochs[0], model)
         print(f"{args.car} without half of its channels: {shown}")
+    elif args.channels < WHOLE:
+        out = args.out / f"channels-{args.channels:g}"
+        session = dense.beside(overrides=["method=channels", f"budget.params={args.channels!r}"])
+        shown, model = stage(session, "knapsack", out / "channels", args.epochs[0], model)
+        print(f"{100 * args.channels:g} % of the parameters left by channels: {shown}")
     if kept < WHOLE:
         session = Session(
             config, model=model, overrides=["method=weights", f"budget.params={kept!r}"], reporter=RichReporter()
         )
-        shown, model = stage(session, "knapsack", out / f"kept-{kept:g}", args.epochs, model)
+        shown, model = stage(session, "knapsack", out / f"kept-{kept:g}", args.epochs[1], model)
     found = []
     for grid, bits in itertools.product(args.grid, args.bits):
         options = ["method=bits", f"layers.grid={grid}", "budget.size=1"]
         coding = Session(config, model=model, overrides=options, reporter=RichReporter())
         folder = out / f"kept-{kept:g}-{grid}-{bits}"
         plan = np.full(len(coding.structure.layers), bits, dtype=np.int64)
-        after, small = stage(coding, plan, folder, args.epochs, model)
-        if not (folder / "packed").exists():
-            secateur.export(folder, coding, format="packed", out=folder / "packed")
-        size = json.loads((folder / "packed" / "export.json").read_text())["packing"]["bytes"]
+        after, small = stage(coding, plan, folder, args.epochs[2], model)
+        packed = folder / ("folded" if args.fold_norms else "packed")
+        if not packed.exists():
+            secateur.export(folder, coding, format="packed", fold_norms=args.fold_norms, out=packed)
+        size = json.loads((packed / "export.json").read_text())["packing"]["bytes"]
         line = [f"{100 * kept:g} %", shown, grid, str(bits), after, f"{size:,}", f"{4 * numbers / size:.1f}"]
         found.append([*line, *(alone(args.car, dense.model, small, folder / "layer.packed") if args.car else [])])
     return found
