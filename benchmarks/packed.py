@@ -6,12 +6,12 @@ python benchmarks/packed.py --data DIR --out DIR    (minutes; a stage that is th
 the network by `knapsack` and repaired by least squares; the second gives what is left `--bits` bits, zeros stay zero
 (`method: bits`, GPTQ-like, fitted): on grids of a scale an output, or on values that a tensor shares (`--grid`). With
 `--channels` channels go first, by `knapsack`, until a fraction of the parameters is left, of which the others are
-fractions. `--epochs` are of the three stages: channels, weights, bits. `packed` is the size of the file that `secateur export --format packed`
-writes, all of it: batch norms, biases, recipe and head. Behind it stands how many times smaller it is than the dense
-network's numbers at 4 bytes each. `--car LAYER` takes half of one convolution's channels first, those whose removal
-costs the least accuracy (Abbasi-Asl & Yu 2017, who reach a factor of 42 so with a convolution of AlexNet), and says how
-small that convolution's own weights get: what it holds of them in the dense network at 4 bytes each, over a packed file
-of what is left of them.
+fractions. `--epochs` are of the three stages: channels, weights, bits. `packed` is the size of the file that `secateur
+export --format packed` writes, all of it: batch norms, biases, recipe and head. Behind it stands how many times smaller
+it is than the dense network's numbers at 4 bytes each. `--car LAYER` takes half of one convolution's channels first,
+those whose removal costs the least accuracy (Abbasi-Asl & Yu 2017, who reach a factor of 42 so with a convolution of
+AlexNet), and says how small that convolution's own weights get: what it holds of them in the dense network at 4 bytes
+each, over a packed file of what is left of them.
 """
 
 from __future__ import annotations
