@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ class Profiler:
 
     Attributes:
         base: nanoseconds of a pass that are no segment's.
+        places: layer's name → its place in the walk, of layers that stand apart.
     """
 
     base = 0.0
@@ -50,6 +52,7 @@ class Profiler:
         self.device = next(iter(leaves(self.images).values())).device
         self.cache = LatencyCache(self.device, config)
         self.known: dict[tuple[int, ...], list[Segment]] = {}
+        self.places = {layer.name: i for i, layer in enumerate(structure.layers)} if structure.apart else {}
 
     def network(self, kept: Ints) -> nn.Module:
         """With the first so many units of every layer (layers,)."""
@@ -62,7 +65,7 @@ class Profiler:
         if key not in self.known:
             self.known[key] = describe(self.network(kept), taken(self.images, slice(1)))
             dense = next(iter(self.known.values()))
-            if [s.module for s in self.known[key]] != [s.module for s in dense]:
+            if self._called(self.known[key]) != self._called(dense):
                 raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
         return self.known[key]
 
@@ -91,3 +94,21 @@ class Profiler:
         """(networks, segments) nanoseconds."""
         times = self.cache.times
         return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
+
+    def layer_times(self, kept: Ints) -> Floats:
+        """(networks, layers + 1) nanoseconds in each layer's place, of layers that stand apart, and of all the rest."""
+        rows = []
+        for one in kept:
+            places = [self.places.get(self._place(s.module), len(self.places)) for s in self.segments(one)]
+            rows.append(np.bincount(places, self.times(one[None])[0], len(self.places) + 1))
+        return np.array(rows)
+
+    def _place(self, module: str) -> str:
+        """The layer in whose place a module stands, with others; else itself."""
+        parent = module.rpartition(".")[0]
+        return parent if parent in self.places else module
+
+    def _called(self, segments: Sequence[Segment]) -> list[str]:
+        """Names, one for those that stand in a layer's place."""
+        groups = groupby(self._place(segment.module) for segment in segments)
+        return [each for name, group in groups for each in ([name] if name in self.places else group)]
