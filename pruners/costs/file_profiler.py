@@ -25,14 +25,13 @@ from ...training.inputs import Inputs, taken
 from ..structure import Structure
 from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
-from .profiler import BLOCK, Bar, Profiler, Timer
+from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
 from .segments import Segment
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of what every layer may keep, in the whole networks …
 ONE_LESS = (1.0, 0.75, 0.5)  # … and less one: no block is full
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers that they take, so that large images do not fill the memory
-PASSES = 3  # of a file for every one of `latency.repeats`: it is one sample, where segments in torch share theirs
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .latency_table import Floats, Ints
 from .segments import Segment, describe, time_segments
 
 BLOCK = 8  # channels that kernels work on together
+PASSES = 3  # for every one of `latency.repeats`, of what is in one network: widths are in several, and share samples
 
 Timer = Callable[[nn.Module, Tensor], Sequence[float]]
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
@@ -81,7 +82,8 @@ class Profiler:
         samples: dict[str, list[float]] = {}
         with stopwatch(self.device, self.config) as clock:
             timer = timer or partial(time_segments, clock=clock)
-            for _ in range(self.config.repeats if networks else 0):
+            repeats = self.config.repeats * (PASSES if self.places else 1)
+            for _ in range(repeats if networks else 0):
                 for kept in networks:
                     seconds = timer(self.network(kept), self.images)
                     for segment, value in zip(self.segments(kept), seconds, strict=True):
