@@ -2,6 +2,7 @@
 
 python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10/ and weights/)
 python benchmarks/latency_budget.py --data DIR --set latency.runtime=onnxruntime --set latency.precision=int8
+python benchmarks/latency_budget.py --data DIR --depths 20 --random 6 --budgets --set method=lowrank
 
 The table of one network is taken on this machine, in this run or an earlier one (it is cached). *Right*: the latency
 it predicts for random plans against the whole networks' measured latency, both as a fraction of the dense network's.
@@ -32,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.85, 0.75, 0.65])
+    parser.add_argument("--budgets", type=float, nargs="*", default=[0.85, 0.75, 0.65])
     parser.add_argument("--random", type=int, default=12, help="random plans that the table is tried on")
     parser.add_argument("--runs", type=int, default=25, help="timed passes of every network, which take turns")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
@@ -41,20 +42,23 @@ def main() -> None:
     print(header())
     errors, rows = [], []
     for depth in args.depths:
-        session = cifar_session(depth, args.data, f"budget.latency={args.budgets[0]}", "threads=1", *args.overrides)
+        session = cifar_session(depth, args.data, "budget.latency=1", "threads=1", *args.overrides)
         errors.append([f"ResNet-{depth}", *table_error(session, args.random, args.runs)])
-        rows += [[f"ResNet-{depth}", *row] for row in bought(session, args.budgets, args.runs)]
+        if args.budgets:
+            rows += [[f"ResNet-{depth}", *row] for row in bought(session, args.budgets, args.runs)]
     print(
         table(["network", "dense, ms", "by the table", "random plans", "mean error", "largest", "correlation"], errors)
     )
     head = ["network", "budget", "rule", "FLOPs %", "latency % by the table", "latency % measured", "top-1"]
-    print("\n" + table(head, rows))
+    if rows:
+        print("\n" + table(head, rows))
 
 
 def table_error(session: Session, count: int, runs: int) -> list[str]:
-    """The table against the clock, on the dense network and on random plans of two thirds of its latency and more."""
+    """The table against the clock, on the dense network and on random plans of two thirds of its latency, or of what
+    can be reached, and more."""
     rng = np.random.default_rng(0)
-    fractions = np.linspace(0.65, 0.95, count)
+    fractions = np.linspace(max(0.65, floor(session)), 0.95, count)
     plans = [
         random_plans(SearchProblem(_budget(session, "latency", k), session.context, rng=rng), 1)[0] for k in fractions
     ]
@@ -71,11 +75,10 @@ def bought(session: Session, budgets: list[float], runs: int) -> list[list[str]]
     """Rows: the plans for a latency, and those for as fast a budget of FLOPs."""
     assert session.test is not None
     named: list[tuple[str, str, Kept]] = []
-    least = Budget(session.structure, "latency", 1.0).least
-    floor = session.structure.fraction("latency", least)
+    least = floor(session)
     for fraction in budgets:
-        if fraction < floor:
-            print(f"latency {fraction:g} cannot be met: every layer at its least keeps {floor:.3f}\n")
+        if fraction < least:
+            print(f"latency {fraction:g} cannot be met: every layer at its least keeps {least:.3f}\n")
             continue
         for rule in ("knapsack", "uniform"):
             kept = _plan(session, rule, "latency", fraction)
@@ -88,6 +91,11 @@ def bought(session: Session, budgets: list[float], runs: int) -> list[list[str]]
         figures = [f"{100 * value:.1f}" for value in (*cost, ms / measured[0])]
         rows.append([budget, rule, *figures, f"{accuracy(session.compress(kept), session.test):.1f}"])
     return rows
+
+
+def floor(session: Session) -> float:
+    """The least latency that a plan can have, by the table."""
+    return session.structure.fraction("latency", _budget(session, "latency", 1.0).least)
 
 
 def measure(session: Session, plans: list[Kept], runs: int) -> list[float]:

@@ -83,8 +83,9 @@ def find_structure(
         ValueError: see `Method.find` and `take_table`.
     """
     found = METHODS[config.method].find(model, input_shape, config.layers)
-    table = {"latency": take_table(model, found, config.latency, bar=bar)} if timed else {}
-    return replace(found, method=config.method, costs={**found.costs, **table})  # as it is found by, here and later
+    if timed:
+        found = found.with_cost("latency", take_table(model, found, config.latency, bar=bar))
+    return replace(found, method=config.method)  # as it is found by, here and later
 
 
 def find_budget(config: Config, structure: Structure) -> Budget:

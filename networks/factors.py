@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..storage.reading import shown
 from ..training.inputs import Inputs, call
 from .copying import copied
 from .norms import LAYERS, TRANSPOSED
@@ -17,6 +18,8 @@ from .own_convolutions import is_plain
 
 Kind = Literal["channel", "spatial"]
 Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+Parts = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""A matrix (rows, columns) and a rank → (rows, rank) and (rank, columns)."""
 
 
 class Factorised(nn.Sequential):
@@ -36,14 +39,17 @@ class Factorised(nn.Sequential):
         self.kind = kind
 
     @classmethod
-    def of(cls, layer: Layer, rank: int, kind: Kind) -> Factorised:
-        """Of a layer's weight, what is nearest to it; the bias is the layer's own, and what is frozen stays frozen."""
+    def of(cls, layer: Layer, rank: int, kind: Kind, parts: Parts | None = None) -> Factorised:
+        """Of a layer's weight, what is nearest to it; the bias is the layer's own, and what is frozen stays frozen.
+
+        `parts` makes two matrices of the weight's otherwise: `corners`.
+        """
         weight = layer.weight
         options = {"device": weight.device, "dtype": weight.dtype}
         first, second = (build(**options) for build in _builders(layer, rank, kind))
         second.bias = layer.bias
         found = cls(first, second, kind).train(layer.training)
-        found.take(weight.detach())
+        found._put(*(parts or split)(matrix(weight.detach().double(), kind), rank))
         for part in found:
             part.weight.requires_grad_(weight.requires_grad)
         return found
@@ -109,7 +115,10 @@ class Factorised(nn.Sequential):
 
         Both layers share the singular values, so that a step of training moves either as far.
         """
-        left, right = split(matrix(weight.double(), self.kind), self.rank)
+        self._put(*split(matrix(weight.double(), self.kind), self.rank))
+
+    def _put(self, left: Tensor, right: Tensor) -> None:
+        """Two matrices as the weights, (rows, rank) and (rank, columns) of `matrix`."""
         first, second = self.factors
         first.weight.data = right.reshape(first.weight.shape).to(first.weight)
         shape = second.weight.shape
@@ -149,6 +158,11 @@ def split(found: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
+def corners(found: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The matrix's first columns and its first rows, (rows, rank) and (rank, columns): of those shapes, at once."""
+    return found[:, :rank], found[:rank]
+
+
 def whole_layer(module: nn.Module) -> nn.Module:
     """The module; of one in two factors, the layer that computes the same."""
     return module.whole if isinstance(module, Factorised) else module
@@ -162,17 +176,35 @@ def set_weight(module: Any, weight: Tensor) -> None:
         module.weight.data = weight
 
 
-def factorised(model: nn.Module, ranks: Mapping[str, tuple[int, Kind]]) -> nn.Module:
+def factorised(model: nn.Module, ranks: Mapping[str, tuple[int, Kind]], parts: Parts | None = None) -> nn.Module:
     """The network with some of its layers in two factors, in place; one in two already gets a lower rank.
 
     Args:
         model: changed.
         ranks: module → rank and kind.
+        parts: as `Factorised.of` takes it.
     """
     for name, (rank, kind) in ranks.items():
         layer = cast(Layer, whole_layer(model.get_submodule(name)))
-        model.set_submodule(name, Factorised.of(layer, rank, kind))
+        model.set_submodule(name, Factorised.of(layer, rank, kind, parts))
     return model
+
+
+def check_rank(model: nn.Module, name: str, rank: int, kind: Kind) -> None:
+    """Whether a network has a layer that may have this rank.
+
+    Raises:
+        ValueError: it has not, or the rank is above the full one.
+    """
+    modules = dict(model.named_modules())
+    module = whole_layer(modules.get(name, model))
+    if name not in modules or not isinstance(module, Layer) or not name:
+        raise ValueError(f"this network has no convolution or linear layer {shown(name)}")
+    shape = tuple(module.weight.shape)
+    if getattr(module, "groups", 1) > 1 or (kind == "spatial" and len(shape) != 4):
+        raise ValueError(f"layer {name} cannot become two ({kind}) here")
+    if rank > full_rank(shape, kind):
+        raise ValueError(f"layer {name}: rank {rank} is above {full_rank(shape, kind)}, all it has")
 
 
 def unfactorised(model: nn.Module, dense: nn.Module) -> nn.Module:

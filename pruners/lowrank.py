@@ -20,7 +20,7 @@ from ..configs import Registry
 from ..configs.schema import LayersConfig
 from ..networks.checks import check_weights
 from ..networks.copying import copied, rebuilt
-from ..networks.factors import Kind, factorised, full_rank, input_widths, matrix, whole_layer, why_whole
+from ..networks.factors import Kind, check_rank, corners, factorised, full_rank, input_widths, matrix, why_whole
 from ..networks.inference import example_images
 from ..networks.norms import shift_output
 from ..networks.world import undisturbed
@@ -148,6 +148,8 @@ class LowRank:
             ignored=whole,
             shapes=shapes,
             input_shape=as_shape(input_shape),
+            first_units=first_ranks,
+            apart=tuple(layer.most for layer in layers),
         )
 
     def narrowed(self, structure: Structure, shapes: Mapping[str, tuple[int, ...]]) -> Structure:
@@ -214,9 +216,21 @@ class LowRank:
         for entry in told:
             if entry.module in ranks:
                 raise ValueError(f"the recipe factorises {shown(entry.module)} twice")
-            _check_rank(model, entry)
+            check_rank(model, entry.module, entry.rank, entry.kind)
             ranks[entry.module] = entry.rank, entry.kind
-        return factorised(rebuilt(model, lambda _name, tensor: tensor), ranks)
+        return factorised(_shared(model), ranks)
+
+
+def first_ranks(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
+    """The network whose layers have so many ranks (layers,), whichever: `Structure.first_units`."""
+    pairs = zip(map(_ranked, structure.layers), kept.tolist(), strict=True)
+    ranks = {layer.name: (count, layer.kind) for layer, count in pairs if count <= layer.most}
+    return factorised(_shared(model), ranks, corners).eval()
+
+
+def _shared(model: nn.Module) -> nn.Module:
+    """A copy round the same tensors."""
+    return rebuilt(model, lambda _name, tensor: tensor)
 
 
 def _layers(context: Context) -> list[RankLayer]:
@@ -294,7 +308,8 @@ def _known(context: Context, layer: RankLayer, criterion: str) -> _Known:
 
 def _curve(reduction: Reduction, layer: RankLayer) -> Floats:
     """(choices,) what is missed over what there is."""
-    lost = reduction.lost(layer.choices[-2]).cpu().numpy()[layer.levels[:-1] - 1]
+    less = layer.levels[:-1]  # none, where the layer as it is takes no longer than at any rank
+    lost = reduction.lost(int(less.max(initial=1))).cpu().numpy()[less - 1]
     shares = np.clip(lost / max(reduction.total, np.finfo(np.float64).tiny), 0.0, 1.0)
     return np.minimum.accumulate(np.append(shares, 0.0))
 
@@ -325,23 +340,6 @@ def _replaced(context: Context, found: Mapping[str, Reduced]) -> nn.Module:
             gone = found[layer.name].target - found[layer.name].weight
             shift_output(model, layer.name, context.moments.norms.get(layer.name), gone @ mean)
     return model
-
-
-def _check_rank(model: nn.Module, entry: _Ranked) -> None:
-    """Whether a network has such a layer.
-
-    Raises:
-        ValueError: it has not, or the rank is above the full one.
-    """
-    modules = dict(model.named_modules())
-    module = whole_layer(modules.get(entry.module, model))
-    if entry.module not in modules or not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) or not entry.module:
-        raise ValueError(f"this network has no convolution or linear layer {shown(entry.module)}")
-    shape = tuple(module.weight.shape)
-    if getattr(module, "groups", 1) > 1 or (entry.kind == "spatial" and len(shape) != 4):
-        raise ValueError(f"layer {entry.module} cannot become two ({entry.kind}) here")
-    if entry.rank > full_rank(shape, entry.kind):
-        raise ValueError(f"layer {entry.module}: rank {entry.rank} is above {full_rank(shape, entry.kind)}, all it has")
 
 
 METHODS.register("lowrank")(LowRank())

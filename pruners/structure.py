@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
@@ -82,7 +82,7 @@ class Branch:
 
 
 class CostModel(Protocol):
-    """A cost as a function of what is kept; it never falls where a layer keeps more."""
+    """A cost as a function of what is kept; between a layer's choices it never falls where the layer keeps more."""
 
     def __call__(self, kept: NDArray[Any]) -> Any:
         """(…, layers) units kept, integer or real → (…) cost."""
@@ -104,6 +104,9 @@ class Structure:
         branches: that go where one of their layers keeps 0 units.
         first_units: (network, structure, units kept) → a network of that size, whichever units it holds, for a latency
             table to time; none where keeping less makes no dense kernel faster.
+        apart: (layers,) the most units at which others stand in a layer's place, in a module of its name, so that what
+            it takes depends on what itself keeps alone; () where layers change each other's sizes.
+        in_turn: whether what a layer's steps save depends on what other layers keep, as products do.
     """
 
     method: str
@@ -114,6 +117,7 @@ class Structure:
     input_shape: InputShape
     branches: tuple[Branch, ...] = ()
     first_units: Callable[[nn.Module, Structure, Kept], nn.Module] | None = None
+    apart: tuple[int, ...] = ()
     in_turn: bool = False
 
     @cached_property
@@ -151,6 +155,22 @@ class Structure:
     def fractions(self, kept: Kept | Sequence[int]) -> dict[str, float]:
         """The fraction of every kind of cost that is counted here, by kind."""
         return {kind: self.fraction(kind, kept) for kind in self.costs}
+
+    def with_cost(self, kind: str, cost: CostModel) -> Structure:
+        """The same, counted in one more way. Where keeping more of a layer costs less, keeping less is no choice.
+
+        Raises:
+            PlanError: no layer has a choice left.
+        """
+        found = replace(self, costs={**self.costs, kind: cost})
+        layers = []
+        for layer, costs in zip(self.layers, found.choice_costs(kind), strict=True):
+            whole = np.rint(costs)  # as they are counted
+            cheapest = np.minimum.accumulate(whole[::-1])[::-1]
+            layers.append(replace(layer, choices=tuple(layer.levels[whole <= cheapest].tolist())))
+        if all(len(layer.choices) == 1 for layer in layers):
+            raise PlanError(f"budget.{kind}: of no layer does keeping less save {kind} here; budget flops or params")
+        return replace(found, layers=tuple(layers))
 
     def choice_costs(self, kind: str) -> list[Floats]:
         """For every layer, (choices,), what the network costs at each of its choices, the others whole."""

@@ -25,14 +25,13 @@ from ...training.inputs import Inputs, taken
 from ..structure import Structure
 from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
-from .profiler import BLOCK, Bar, Profiler, Timer
+from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
 from .segments import Segment
 
-SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of every layer's units, in the whole networks …
+SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of what every layer may keep, in the whole networks …
 ONE_LESS = (1.0, 0.75, 0.5)  # … and less one: no block is full
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers that they take, so that large images do not fill the memory
-PASSES = 3  # of a file for every one of `latency.repeats`: it is one sample, where segments in torch share theirs
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,13 @@ class FileProfiler(Profiler):
         # files have no memory format
         super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}))
         self.bar = bar
-        self.norms = following_norms(self.model, taken(self.images, slice(1)))
+        self.norms: dict[tuple[str, ...], dict[str, str]] = {}
 
     def measure(self, designs: Ints, timer: Timer | None) -> None:
         """Time the parts of networks (networks, layers) kept, and a few whole networks, where the cache lacks them."""
         dense = self.structure.units
-        sizes = [dense * share for share in SHARES] + [np.rint(dense * share) - 1 for share in ONE_LESS]
+        most = np.array(self.structure.apart or dense)
+        sizes = [dense, *(most * share for share in SHARES), *(np.rint(most * share) - 1 for share in ONE_LESS)]
         whole = np.unique(np.rint(sizes).clip(1, dense).astype(np.int64), axis=0)
         files: dict[str, Part] = {self._name(kept): Part(kept, None) for kept in whole}
         for kept in np.unique(np.concatenate([designs, whole]), axis=0):
@@ -128,18 +128,18 @@ class FileProfiler(Profiler):
             shape = self._shape(segment)
             channels = shape[channel_dim(network.get_submodule(segment.module))]
             elements = 0 if channels % BLOCK else int(np.prod(shape))
-            told.append((1e3 * self.cache.times[self._key(network, segment)], elements))
+            told.append((1e3 * self.cache.times[self._key(network, kept, segment)], elements))
         return told
 
     def _parts(self, kept: Ints) -> Iterator[tuple[str, Part]]:
         network = self.network(kept)
         for segment in self.segments(kept):
             if self._is_part(network, segment):
-                yield self._key(network, segment), Part(kept, segment)
+                yield self._key(network, kept, segment), Part(kept, segment)
 
     def _module(self, part: Part) -> nn.Module:
         network = self.network(part.kept)
-        return network if part.segment is None else self._folded(network, part.segment)
+        return network if part.segment is None else self._folded(network, part.kept, part.segment)
 
     def _images(self, part: Part) -> Inputs:
         if part.segment is None:
@@ -152,13 +152,16 @@ class FileProfiler(Profiler):
     def _is_part(self, network: nn.Module, segment: Segment) -> bool:
         return isinstance(network.get_submodule(segment.module), LAYERS) and len(segment.inputs) == 1
 
-    def _folded(self, network: nn.Module, segment: Segment) -> nn.Module:
+    def _folded(self, network: nn.Module, kept: Ints, segment: Segment) -> nn.Module:
         module = network.get_submodule(segment.module)
-        norm = self.norms.get(segment.module)
+        called = tuple(other.module for other in self.segments(kept))
+        if called not in self.norms:
+            self.norms[called] = following_norms(network, taken(self.images, slice(1)))
+        norm = self.norms[called].get(segment.module)
         return module if norm is None else fold(module, network.get_submodule(norm))
 
-    def _key(self, network: nn.Module, segment: Segment) -> str:
-        return f"{self._folded(network, segment)!r}({'x'.join(map(str, segment.inputs[0]))})"
+    def _key(self, network: nn.Module, kept: Ints, segment: Segment) -> str:
+        return f"{self._folded(network, kept, segment)!r}({'x'.join(map(str, segment.inputs[0]))})"
 
     def _name(self, kept: Ints) -> str:
         """Of the whole network that keeps so many: by all that it calls."""

@@ -4,7 +4,8 @@ The network is cut to a few dozen combinations of units kept and runs as it alwa
 another runtime than torch its parts are timed as files (`FileProfiler`).
 Segments that do the same are one, and share their samples; the median counts, for medians of parts add up to that of
 the whole where minima do not. Kernels work on blocks of 8 or 16 channels, so that curves are stairs: they are known at
-pairs of sizes, a multiple and the next one, and straight in between.
+pairs of sizes, a multiple and the next one, and straight in between. So they are of ranks: two layers stand in a
+layer's place, each timed as any other, and change no size of their neighbours'.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..structure import CostModel, PlanError, Structure
 from .counts import BranchCost, LinearCost
 from .file_profiler import FileProfiler
 from .latency_files import in_torch
-from .latency_table import Curve, Floats, Form, Ints, LatencyTable
+from .latency_table import Curve, Floats, Form, Ints, LatencyTable, LayerTimes
 from .profiler import BLOCK, Bar, Profiler, Timer, no_bar
 
 STEPS = 8  # of a layer's width, that a curve is known at
@@ -48,9 +49,28 @@ def take_table(
     """
     if structure.first_units is None:
         raise PlanError(f"budget.latency: no latency table for method: {structure.method}; budget flops or params")
-    dense = structure.units
     config = config or LatencyConfig()
     profiler = Profiler(model, structure, config) if in_torch(config) else FileProfiler(model, structure, config, bar)
+    return _layer_times(profiler, timer) if structure.apart else _sizes_table(profiler, timer)
+
+
+def _layer_times(profiler: Profiler, timer: Timer | None) -> LayerTimes:
+    """Of layers that stand apart: each as it is where it keeps more than `Structure.apart`."""
+    dense, most = profiler.structure.units, profiler.structure.apart
+    steps = _steps(np.array(most))
+    profiler.measure(np.concatenate([steps, dense[None]]), timer)
+    (whole,), less = profiler.layer_times(dense[None]), profiler.layer_times(steps)
+    times = []
+    for i, units in enumerate(dense):
+        knots, first = np.unique(steps[:, i], return_index=True)
+        kept = np.arange(units + 1)
+        times.append(np.where(kept > most[i], whole[i], np.interp(kept, knots, less[first, i])))
+    return LayerTimes(profiler.base + float(whole[-1]), times)
+
+
+def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
+    """Of layers that change each other's sizes."""
+    structure, dense = profiler.structure, profiler.structure.units
     sizes, units = _shapes(profiler)
     colours = _colours(units)
     steps = _steps(dense)

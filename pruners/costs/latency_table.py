@@ -1,4 +1,4 @@
-"""Latency as a cost: a sum of curves over what a layer keeps, and surfaces over two, that is quick to look up."""
+"""Latency as a cost, quick to look up: a sum of curves over what a layer keeps, and surfaces over what two keep."""
 
 from __future__ import annotations
 
@@ -125,6 +125,35 @@ class LatencyTable:
         values = np.interp(first * second + self.start, self.axis, self.values)
         edges = values[len(values) - 2 * len(self.cross) :]
         return float(self.fixed + self.factors @ values + self.cross @ (edges[::2] * edges[1::2]))
+
+
+class LayerTimes:
+    """Nanoseconds of a batch where what a layer takes depends on what itself keeps, alone: a `CostModel`.
+
+    As measured, also where keeping less takes longer (two small layers may, in the place of one): such a number is
+    no choice, see `Structure.with_cost`, and a plan that keeps it all the same costs what it takes. Between whole
+    numbers a layer costs what the highest curve says that never falls.
+    """
+
+    def __init__(self, fixed: float, times: Sequence[Floats]):
+        """Ready to be asked.
+
+        Args:
+            fixed: nanoseconds that no layer changes.
+            times: every layer's (units + 1,) at every number kept.
+        """
+        self.fixed = fixed
+        lengths = np.array([len(time) for time in times])
+        self.start = np.cumsum(lengths) - lengths
+        self.times = np.concatenate(times)
+        self.below = np.concatenate([np.minimum.accumulate(time[::-1])[::-1] for time in times])
+
+    def __call__(self, kept: NDArray[Any]) -> Any:
+        """(…, layers) units kept, integer or real → (…) nanoseconds."""
+        at = self.start + kept
+        if np.issubdtype(at.dtype, np.integer):
+            return self.fixed + self.times[at].sum(axis=-1)
+        return self.fixed + np.interp(at, np.arange(len(self.below)), self.below).sum(axis=-1)
 
 
 def _scaled(curve: Curve) -> Curve:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from .latency_table import Floats, Ints
 from .segments import Segment, describe, time_segments
 
 BLOCK = 8  # channels that kernels work on together
+PASSES = 3  # for every one of `latency.repeats`, of what is in one network: widths are in several, and share samples
 
 Timer = Callable[[nn.Module, Tensor], Sequence[float]]
 Bar = Callable[[str, int], AbstractContextManager[Callable[[str], None]]]
@@ -38,6 +40,7 @@ class Profiler:
 
     Attributes:
         base: nanoseconds of a pass that are no segment's.
+        places: layer's name → its place in the walk, of layers that stand apart.
     """
 
     base = 0.0
@@ -50,6 +53,7 @@ class Profiler:
         self.device = next(iter(leaves(self.images).values())).device
         self.cache = LatencyCache(self.device, config)
         self.known: dict[tuple[int, ...], list[Segment]] = {}
+        self.places = {layer.name: i for i, layer in enumerate(structure.layers)} if structure.apart else {}
 
     def network(self, kept: Ints) -> nn.Module:
         """With the first so many units of every layer (layers,)."""
@@ -62,7 +66,7 @@ class Profiler:
         if key not in self.known:
             self.known[key] = describe(self.network(kept), taken(self.images, slice(1)))
             dense = next(iter(self.known.values()))
-            if [s.module for s in self.known[key]] != [s.module for s in dense]:
+            if self._called(self.known[key]) != self._called(dense):
                 raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
         return self.known[key]
 
@@ -78,7 +82,8 @@ class Profiler:
         samples: dict[str, list[float]] = {}
         with stopwatch(self.device, self.config) as clock:
             timer = timer or partial(time_segments, clock=clock)
-            for _ in range(self.config.repeats if networks else 0):
+            repeats = self.config.repeats * (PASSES if self.places else 1)
+            for _ in range(repeats if networks else 0):
                 for kept in networks:
                     seconds = timer(self.network(kept), self.images)
                     for segment, value in zip(self.segments(kept), seconds, strict=True):
@@ -91,3 +96,21 @@ class Profiler:
         """(networks, segments) nanoseconds."""
         times = self.cache.times
         return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
+
+    def layer_times(self, kept: Ints) -> Floats:
+        """(networks, layers + 1) nanoseconds in each layer's place, of layers that stand apart, and of all the rest."""
+        rows = []
+        for one in kept:
+            places = [self.places.get(self._place(s.module), len(self.places)) for s in self.segments(one)]
+            rows.append(np.bincount(places, self.times(one[None])[0], len(self.places) + 1))
+        return np.array(rows)
+
+    def _place(self, module: str) -> str:
+        """The layer in whose place a module stands, with others; else itself."""
+        parent = module.rpartition(".")[0]
+        return parent if parent in self.places else module
+
+    def _called(self, segments: Sequence[Segment]) -> list[str]:
+        """Names, one for those that stand in a layer's place."""
+        groups = groupby(self._place(segment.module) for segment in segments)
+        return [each for name, group in groups for each in ([name] if name in self.places else group)]

@@ -11,6 +11,7 @@ import small
 import torch
 
 import secateur
+import zoo
 from secateur.networks.factors import Factorised
 from secateur.pruners import PlanError
 
@@ -64,10 +65,40 @@ def test_what_ranks_cannot_do_is_refused_in_a_line(tmp_path: Path) -> None:
     other = session_in(tmp_path, "layers.factors=spatial")
     with pytest.raises(PlanError, match="the plan is for another network: layer first has 6 ranks in the plan"):
         secateur.apply(plan, other, out=tmp_path / "no")
-    timed = small.make(tmp_path, "lowrank", budget={"latency": 0.5})
-    with pytest.raises(PlanError, match="no latency table for method: lowrank; budget flops or params"):
-        secateur.train(timed, out=tmp_path / "no")
     assert not (tmp_path / "no").exists()
+
+
+def test_a_budget_of_latency_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the clock says what layers take: of `first` two are slower than one, at any rank."""
+    monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
+
+    def price(module: torch.nn.Module, given: torch.Tensor, output: torch.Tensor) -> float:
+        slow = isinstance(module, torch.nn.Conv2d) and given.shape[1] == 1 and output.shape[1] < 6
+        return zoo.multiplications(module, given, output) + (1e-3 if slow else 0.0)
+
+    monkeypatch.setattr("secateur.pruners.costs.profiler.time_segments", lambda m, x, clock: zoo.timer(price)(m, x))
+    agent = {"episodes": 3, "warmup": 1, "rerank": 2}
+    session = small.make(tmp_path, "lowrank", budget={"latency": 0.7}, agent=agent)
+    choices = {layer.name: layer.choices for layer in session.structure.layers}
+    assert choices["first"] == (6,)
+    assert len(choices["inner2"]) > 1
+    done = secateur.train(session, out=tmp_path / "run")
+    assert secateur.train(resume=tmp_path / "run", session=session).plan == done.plan
+    assert 0.5 < done.plan.cost["latency"] <= 0.7
+    small_one = secateur.apply(done.plan, session, out=tmp_path / "small")
+    assert small_one.summary["latency"]["predicted"] == done.plan.cost["latency"]
+    assert small_one.summary["latency"]["measured"] > 0
+    taken = [sum(zoo.timer(price)(model, small.batches(1, 9)[0][0])) for model in (small_one.model, session.model)]
+    assert taken[0] / taken[1] == pytest.approx(done.plan.cost["latency"])
+    rows = secateur.compare([done.plan], session, against=["uniform", "knapsack", "random"], out=tmp_path / "c").rows
+    assert all(0.5 < row["latency"] <= 0.7 for row in rows)
+    asked = secateur.plan(tmp_path / "run", session, latency=0.8, out=tmp_path / "p").plan
+    assert 0.7 < asked.cost["latency"] <= 0.8
+    looked = secateur.inspect(session, latency=True)
+    assert looked.budgets["latency"].least < 0.7
+    assert {row.name: row.choices for row in looked.layers} == choices
+    cut = np.array([layer.units if layer.name != "first" else 2 for layer in session.structure.layers])
+    assert session.structure.fraction("latency", cut) > 1.0  # by hand: it is said to be slower, as it is
 
 
 def test_compared_with_every_rule_that_makes_sense(tmp_path: Path) -> None:
