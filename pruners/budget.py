@@ -13,6 +13,7 @@ import numpy as np
 
 from ..configs import CostKind
 from ..configs.amounts import DIGITS, amount, told
+from ..configs.registry import split
 from .scope import sparsity_range
 from .structure import Floats, Kept, PlanError, Structure
 
@@ -80,10 +81,11 @@ class Budget:
                         f"it; budget {' or '.join(others)}"
                     )
                 reachable = np.ceil(1e4 * least / whole) / 1e4
+                trunks = ", or set layers.cut=all" if "channels" in split(self.structure.method) else ""
                 raise PlanError(
                     f"budget.{kind} = {fraction:g} cannot be met: cutting every layer to {self.max_sparsity:g} still "
                     f"keeps {reachable:g}; ask for at least that ({told(kind, least, up=True)}, where "
-                    f"{told(kind, fraction * whole)} was asked), raise layers.max_sparsity, or set layers.cut=all"
+                    f"{told(kind, fraction * whole)} was asked), or raise layers.max_sparsity{trunks}"
                 )
 
     def _saved(self) -> list[str]:
