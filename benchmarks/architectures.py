@@ -3,10 +3,12 @@
 python benchmarks/architectures.py                      (those of the table in docs/measured/architectures.md)
 python benchmarks/architectures.py timm:repvgg_a0       (others; `NAME,all` cuts residual trunks, too)
 
-Weights are drawn for rectifiers, branches that begin switched off are on, batch-norm statistics are those of made-up
-images. A quarter of every layer goes at random (a third of the heads), and is repaired on 64 images; distances from the
-dense network are on 64 others, squared, over the variance of its outputs. Every row is a process of its own, so that
-its memory is its own.
+Weights are drawn for rectifiers, branches that begin switched off are on, batch-norm statistics are those of images. A
+quarter of every layer goes at random (a third of the heads), and is repaired on 64 images; distances from the dense
+network are on 64 others, squared, over the variance of its outputs. The images are scikit-learn's handwritten digits,
+one colour on another. (On smooth noise, where every image has 192 numbers of its own and nothing in common with the
+others, 64 say nothing of the next 64: MobileNetV3-small ended further off, 2.01 after 1.12, and with 512 nearer, 0.90;
+on images that have something in common with 64, too.) Every row is a process of its own, so that its memory is its own.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import header, table
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import secateur
@@ -107,10 +110,12 @@ def measure(name: str) -> dict[str, Any]:
 
 
 def images(size: int, seed: int) -> Tensor:
-    """(64, 3, size, size) smooth noise."""
+    """(64, 3, size, size) handwritten digits, one colour on another; others for every seed."""
     generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(IMAGES, 3, 8, 8, generator=generator)
-    return nn.functional.interpolate(coarse, size=size, mode="bicubic")
+    strokes = torch.from_numpy(load_digits().images[seed * IMAGES :][:IMAGES]).float() / 16.0
+    strokes = nn.functional.interpolate(strokes.unsqueeze(1), size=size, mode="bicubic")
+    ink, paper = (torch.randn(IMAGES, 3, 1, 1, generator=generator) for _ in range(2))
+    return strokes * ink + (1.0 - strokes) * paper
 
 
 def alive(model: nn.Module, size: int) -> nn.Module:
