@@ -18,7 +18,9 @@ from ..configs import ConfigError, did_you_mean
 from ..configs.registry import admit
 from ..configs.schema import DataConfig
 from ..data.folders import open_images
+from ..networks.copying import copied
 from ..networks.inference import Batches, count_images
+from ..networks.norms import fold_statistics
 from ..networks.world import undisturbed
 from ..pruners.plan import PLAN_NAME, RatioPlan
 from ..pruners.saved import NETWORK_NAME, PACKED_NAME, WEIGHTS_NAME, load, pack_network
@@ -85,6 +87,7 @@ def export(
     format: str = "onnx",
     int8: bool = False,
     normalise: bool = False,
+    fold_norms: bool = False,
     tolerance: float | None = None,
     images: str | Path | None = None,
     out: str | Path | None = None,
@@ -102,6 +105,8 @@ def export(
             need), or a runtime as `package.module:callable`.
         int8: also a file of 8-bit integers, its ranges from the calibration images.
         normalise: whether the file takes pixels in [0, 1] and normalises them itself, by the config's mean and std.
+        fold_norms: of a packed file, whether running statistics of batch norms go into their weights and biases: two
+            numbers a channel less, outputs that are the same up to rounding.
         tolerance: the most that the largest difference of an output may be, over the standard deviation of all; of
             8-bit files the mean difference. None takes 1e-4, and 0.25.
         images: a folder of images in place of the run's data set: without labels, so that no accuracy is measured.
@@ -113,6 +118,8 @@ def export(
     """
     folder, session = Path(run), Session.of(session)
     runtime = _runtime(format, int8=int8, normalise=normalise, trust_code=session.trust_code)
+    if fold_norms and format != PACKED:
+        raise ValueError(f"fold_norms: only packed files are written so, not {format}: leave it out")
     check_free(out)
     if not (folder / NETWORK_NAME).is_file():  # before a config is asked for, which would help nobody
         raise FileNotFoundError(f"no {NETWORK_NAME} in {folder}: give a folder that `secateur apply` wrote")
@@ -124,7 +131,7 @@ def export(
     place = free_folder(out, folder / f"exported-{format if runtime is None else runtime.format}")
     with whole_folder(place.absolute()) as temporary:
         job = _Job(session, model, ground, folder, temporary, tolerance)
-        report = job.weights(own, format) if runtime is None else job.files(runtime, normalise, int8)
+        report = job.weights(own, format, fold_norms) if runtime is None else job.files(runtime, normalise, int8)
         write_json(temporary / EXPORT_NAME, report)
         (temporary / CARD_NAME).write_text(
             card(report, WEIGHTS_LOADING if runtime is None else runtime.loading), encoding="utf-8"
@@ -208,22 +215,26 @@ class _Job:
                 advance("")
         return told | {"files": found}
 
-    def weights(self, own: nn.Module | None, format: str) -> dict[str, Any]:
+    def weights(self, own: nn.Module | None, format: str, fold_norms: bool) -> dict[str, Any]:
         """Copy or pack weights and recipe and check them; the report. A dense network of the caller's own is given.
 
         Raises:
             RuntimeError: not every bit came back.
         """
-        told = self._told(format, {})
+        told, written = self._told(format, {}), self.model
         if format == PACKED:
+            if fold_norms:
+                written = copied(self.model)
+                fold_statistics(written)
             files = [self.place / PACKED_NAME]
-            told["packing"] = _packing(pack_network(self.run, self.place), self.run / WEIGHTS_NAME, files[0])
+            coded = pack_network(self.run, self.place, written.state_dict())
+            told["packing"] = _packing(coded, self.run / WEIGHTS_NAME, files[0])
         else:
             files = [self.place / WEIGHTS_NAME, self.place / NETWORK_NAME]
             for file in files:
                 shutil.copyfile(self.run / file.name, file)
         again = load(self.place, own, trust_code=self.session.trust_code)
-        given, state = self.model.state_dict(), again.state_dict()
+        given, state = written.state_dict(), again.state_dict()
         if odd := [name for name in given if not torch.equal(given[name], state[name])]:
             raise RuntimeError(f"{files[0].name}: {odd[0]} is not what was saved; nothing is kept")
         return told | {"files": {"float32": self._row(files, partial(call, again), "largest")}}

@@ -165,6 +165,9 @@ def export_command(
     normalise: Annotated[
         bool, typer.Option("--normalise", help="The file takes pixels in [0, 1] and normalises them itself.")
     ] = False,
+    fold_norms: Annotated[
+        bool, typer.Option("--fold-norms", help="Packed: running statistics of batch norms go into their weights.")
+    ] = False,
     tolerance: Annotated[
         float | None,
         typer.Option(
@@ -198,7 +201,15 @@ def export_command(
     reporter = reporter_of(as_json=as_json)
     session = Session(config, overrides=overrides or (), reporter=reporter, trust_code=trust_code)
     done = export(
-        run, session, format=format, int8=int8, normalise=normalise, tolerance=tolerance, images=images, out=out
+        run,
+        session,
+        format=format,
+        int8=int8,
+        normalise=normalise,
+        fold_norms=fold_norms,
+        tolerance=tolerance,
+        images=images,
+        out=out,
     )
     files = [row["file"] for row in done.report["files"].values()]
     wrote(reporter, done.folder, "export.json", "README.md", *files, as_json=as_json)

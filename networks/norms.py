@@ -100,6 +100,26 @@ def shift_output(model: nn.Module, name: str, norm: str | None, shift: Tensor) -
         running_mean.sub_(shift.to(running_mean.dtype))
 
 
+@torch.no_grad()
+def fold_statistics(model: nn.Module) -> None:
+    """Put the running statistics of batch norms into their weights and biases, in place.
+
+    Means are 0 and variances 1 afterwards, so that a norm is two numbers a channel instead of four; outputs are the
+    same up to rounding. Norms without weights, or without statistics, stay as they are.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.affine or module.running_var is None:
+            continue
+        assert module.running_mean is not None
+        assert module.num_batches_tracked is not None
+        variance, weight = module.running_var.double() + module.eps, module.weight.double()
+        module.bias.copy_(module.bias - module.running_mean * weight / variance.sqrt())
+        module.weight.copy_(weight * ((1.0 + module.eps) / variance).sqrt())
+        module.running_mean.zero_()
+        module.running_var.fill_(1.0)
+        module.num_batches_tracked.zero_()
+
+
 def fold_batchnorm(model: nn.Module, example: Inputs, keep: Collection[str] = ()) -> nn.Module:
     """A copy in eval mode that computes the same without most batch norms: a fifth to a third faster on a CPU.
 

@@ -74,12 +74,22 @@ class Budget:
                 self.structure.cost(counted(self.structure, kind), n) for n in (self.least, self.structure.units)
             )
             if least > _limit(fraction, whole):
+                if least >= whole and (others := self._saved()):
+                    raise PlanError(
+                        f"budget.{kind} = {fraction:g}: nothing that method: {self.structure.method} may do changes "
+                        f"it; budget {' or '.join(others)}"
+                    )
                 reachable = np.ceil(1e4 * least / whole) / 1e4
                 raise PlanError(
                     f"budget.{kind} = {fraction:g} cannot be met: cutting every layer to {self.max_sparsity:g} still "
                     f"keeps {reachable:g}; ask for at least that ({told(kind, least, up=True)}, where "
                     f"{told(kind, fraction * whole)} was asked), raise layers.max_sparsity, or set layers.cut=all"
                 )
+
+    def _saved(self) -> list[str]:
+        """The kinds of cost that the strongest allowed compression saves."""
+        cost = self.structure.cost
+        return [other for other in self.structure.costs if cost(other, self.least) < cost(other, self.structure.units)]
 
     @property
     def fractions(self) -> dict[CostKind, float]:

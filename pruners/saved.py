@@ -127,10 +127,15 @@ def save(model: nn.Module, folder: str | Path, *, like: str | Path) -> Path:
     return folder
 
 
-def pack_network(folder: Path, out: Path) -> list[Coded]:
+def pack_network(folder: Path, out: Path, changed: Mapping[str, Tensor] | None = None) -> list[Coded]:
     """Write the network that `save_network` wrote into a folder as one packed file, `PACKED_NAME`, into another.
 
     Nothing is lost: `load` of it gives the same weights, bit for bit.
+
+    Args:
+        folder: of the network.
+        out: the other folder.
+        changed: weights by name that are written in the place of the folder's.
 
     Returns:
         How each tensor was written.
@@ -139,7 +144,8 @@ def pack_network(folder: Path, out: Path) -> list[Coded]:
         ValueError, FileNotFoundError: nothing there, or damaged.
     """
     found = _opened(folder)
-    return pack(out / PACKED_NAME, found.state(math.inf), found.told.model_dump(mode="json", exclude={"sha256"}))
+    state = {name: (changed or {}).get(name, tensor) for name, tensor in found.state(math.inf).items()}
+    return pack(out / PACKED_NAME, state, found.told.model_dump(mode="json", exclude={"sha256"}))
 
 
 @undisturbed()

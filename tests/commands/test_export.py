@@ -264,6 +264,34 @@ def test_a_packed_network_is_one_small_file_and_loses_no_bit(method, session, ap
     assert "bits a number" in (done.folder / "README.md").read_text()
 
 
+def test_a_packed_file_without_running_statistics_is_smaller_and_computes_the_same(session, applied, tmp_path):
+    plain, folded = (
+        secateur.export(applied.folder, session, format="packed", fold_norms=fold, out=tmp_path / f"{fold}")
+        for fold in (False, True)
+    )
+    channels = sum(m.num_features for m in applied.model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    saved = [done.report["packing"]["bytes"] for done in (plain, folded)]
+    assert saved[0] - saved[1] > 0.8 * 2 * 4 * channels  # two floats a channel, deflated
+    again = secateur.load(folded.folder, session.model)
+    images = session.calibration[0][0]
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), applied.model(images), rtol=1e-4, atol=1e-4)
+    assert 0 < folded.report["files"]["float32"]["parity"]["largest"] < 1e-4
+    assert plain.report["files"]["float32"]["parity"]["largest"] == 0
+    assert not any(torch.equal(a, b) for a, b in zip(_norm_weights(again), _norm_weights(applied.model), strict=True))
+
+
+def _norm_weights(model):
+    return [m.weight for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def test_norms_are_folded_into_packed_files_alone(session, applied, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^fold_norms: only packed files are written so, not safetensors: leave it out$"
+    ):
+        secateur.export(applied.folder, session, format="safetensors", fold_norms=True, out=tmp_path / "out")
+
+
 def test_a_packed_file_of_another_network_or_a_damaged_one_is_refused(session, applied, tmp_path):
     done = secateur.export(applied.folder, session, format="packed", out=tmp_path / "out")
     packed = done.folder / "network.packed"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from secateur.networks.norms import fold_batchnorm, following_norms
+from secateur.networks.norms import fold_batchnorm, fold_statistics, following_norms
 
 
 def norms(model: nn.Module) -> int:
@@ -24,6 +24,23 @@ def test_a_folded_network_computes_the_same_with_fewer_norms(name: str) -> None:
     assert norms(model) - norms(folded) == len(following_norms(model, x))
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(4), nn.BatchNorm2d(4, eps=0.1), nn.BatchNorm3d(4).double(), nn.BatchNorm2d(4, affine=False)]
+)
+def test_statistics_go_into_weights_where_there_are_any(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    for tensor in norm.state_dict().values():
+        tensor.copy_(torch.rand(tensor.shape) * 3 + 0.1)
+    model = norm.eval()
+    x = torch.randn(2, 4, *[3] * {"1d": 0, "2d": 2, "3d": 3}[type(norm).__name__[-2:]], dtype=norm.running_mean.dtype)
+    with torch.no_grad():
+        before = model(x)
+        fold_statistics(model)
+        torch.testing.assert_close(model(x), before)
+    folded = bool((model.running_mean == 0).all() and (model.running_var == 1).all())
+    assert folded == norm.affine
 
 
 def test_what_is_to_be_kept_stays() -> None:

@@ -17,6 +17,7 @@ from secateur.networks.fused import Fused
 from secateur.networks.quantise.grid import Grid, by_row, code_range
 from secateur.networks.quantise.observed import _best_range
 from secateur.pruners.bits import BITS, Bits
+from secateur.pruners.budget import Budget
 from secateur.pruners.compressor import Compressor
 from secateur.pruners.context import Context
 from secateur.pruners.method import METHODS
@@ -203,6 +204,16 @@ def test_eight_bits_of_inputs_lose_little_and_clip_what_is_rare() -> None:
 def test_grids_are_for_this_method(method: str, given: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match=rf"layers\.{next(iter(given))} is for method: bits; leave it out .* {method}"):
         METHODS[method].find(zoo.make("vgg"), zoo.RGB, LayersConfig(**given))
+
+
+def test_a_budget_that_bits_do_not_change_is_refused_with_those_that_they_do() -> None:
+    structure = context("residual").structure
+    for kind in ("flops", "params"):
+        with pytest.raises(
+            PlanError, match=rf"^budget\.{kind} = 0\.5: nothing .* bits .* changes it; budget size or bops$"
+        ):
+            Budget(structure, kind, 0.5)  # type: ignore[arg-type]
+        assert Budget(structure, kind, 1.0).limit > 0  # type: ignore[arg-type]
 
 
 def test_choices_are_multiples_of_round_to() -> None:
