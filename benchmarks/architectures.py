@@ -1,12 +1,13 @@
 """Whether networks of every kind can be cut: torchvision's and timm's, with random weights.
 
-python benchmarks/architectures.py                      (those of the table in docs/measured/architectures.md)
-python benchmarks/architectures.py timm:repvgg_a0       (others; `NAME,all` cuts residual trunks, too)
+python benchmarks/architectures.py --data DIR                      (the table in docs/measured/architectures.md)
+python benchmarks/architectures.py --data DIR timm:repvgg_a0       (others; `NAME,all` cuts residual trunks, too)
 
-Weights are drawn for rectifiers, branches that begin switched off are on, batch-norm statistics are those of made-up
-images. A quarter of every layer goes at random (a third of the heads), and is repaired on 64 images; distances from the
-dense network are on 64 others, squared, over the variance of its outputs. Every row is a process of its own, so that
-its memory is its own.
+Weights are drawn for rectifiers, branches that begin switched off are on, batch-norm statistics are those of images. A
+quarter of every layer goes at random (a third of the heads), and is repaired on 64 images; distances from the dense
+network are on 64 others, squared, over the variance of its outputs. The images are CIFAR-10's, enlarged: of smooth
+noise, where no image has anything in common with another, 64 say nothing of the next 64, and a network that is fitted
+to them ends further off. Every row is a process of its own, so that its memory is its own.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import header, table
+from common import cifar_config, header, table
 from torch import Tensor, nn
 
 import secateur
 from secateur.configs.schema import FitConfig, NetworkConfig, ObjectiveConfig
+from secateur.data.load import load_splits
+from secateur.data.loaders import normalise
 from secateur.networks import build_network
 from secateur.networks.graph import UntraceableError
 from secateur.networks.opened import opened
@@ -62,15 +65,17 @@ HEADS = 16  # up to so many units are heads, or little else: a third of them goe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, help="torchvision:NAME or timm:NAME, with ,all for trunks")
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds cifar10/")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(measure(args.names[0])))
+        print(json.dumps(measure(args.names[0], args.data)))
         return
     print(header())
     rows = []
     for name in args.names:
-        done = subprocess.run([sys.executable, __file__, "--row", name], stdout=subprocess.PIPE, check=False)
+        command = [sys.executable, __file__, "--data", args.data, "--row", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         row = json.loads(done.stdout) if done.returncode == 0 else {"network": name, "layers": "failed"}
         print(row, file=sys.stderr, flush=True)
         rows.append(row)
@@ -78,27 +83,27 @@ def main() -> None:
     print(table(list(head), [[str(row.get(key, "–")) for key in head] for row in rows]))
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, data: Path) -> dict[str, Any]:
     """One network's row."""
     warnings.simplefilter("ignore")
     started = time.process_time()
     place, _, trunks = name.partition(",")
     size = next((pixels for part, pixels in SIZES.items() if part in place), PIXELS)
     config = NetworkConfig(name=place, num_classes=10, pretrain=FitConfig(epochs=1))
-    model = alive(build_network(config, seed=0), size)
+    statistics, calibration, held_out = photographs(data, size)
+    model = alive(build_network(config, seed=0), statistics)
     found = time.process_time()
     structure = find_layers(model, (3, size, size), cut="all" if trunks == "all" else "inner")
     seconds = time.process_time() - found
     rng = np.random.default_rng(0)
     selection = [np.sort(rng.choice(layer.units, kept(layer.units), replace=False)) for layer in structure.layers]
-    held_out = images(size, seed=2)
     return {
         "network": name,
         "layers": len(structure.layers),
         "least FLOPs": f"{structure.fraction('flops', [layer.choices[0] for layer in structure.layers]):.2f}",
         "left whole": reasons(structure),
         "masked − shrunk": f"{difference(model, structure, selection, held_out[:2]):.0e}",
-        **distances(model, structure, selection, held_out),
+        **distances(model, structure, selection, calibration, held_out),
         "reloaded": reloaded(model, structure, selection, config, held_out[:2]),
         "found in, CPU s": f"{seconds:.0f}",
         "all, CPU s": f"{time.process_time() - started:.0f}",
@@ -106,14 +111,15 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def images(size: int, seed: int) -> Tensor:
-    """(64, 3, size, size) smooth noise."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(IMAGES, 3, 8, 8, generator=generator)
-    return nn.functional.interpolate(coarse, size=size, mode="bicubic")
+def photographs(data: Path, size: int) -> list[Tensor]:
+    """Three times (64, 3, size, size), no image twice: for batch-norm statistics, for the repair, to measure on."""
+    chosen = load_splits(cifar_config(20, data).data, num_classes=10).search
+    pixels = chosen.source.decode(chosen.indices[: 3 * IMAGES])
+    x = normalise(pixels, chosen.mean, chosen.std)
+    return list(nn.functional.interpolate(x, size=size, mode="bicubic").split(IMAGES))
 
 
-def alive(model: nn.Module, size: int) -> nn.Module:
+def alive(model: nn.Module, images: Tensor) -> nn.Module:
     """Weights drawn for rectifiers; gains that switch a branch off set to `GAIN`; batch-norm statistics of images."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -124,7 +130,7 @@ def alive(model: nn.Module, size: int) -> nn.Module:
             if not name.endswith("bias") and float(parameter.abs().max()) < 1e-2:
                 parameter.fill_(GAIN)
     model = opened(model).eval()
-    adapt_batchnorm(model, [(images(size, seed=0), torch.zeros(IMAGES))])
+    adapt_batchnorm(model, [(images, torch.zeros(len(images)))])
     return model
 
 
@@ -148,9 +154,11 @@ def difference(model: nn.Module, structure: ChannelStructure, selection: Selecti
 
 
 @torch.no_grad()
-def distances(model: nn.Module, structure: ChannelStructure, selection: Selection, x: Tensor) -> dict[str, str]:
-    """From the dense network: nothing repaired, and by either repair."""
-    calibration = [(part, torch.zeros(len(part))) for part in images(x.shape[-1], seed=1).split(16)]
+def distances(
+    model: nn.Module, structure: ChannelStructure, selection: Selection, images: Tensor, x: Tensor
+) -> dict[str, str]:
+    """From the dense network, on x: nothing repaired, and by either repair on the images."""
+    calibration = [(part, torch.zeros(len(part))) for part in images.split(16)]
     dense = model(x)
 
     def distance(small: nn.Module) -> str:

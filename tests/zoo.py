@@ -888,6 +888,16 @@ def norms() -> nn.Module:
     )
 
 
+@toy({"0": 4, "6": 6}, whole={"10": "output"})
+def whole_groups() -> nn.Module:
+    """Two convolutions in groups, the second transposed, behind a norm of the same groups."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.Conv2d(8, 12, 3, groups=4), nn.ReLU()),
+        *(nn.ConvTranspose2d(12, 8, 2, groups=4), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES)),
+    )
+
+
 class GlobalResponseNorm(nn.Module):
     """ConvNeXt V2's: a channel's size, as a part of the mean over all."""
 
@@ -923,6 +933,34 @@ class Attention(nn.Module):
             q, k, v = (layer(x).view(n, tokens, self.num_heads, -1).transpose(1, 2) for layer in self.qkv)
             mixed = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(-1) @ v
         return self.proj(mixed.transpose(1, 2).reshape(n, tokens, -1))
+
+
+class Scales(nn.Module):
+    """EfficientViT's: linear attention of what a convolution makes, and of that seen by one in groups of a head's."""
+
+    def __init__(self, heads: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.stem = conv_bn(3, 8)
+        self.qkv = nn.Conv2d(8, 3 * heads * width, 1, bias=False)
+        self.far = nn.Conv2d(3 * heads * width, 3 * heads * width, 3, padding=1, groups=3 * heads * width, bias=False)
+        self.mix = nn.Conv2d(3 * heads * width, 3 * heads * width, 1, groups=3 * heads, bias=False)
+        self.proj = conv_bn(2 * heads * width, 8, 1)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        near = self.qkv(x)
+        parts = torch.cat([near, self.mix(self.far(near))], 1).flatten(2).unflatten(1, (-1, 3 * self.width))
+        q, k, v = parts.transpose(-1, -2).chunk(3, dim=-1)
+        mixed = q.relu() @ (k.relu().transpose(-1, -2) @ F.pad(v, (0, 1), value=1.0))
+        mixed = mixed[..., :-1] / (mixed[..., -1:] + 1e-5)
+        return self.head(self.proj(mixed.transpose(-1, -2).reshape(x.shape[0], -1, *x.shape[2:])))
+
+
+@toy({"stem.0": 8, "qkv": 3, "proj.0": 8}, whole={"head.2": "output"})
+def scales() -> nn.Module:
+    return Scales(heads=3, width=2)
 
 
 class Transformer(nn.Module):

@@ -22,6 +22,7 @@ from ..channel_norms import normalised_dim
 from ..channel_pad import ChannelPad
 from ..inference import FAILURES
 from ..norms import LAYERS
+from .grouped import Grouped
 from .tensors import distinct, laid_along, thinned, varies
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -57,6 +58,7 @@ class Trace:
         sums: labels of what is added to another activation.
         blocked: labels of channels that cannot go, and why.
         folds: see `Fold`.
+        grouped: see `Grouped`.
         pads: `ChannelPad` → labels of its outputs and of its inputs.
         count: how many labels there are.
         products: labels of what a matrix product is made of, and its multiply-accumulates.
@@ -71,6 +73,7 @@ class Trace:
     sums: list[Tensor] = field(default_factory=list)
     blocked: list[tuple[Tensor, str]] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
+    grouped: list[Grouped] = field(default_factory=list)
     products: list[tuple[Tensor, int]] = field(default_factory=list)
     pads: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     count: int = 0

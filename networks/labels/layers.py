@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .follower import Call, Follower, rule
+from .grouped import Grouped
 from .moves import fold
 from .tensors import distinct, laid_along
 
@@ -95,35 +96,24 @@ def layer(follower: Follower, called: Call) -> None:
     groups = 1 if linear else int(called.argument(6, "groups", 1))
     channel = x.dim() - 1 if linear else 1
     outputs, inputs = (1, 0) if transposed else (0, 1)
-    width = called.out.shape[channel]
-    depthwise = groups > 1 and groups == x.shape[1]
-    if depthwise:
-        own = follower.dim(name, 0, weight.shape[0], "through")
-        made = own.repeat_interleave(width // groups) if transposed else own
-    else:
-        constant = follower.name(x) is not None or (labels is not None and follower.constant(labels))
-        made = follower.dim(name, outputs, weight.shape[outputs], "out", constant)
-        if transposed:
-            made = made.repeat(groups)
-        elif groups > 1:
-            made = made.reshape(groups, -1)[0].repeat(groups)
-            follower.unite(follower.trace.dims[name, 0], made)
+    constant = follower.name(x) is not None or (labels is not None and follower.constant(labels))
+    made = own = follower.dim(name, outputs, weight.shape[outputs], "out", constant)
+    taken = torch.zeros(x.shape[channel], dtype=torch.float64)
     if labels is not None:
         taken = follower.ends(labels, channel)
-        if follower.constant(labels):
+        if constant:
             follower.block(labels, "it computes a constant, whatever the images are")
-        if depthwise:
-            made = follower.unite(taken.repeat_interleave(width // groups), made)
-        else:
-            own = follower.dim(name, inputs, weight.shape[inputs], "in")
-            if transposed and groups > 1:
-                first = own.reshape(groups, -1)[0].repeat(groups)
-                follower.unite(own, first)
-                own = first
-            follower.unite(taken, own if transposed else own.repeat(groups))
+    if labels is not None or groups > 1:
+        seen = follower.dim(name, inputs, weight.shape[inputs], "in")
+        if groups == 1 or transposed:
+            follower.unite(taken, seen)
+        if groups > 1:
+            made = follower.fresh(called.out.shape[channel]) if transposed else own
+            inner = own if transposed else seen
+            follower.trace.grouped.append(Grouped(name.rpartition(".")[0], groups, taken, made, inner, transposed))
     bias_name = follower.weight(bias) if bias is not None else None
     if bias_name is not None:
-        follower.unite(follower.dim(bias_name, 0, width, "through" if depthwise else "out"), made)
+        follower.unite(follower.dim(bias_name, 0, made.numel(), "out"), made)
     follower.put(called.out, laid_along(made, channel, called.out.dim()).expand(called.out.shape))
 
 

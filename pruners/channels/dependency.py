@@ -85,7 +85,7 @@ class _Groups:
         self.order = order
         self.images = images
         self.trace = trace
-        self.channel = _united(trace)
+        self.channel, self.whole = _united(trace)
         self.members = [self._named(member) for member in self._members()]
         self.reasons = {channel: reason for labels, reason in reversed(trace.blocked) for channel in self._of(labels)}
         self.shared = _shared(model)
@@ -155,7 +155,9 @@ class _Groups:
     def _members(self) -> Iterator[_Member]:
         for (parameter, dim), labels in self.trace.dims.items():
             module, _, tensor = parameter.rpartition(".")
-            yield _Member(module, tensor, dim, cast(Role, self.trace.roles[parameter, dim]), _integers(labels))
+            role = self.whole.get(module, cast(Role, self.trace.roles[parameter, dim]))
+            if dim == 0 or module not in self.whole:  # the other one counts inside a group
+                yield _Member(module, tensor, dim, role, _integers(labels))
         for name, pads in self.trace.pads.items():
             for dim, labels in enumerate(pads):
                 yield _Member(name, SOURCE, dim, "through", _integers(labels))
@@ -212,14 +214,19 @@ def _slice(member: _Member, places: NDArray[np.int64], units: int) -> Slice:
     return Slice(member.module, member.tensor, member.dim, member.role, np.array(found, dtype=np.int64), len(places))
 
 
-def _united(trace: Trace) -> Labels:
-    """(labels + 1,) the channel that each label is of; that of label 0 is 0.
+def _united(trace: Trace) -> tuple[Labels, dict[str, Role]]:
+    """Which labels are of one channel.
 
     A label that stands for many (a mean over channels) unites them where a layer takes it, or where it meets another.
     Folds come last: rows that are of one channel each already (attention's heads) stay apart, others are the forward's
     own, and what is in one column goes together.
+
+    Returns:
+        (labels + 1,) the channel that each label is of, 0 for label 0; see `_in_whole_groups`.
     """
     pairs = [*trace.pairs, *_active(trace)]
+    whole = _in_whole_groups(trace, pairs)
+    pairs += (pair for conv in trace.grouped for pair in conv.meetings(conv.module in whole))
     channel = _joined(trace.count, pairs)
     more = []
     for fold in trace.folds:
@@ -227,7 +234,25 @@ def _united(trace: Trace) -> Labels:
         own = channel[table]
         if fold.apart or not (own == own[:, :1]).all():
             more.append((np.broadcast_to(table[:1], table.shape).ravel(), table.ravel()))
-    return _joined(trace.count, [*pairs, *more])
+    return _joined(trace.count, [*pairs, *more]), whole
+
+
+def _in_whole_groups(trace: Trace, pairs: Sequence[tuple[Any, Any]]) -> dict[str, Role]:
+    """Convolutions of which whole groups go, and the role of their weights.
+
+    One may let another, in front of it or behind: it unites what it takes with what it makes.
+    """
+    pairs, left = list(pairs), trace.grouped
+    whole: dict[str, Role] = {}
+    while left:
+        channel = _joined(trace.count, pairs)
+        found = {conv.module: conv for conv in left if conv.goes_whole(channel)}
+        if not found:
+            break
+        whole |= {name: "through" if conv.depthwise else "out" for name, conv in found.items()}
+        pairs += (pair for conv in left if conv.module in found for pair in conv.meetings(True))
+        left = [conv for conv in left if conv.module not in found]
+    return whole
 
 
 def _active(trace: Trace) -> list[tuple[Any, Any]]:

@@ -60,8 +60,8 @@ def narrow(model: nn.Module, kept: Mapping[tuple[str, int], NDArray[np.int64]]) 
 
     pads = {f"{name}.{SOURCE}" for name, module in model.named_modules() if isinstance(module, ChannelPad)}
     small = rebuilt(model, lambda name, tensor: tensor if name in pads else cut(name, tensor))
-    for module in small.modules():  # all: a tensor may be that of several
-        _refresh(module)
+    for name, module in small.named_modules():  # all: a tensor may be that of several
+        _refresh(module, kept.get((f"{name}.weight".strip("."), 0)))
     for name in names:
         owner, _, what = name.rpartition(".")
         own = small.get_submodule(owner)
@@ -162,14 +162,14 @@ def _of_kept(norm: nn.Module, gone: Tensor) -> NormOfKept:
     return NormOfKept(small, torch.from_numpy(kept).to(weight.device), dim).train(norm.training)
 
 
-def _refresh(module: Any) -> None:  # Any: nn.Module knows none of these
-    """Make a module's own account of its sizes true again."""
+def _refresh(module: Any, rows: NDArray[np.int64] | None) -> None:  # Any: nn.Module knows none of these
+    """Make a module's own account of its sizes true again; `rows` of its weight stay, all where there are none."""
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         outputs, inputs = (1, 0) if isinstance(module, TRANSPOSED) else (0, 1)
-        if module.groups == module.in_channels > 1:  # depthwise: weights of one channel each
-            a_group = 1 if isinstance(module, TRANSPOSED) else module.out_channels // module.groups
-            module.groups = weight.shape[0] // a_group
+        if rows is not None and module.groups > 1:  # of each group some are left, or none
+            dense = module.in_channels if isinstance(module, TRANSPOSED) else module.out_channels
+            module.groups = len(np.unique(rows // (dense // module.groups)))
         sizes = (weight.shape[0], weight.shape[1] * module.groups)  # the second dimension counts inside a group
         module.out_channels, module.in_channels = sizes[outputs], sizes[inputs]
     elif isinstance(module, nn.Linear):

@@ -101,6 +101,8 @@ ARCHITECTURES = {
     "torchvision:convnext_tiny": Architecture(18, trunks(4), images=64, dear=("features.7",)),
     "timm:mobilenetv1_100": Architecture(1 + 13),
     "timm:efficientnet_lite0": Architecture(1 + 15 + 2 + 1, trunks(5)),
+    # an expansion in each of 2 + 2 + 1 + 1 blocks, heads and an expansion in 2 + 2, two layers at the end
+    "timm:efficientvit_b0": Architecture(6 + 4 * 2 + 2, trunks(5), size=64),
     "cifar_resnet20": Architecture(9, trunks(3)),
     "cifar_resnet20, all": Architecture(9 + 3, cut="all"),
     "cifar_resnet56": Architecture(27, trunks(3), images=64),
@@ -245,7 +247,7 @@ KINDRED = {
     *("torchvision:vgg16_bn", "torchvision:resnext50_32x4d", "torchvision:densenet121", "torchvision:mnasnet1_0"),
     *("torchvision:regnet_x_400mf", "timm:efficientnet_lite0", "cifar_resnet56", "cifar_resnet56, all"),
     *("torchvision:alexnet", "torchvision:resnet50", "timm:mobilenetv1_100", "torchvision:googlenet"),
-    *("torchvision:efficientnet_b0", "torchvision:convnext_tiny", "cifar_resnet20"),
+    *("timm:efficientvit_b0", "torchvision:efficientnet_b0", "torchvision:convnext_tiny", "cifar_resnet20"),
 }
 
 

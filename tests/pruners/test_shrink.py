@@ -114,6 +114,29 @@ def test_modules_tell_their_new_sizes(name: str) -> None:
             assert module.num_parameters == len(module.weight)
 
 
+@pytest.mark.parametrize(
+    ("name", "conv", "layer", "keep", "groups", "rows"),
+    [
+        # heads: each has a group for its queries, one for its keys and one for its values, of two channels each
+        ("scales", "mix", "qkv", [0, 2], 6, [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]),
+        ("scales", "far", "qkv", [0, 2], 12, [0, 1, 2, 3, 4, 5, 12, 13, 14, 15, 16, 17]),
+        ("whole_groups", "2", "0", [1, 2], 2, [3, 4, 5, 6, 7, 8]),
+        ("whole_groups", "4", "0", [1, 2], 2, [3, 4, 5, 6, 7, 8]),  # transposed: rows are of the twelve inputs
+        ("grouped", "1.0", "1.0", [0, 3], 2, [0, 3, 4, 7, 8, 11, 12, 15]),  # a unit lies in every group of the next
+    ],
+)
+def test_a_grouped_convolution_loses_groups_or_places_of_each(
+    name: str, conv: str, layer: str, keep: list[int], groups: int, rows: list[int]
+) -> None:
+    model, structure = zoo.make(name), zoo.structure(name)
+    selection = zoo.whole(structure)
+    selection[structure.index(layer)] = np.array(keep)
+    whole, small = model.get_submodule(conv), shrink(model, structure, selection).get_submodule(conv)
+    assert small.groups == groups
+    assert torch.equal(small.weight, whole.weight[rows])
+    assert small.in_channels * whole.groups == whole.in_channels * groups
+
+
 def test_a_shrunk_network_trains_and_keeps_requires_grad() -> None:
     model, structure = zoo.make("residual"), zoo.structure("residual")
     model.conv1.weight.requires_grad_(False)
