@@ -4,10 +4,11 @@ python benchmarks/architectures.py --data DIR                      (the table in
 python benchmarks/architectures.py --data DIR timm:repvgg_a0       (others; `NAME,all` cuts residual trunks, too)
 
 Weights are drawn for rectifiers, branches that begin switched off are on, batch-norm statistics are those of images. A
-quarter of every layer goes at random (a third of the heads), and is repaired on 64 images; distances from the dense
-network are on 64 others, squared, over the variance of its outputs. The images are CIFAR-10's, enlarged: of smooth
-noise, where no image has anything in common with another, 64 say nothing of the next 64, and a network that is fitted
-to them ends further off. Every row is a process of its own, so that its memory is its own.
+quarter of every layer goes at random (`--kept`; a third of the heads), and is repaired on 64 images (`--images`);
+distances from the dense network are on as many others, squared, over the variance of its outputs. The images are
+CIFAR-10's, enlarged: of smooth noise, where no image has anything in common with another, 64 say nothing of the next
+64, and a network that is fitted to them ends further off. Every row is a process of its own, so that its memory is its
+own.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ TIMM += (
 NAMES = [f"torchvision:{name}" for name in TORCHVISION.split()] + [f"timm:{name}" for name in TIMM.split()]
 SIZES = {"inception_v3": 299, "vit": 224, "deit": 224, "swin": 224, "fastvit": 224, "edgenext": 224}
 PIXELS = 96  # of an image, where the network takes any
-IMAGES = 64
 GAIN = 0.3  # of a residual branch that its maker lets begin at next to nothing
 HEADS = 16  # up to so many units are heads, or little else: a third of them goes
 
@@ -66,15 +66,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", default=NAMES, help="torchvision:NAME or timm:NAME, with ,all for trunks")
     parser.add_argument("--data", type=Path, required=True, help="folder that holds cifar10/")
+    parser.add_argument("--images", type=int, default=64, help="that repair, and as many to compare on")
+    parser.add_argument("--kept", type=float, default=0.75, help="part of every layer that is no head")
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
-        print(json.dumps(measure(args.names[0], args.data)))
+        print(json.dumps(measure(args.names[0], args.data, args.images, args.kept)))
         return
     print(header())
     rows = []
     for name in args.names:
-        command = [sys.executable, __file__, "--data", args.data, "--row", name]
+        options = ["--data", args.data, "--images", str(args.images), "--kept", str(args.kept)]
+        command = [sys.executable, __file__, *options, "--row", name]
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
         row = json.loads(done.stdout) if done.returncode == 0 else {"network": name, "layers": "failed"}
         print(row, file=sys.stderr, flush=True)
@@ -83,20 +86,20 @@ def main() -> None:
     print(table(list(head), [[str(row.get(key, "–")) for key in head] for row in rows]))
 
 
-def measure(name: str, data: Path) -> dict[str, Any]:
+def measure(name: str, data: Path, count: int, part: float) -> dict[str, Any]:
     """One network's row."""
     warnings.simplefilter("ignore")
     started = time.process_time()
     place, _, trunks = name.partition(",")
     size = next((pixels for part, pixels in SIZES.items() if part in place), PIXELS)
     config = NetworkConfig(name=place, num_classes=10, pretrain=FitConfig(epochs=1))
-    statistics, calibration, held_out = photographs(data, size)
+    statistics, calibration, held_out = photographs(data, size, count)
     model = alive(build_network(config, seed=0), statistics)
     found = time.process_time()
     structure = find_layers(model, (3, size, size), cut="all" if trunks == "all" else "inner")
     seconds = time.process_time() - found
     rng = np.random.default_rng(0)
-    selection = [np.sort(rng.choice(layer.units, kept(layer.units), replace=False)) for layer in structure.layers]
+    selection = [np.sort(rng.choice(layer.units, kept(layer.units, part), replace=False)) for layer in structure.layers]
     return {
         "network": name,
         "layers": len(structure.layers),
@@ -111,12 +114,12 @@ def measure(name: str, data: Path) -> dict[str, Any]:
     }
 
 
-def photographs(data: Path, size: int) -> list[Tensor]:
-    """Three times (64, 3, size, size), no image twice: for batch-norm statistics, for the repair, to measure on."""
+def photographs(data: Path, size: int, count: int) -> list[Tensor]:
+    """Three times (count, 3, size, size), no image twice: for batch-norm statistics, for the repair, to measure on."""
     chosen = load_splits(cifar_config(20, data).data, num_classes=10).search
-    pixels = chosen.source.decode(chosen.indices[: 3 * IMAGES])
+    pixels = chosen.source.decode(chosen.indices[: 3 * count])
     x = normalise(pixels, chosen.mean, chosen.std)
-    return list(nn.functional.interpolate(x, size=size, mode="bicubic").split(IMAGES))
+    return list(nn.functional.interpolate(x, size=size, mode="bicubic").split(count))
 
 
 def alive(model: nn.Module, images: Tensor) -> nn.Module:
@@ -134,9 +137,9 @@ def alive(model: nn.Module, images: Tensor) -> nn.Module:
     return model
 
 
-def kept(units: int) -> int:
-    """Three quarters of them; of a few, which are heads mostly, two thirds."""
-    return max(1, 3 * units // 4 if units > HEADS else 2 * units // 3)
+def kept(units: int, part: float) -> int:
+    """A part of them; of a few, which are heads mostly, two thirds."""
+    return max(1, int(part * units) if units > HEADS else 2 * units // 3)
 
 
 def reasons(structure: ChannelStructure) -> str:
