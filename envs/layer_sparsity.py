@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -41,7 +40,9 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
     | 0 | the proposed one: what is left of the budget is spent where the least loss is predicted |
     | +1 | the most: a unit stays only if it gains e² times as much |
 
-    and so on in between, within what still lets the budget be met, and spent, by the other layers. Whatever the
+    and so on in between, within what still lets the budget be met, and spent, by the other layers. Of the choices about
+    what is wished for the nearest is taken, unless the other one leaves the layers to come so much more that the plan
+    is predicted to lose less (`secateur.pruners.loss_model.Lagrangian.choose`). Whatever the
     actions, the finished plan costs no more than the budget, counted with whole units, and ends less than a
     step of its last layer below it. Where a few units more cost nothing (latency comes in stairs), the layer
     keeps them. All-zero actions give the base plan, the model's own.
@@ -223,7 +224,7 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
         lagrangian = Lagrangian(self.predicted, budget)
         kept: list[int] = []
         for _ in budget.structure.layers:
-            kept.append(_choose(budget, lagrangian, kept, lagrangian.position(kept), budget.bounds_at(kept)))
+            kept.append(lagrangian.choose(kept, lagrangian.position(kept), budget.bounds_at(kept)))
         return np.array(kept, dtype=np.int64)
 
     def _base(self, fraction: float) -> Base:
@@ -245,8 +246,8 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
     def _choice(self, action: float) -> int:
         """Map an action to how many of the layer's units are kept; see Action Space."""
-        position = self._lagrangian.raised(self._position, REACH * float(np.clip(action, -1.0, 1.0)))
-        return _choose(self.budget, self._lagrangian, self.kept, position, self._bounds)
+        exponent = REACH * float(np.clip(action, -1.0, 1.0))
+        return self._lagrangian.choose(self.kept, self._position, self._bounds, exponent)
 
     def _observe(self) -> Observation:
         """What the agent sees next; also finds the multiplier and the bounds of the layer at hand."""
@@ -278,13 +279,3 @@ class LayerSparsityEnv(gym.Env[Observation, NDArray[np.float32]]):
 
 def _key(kept: Kept) -> tuple[int, ...]:
     return tuple(int(count) for count in kept)
-
-
-def _choose(
-    budget: Budget, lagrangian: Lagrangian, chosen: Sequence[int], position: float, bounds: tuple[int, int]
-) -> int:
-    """The choice of the next layer nearest to what a multiplier proposes, within its bounds."""
-    low, high = bounds
-    t = len(chosen)
-    count = int(np.clip(budget.structure.snap(t, float(lagrangian.kept(position)[t])), low, high))
-    return min(budget.widen(chosen, count), high)

@@ -228,19 +228,21 @@ class Budget:
         low, high = 0.0, float((self.most / np.maximum(target, 1e-9)).max())
         for _ in range(50):
             middle = (low + high) / 2
-            fits = self.cost(self._floor(middle * target)) <= self.limit
+            fits = self.cost(self.floor(middle * target)) <= self.limit
             low, high = (middle, high) if fits else (low, middle)
-        return self.spend(self._floor(low * target), np.clip(high * target, self.least, self.most))
+        return self.spend(self.floor(low * target), np.clip(high * target, self.least, self.most))
 
-    def spend(self, kept: Kept, wish: Floats) -> Kept:
+    def spend(self, kept: Kept, wish: Floats, first: int = 0) -> Kept:
         """Take steps to the next choice, one at a time where most units are wished for, until not one more fits.
 
         Args:
             kept: (layers,) choices within the budget.
             wish: (layers,) real numbers of units; layers are served by how far they are below.
+            first: of the layers that take steps; those before it stay.
         """
         kept = kept.copy()
         blocked = kept >= self.most
+        blocked[:first] = True
         while not blocked.all():
             index = int(np.argmax(np.where(blocked, -np.inf, wish - kept)))
             levels, before = self.structure.layers[index].levels, kept[index]
@@ -252,7 +254,7 @@ class Budget:
                 blocked[index] = True
         return kept
 
-    def _floor(self, wish: Floats) -> Kept:
+    def floor(self, wish: Floats) -> Kept:
         """The largest allowed choices that are no more than wished for."""
         pairs = zip(self.structure.layers, wish + 1e-9, strict=True)
         below = [layer.levels[max(0, np.searchsorted(layer.levels, w, side="right") - 1)] for layer, w in pairs]

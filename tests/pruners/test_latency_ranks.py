@@ -151,11 +151,8 @@ def test_no_plan_takes_longer_than_its_budget_whoever_makes_it(price: zoo.Price)
 def walked(budget: Budget, losses: LossModel) -> list[int]:
     """As the environment walks where its actions are zero."""
     lagrangian, chosen = Lagrangian(losses, budget), []
-    for index in range(len(budget.structure.layers)):
-        wish = float(lagrangian.kept(lagrangian.position(chosen))[index])
-        low, high = budget.bounds_at(chosen)
-        count = int(np.clip(budget.structure.snap(index, wish), low, high))
-        chosen.append(min(budget.widen(chosen, count), high))
+    for _ in budget.structure.layers:
+        chosen.append(lagrangian.choose(chosen, lagrangian.position(chosen), budget.bounds_at(chosen)))
     return chosen
 
 

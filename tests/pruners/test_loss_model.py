@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import zoo
 from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LEAST_FACTOR, Lagrangian, LossModel, best_steps, step_costs, step_scores
-from secateur.pruners.structure import Layer
+from secateur.pruners.structure import Kept, Layer, Structure
 
 
 def convex(structure, seed=0) -> LossModel:
@@ -117,6 +117,55 @@ def test_a_dearer_price_narrows_every_layer() -> None:
         assert np.all(kept <= previous)
         assert kept.sum() < previous.sum()
         previous = kept
+
+
+def walked(budget: Budget, losses: LossModel) -> Kept:
+    """As the environment walks where its actions are zero."""
+    lagrangian, chosen = Lagrangian(losses, budget), []
+    for _ in budget.structure.layers:
+        chosen.append(lagrangian.choose(chosen, lagrangian.position(chosen), budget.bounds_at(chosen)))
+    return np.array(chosen)
+
+
+def coarse(rng: np.random.Generator, layers: int, last: float) -> tuple[Structure, LossModel]:
+    """Layers of few choices and about equal costs, and a last one whose cost is so small a part, and loss as large."""
+    costs = np.append(rng.uniform(800.0, 1200.0, layers), 1000.0 * last)
+    ranks = tuple(Layer(str(i), 12, choices=(1, 3, 6, 9, 12)) for i in range(layers + 1))
+    structure = Structure("lowrank", ranks, {"flops": lambda kept: (kept * costs).sum(axis=-1)}, {}, {}, (3, 8, 8))
+    falls = rng.uniform(0.5, 1.5, layers + 1)
+    return structure, LossModel.from_curves(
+        structure, [f * (12.0 / layer.levels - 1.0) for f, layer in zip(falls, ranks, strict=True)]
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    layers=st.integers(2, 12),
+    fraction=st.floats(0.3, 0.9),
+    last=st.sampled_from([1e-4, 1e-2, 1.0]),
+)
+def test_no_layer_pays_for_the_rounding_of_those_before_it(
+    seed: int, layers: int, fraction: float, last: float
+) -> None:
+    """A last layer that costs next to nothing has what it needs: the walk is about as good as taking the best steps."""
+    structure, losses = coarse(np.random.default_rng(seed), layers, last)
+    budget = Budget(structure, "flops", fraction, 0.95)
+    best, plan = best_steps(budget, losses.gains(budget)), walked(budget, losses)
+    assert structure.cost("flops", plan) <= budget.limit
+    assert losses.predict(plan) <= 1.1 * losses.predict(best)
+    if last < 1e-3:
+        assert plan[-1] >= 9
+
+
+def test_the_nearest_choice_is_taken_where_the_other_gains_next_to_nothing() -> None:
+    """Choices so fine that rounding costs nothing: as proposed, rounded."""
+    budget = Budget(zoo.structure("resnet20"), "flops", 0.5)
+    lagrangian = Lagrangian(convex(budget.structure), budget)
+    for exponent in (-1.0, 0.0, 0.7):
+        at = lagrangian.position([])
+        proposed = lagrangian.kept(lagrangian.raised(at, exponent))[0]
+        assert lagrangian.choose([], at, budget.bounds_at([]), exponent) == round(float(proposed))
 
 
 @pytest.mark.parametrize("kind", ["flops", "params"])
