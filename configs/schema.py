@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
-from .amounts import Bops, Flops, Latency, Params, Size
+from .budget import BudgetConfig as BudgetConfig
+from .budget import CostKind as CostKind
+from .budget import with_input_bits
 from .repair import Repair as Repair
 from .repair import RepairConfig as RepairConfig
 from .repair import SearchRepair as SearchRepair
@@ -37,7 +39,6 @@ Cut = Literal["inner", "sampled", "all"]
 Factors = Literal["channel", "spatial"]
 GridName = Literal["row", "shared"]
 Crop = Literal["shifted", "resized"]
-CostKind = Literal["flops", "params", "latency", "size", "bops"]
 
 
 Bits = Annotated[Integer, Field(ge=2, le=16)]
@@ -156,7 +157,7 @@ class LayersConfig(Section):
     activation_bits: BitsOrChoice | dict[str, BitsOrChoice] | None = Field(
         default=None,
         description="bits: of the inputs of every layer whose weights are rounded; a list to choose from, layer by "
-        "layer (or floats); or either by pattern of modules; none: they stay floats",
+        "layer (or floats); or either by pattern of modules; none: they stay floats. Not said, with budget.bops: 8",
     )
     grid: GridName = Field(
         default="row",
@@ -173,30 +174,6 @@ class LayersConfig(Section):
             if low > high:
                 raise ValueError(f"bounds of {name}: [{low:g}, {high:g}]: the least sparsity first, then the most")
         return self
-
-
-class BudgetConfig(Section):
-    """The most a plan may cost: a fraction of the dense network, or an amount. Of several a plan meets all."""
-
-    flops: Flops | None = Field(default=None, description='0.5, "60%" or "20M" multiply-accumulates an image')
-    params: Params | None = Field(default=None, description='0.5, "60%" or "1.5M"')
-    latency: Latency | None = Field(
-        default=None, description='as measured on this machine, of a batch of latency.batch images: 0.5, "60%" or "5ms"'
-    )
-    size: Size | None = Field(default=None, description='of the bytes that the weights are stored in: 0.2 or "100kB"')
-    bops: Bops | None = Field(default=None, description="multiply-accumulates, times the bits of both factors")
-
-    @model_validator(mode="after")
-    def _some(self) -> BudgetConfig:
-        if not self.asked:
-            known = ", ".join(f"budget.{kind}" for kind in BudgetConfig.model_fields)
-            raise ValueError(f"give a budget: one or more of {known}, as a fraction in (0, 1] or an amount")
-        return self
-
-    @property
-    def asked(self) -> dict[CostKind, float | str]:
-        """Kind → a fraction in (0, 1], or an amount with its unit."""
-        return cast(dict[CostKind, float | str], self.model_dump(exclude_none=True))
 
 
 class LatencyConfig(Section):
@@ -343,3 +320,8 @@ class Config(Section):
     gradual: GradualConfig = GradualConfig()
     compare: CompareConfig = CompareConfig()
     correlate: CorrelateConfig = CorrelateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _input_bits(cls, given: Any) -> Any:
+        return with_input_bits(given)

@@ -243,6 +243,29 @@ def test_bits_that_are_none_are_refused_by_the_config(asked: str, message: str) 
 
 
 @pytest.mark.parametrize(
+    ("overrides", "bits"),
+    [
+        (["method=bits", "budget.bops=0.1"], 8),
+        (["method=[channels, bits]", "budget.bops=0.1"], 8),
+        (["method=channels+bits", "budget.bops=0.1", "budget.size=0.1"], 8),
+        (["method=bits", "budget.size=0.1"], None),  # bytes are of weights alone
+        (["method=bits", "budget.bops=0.1", "layers.activation_bits=null"], None),  # floats, and said so
+        (["method=bits", "budget.bops=0.1", "layers.activation_bits=4"], 4),
+        (["method=channels", "budget.bops=0.1"], None),
+    ],
+)
+def test_inputs_have_eight_bits_where_bit_operations_are_budgeted(overrides: list[str], bits: int | None) -> None:
+    config = load_config("digits", overrides)
+    assert config.layers.activation_bits == bits
+    assert load_config(config).layers.activation_bits == bits  # what was said once stays
+
+
+def test_a_session_keeps_its_inputs_on_another_budget() -> None:
+    config = load_config("digits", ["method=bits", "budget.size=0.1"])
+    assert load_config(config, ["budget.bops=0.1"]).layers.activation_bits is None
+
+
+@pytest.mark.parametrize(
     ("layers", "message"),
     [
         ({"asked": {"conv9": 4}}, "layers.activation_bits names 'conv9', which is no module of a layer here"),
