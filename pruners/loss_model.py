@@ -18,7 +18,7 @@ Curves = Sequence[Floats]
 
 GRID = 512  # multipliers between a network's dearest unit and its cheapest
 FAR = 20.0  # from the median gain, in the logarithm: as good as dead, or as good as free
-ROUNDED = 0.01  # of a plan's loss: less is not worth another choice than the nearest
+ROUNDED = 0.05  # of a plan's loss: as much as the model errs; less is not worth another choice than the nearest
 TIE = 1e-2  # in the logarithm, over a layer: units of equal gain go one after the other
 LEAST_DISTANCE = 1e-6  # of a plan that loses nothing
 LEAST_FACTOR = 0.1  # of the common one: no layer is free, whatever a few plans say
@@ -236,9 +236,9 @@ class Lagrangian:
     def choose(self, chosen: Sequence[int], position: float, bounds: tuple[int, int], exponent: float = 0.0) -> int:
         """The next layer's choice, its own multiplier being e^exponent times as high as that of the others.
 
-        The nearest to what is proposed, of those just below and above it; but where with the other one the plan is
-        predicted to lose less, by more than `ROUNDED`, that one. So no layer is rounded up at the cost of one behind it
-        that needs next to nothing, but needs that.
+        The nearest to what is proposed; but where with the one below or above it the plan is predicted to lose less, by
+        more than `ROUNDED`, that one. So no layer is rounded up, or given more than is proposed, at the cost of one
+        behind it that needs next to nothing, but needs that.
 
         Args:
             chosen: units kept by the layers walked so far.
@@ -250,18 +250,13 @@ class Lagrangian:
         structure = self.budget.structure
         wish = float(self.kept(self.raised(position, exponent))[t])
         nearest = int(np.clip(structure.snap(t, wish), low, high))
-        beyond = [n for n in self._beside(t, nearest, wish) if low <= n <= high]
-        if beyond and self._lost([*chosen, *beyond], exponent) < (1 - ROUNDED) * self._lost(
-            [*chosen, nearest], exponent
-        ):
-            nearest = beyond[0]
+        at, levels = structure.layers[t].choices.index(nearest), structure.layers[t].choices
+        near = [n for n in levels[max(0, at - 1) : at + 2] if low <= n <= high]
+        if len(near) > 1:
+            lost = {n: self._lost([*chosen, n], exponent) for n in near}
+            best = min(near, key=lost.__getitem__)
+            nearest = best if lost[best] < (1.0 - ROUNDED) * lost[nearest] else nearest
         return min(self.budget.widen(chosen, nearest), high)
-
-    def _beside(self, index: int, choice: int, wish: float) -> list[int]:
-        """The choice of a layer on the other side of the wish, if there is one."""
-        levels = self.budget.structure.layers[index].levels
-        at = int(np.searchsorted(levels, choice)) + int(np.sign(wish - choice))
-        return [int(levels[at])] if 0 <= at < len(levels) and levels[at] != choice else []
 
     def _lost(self, chosen: Sequence[int], exponent: float) -> float:
         """What is predicted to be lost if the layers behind the last one chosen spend what is left."""

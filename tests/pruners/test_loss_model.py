@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -119,11 +120,12 @@ def test_a_dearer_price_narrows_every_layer() -> None:
         previous = kept
 
 
-def walked(budget: Budget, losses: LossModel) -> Kept:
-    """As the environment walks where its actions are zero."""
+def walked(budget: Budget, losses: LossModel, exponents: Sequence[float] = ()) -> Kept:
+    """As the environment walks; where it is not said otherwise, as its actions are zero."""
     lagrangian, chosen = Lagrangian(losses, budget), []
-    for _ in budget.structure.layers:
-        chosen.append(lagrangian.choose(chosen, lagrangian.position(chosen), budget.bounds_at(chosen)))
+    for exponent in exponents or [0.0] * len(budget.structure.layers):
+        at = lagrangian.position(chosen)
+        chosen.append(lagrangian.choose(chosen, at, budget.bounds_at(chosen), exponent))
     return np.array(chosen)
 
 
@@ -149,13 +151,16 @@ def test_no_layer_pays_for_the_rounding_of_those_before_it(
     seed: int, layers: int, fraction: float, last: float
 ) -> None:
     """A last layer that costs next to nothing has what it needs: the walk is about as good as taking the best steps."""
-    structure, losses = coarse(np.random.default_rng(seed), layers, last)
+    rng = np.random.default_rng(seed)
+    structure, losses = coarse(rng, layers, last)
     budget = Budget(structure, "flops", fraction, 0.95)
     best, plan = best_steps(budget, losses.gains(budget)), walked(budget, losses)
     assert structure.cost("flops", plan) <= budget.limit
     assert losses.predict(plan) <= 1.1 * losses.predict(best)
     if last < 1e-3:
         assert plan[-1] >= 9
+        wild = rng.uniform(-1.0, 1.0, layers).tolist()
+        assert walked(budget, losses, [*wild, 0.0])[-1] >= 9  # whatever the actions for the others
 
 
 def test_the_nearest_choice_is_taken_where_the_other_gains_next_to_nothing() -> None:
