@@ -28,6 +28,11 @@ def copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
+def sharing(model: nn.Module) -> nn.Module:
+    """A copy of the modules alone, whose parameters are the network's own: to look at, not to write to."""
+    return rebuilt(model, lambda _, tensor: tensor)
+
+
 def rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
     """A copy of the modules round changed tensors; unchanged parameters are shared, buffers are copied.
 

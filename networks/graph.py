@@ -16,7 +16,7 @@ from ..training.inputs import Detector, Inputs, call, joined
 from . import in_place
 from .channel_pad import ChannelPad
 from .constant import Constant
-from .copying import copied
+from .copying import sharing
 from .detectors import Opaque
 from .inference import FAILURES, alike
 from .norms import LAYERS
@@ -170,7 +170,7 @@ def trace(model: nn.Module, image: Inputs) -> fx.Graph:
             changes a tensor in place that is used again.
     """
     try:
-        root = copied(model)  # tracing leaves constants in it, and proxies where its modules keep what they compute
+        root = sharing(model)  # tracing leaves constants in it, and proxies where its modules keep what they compute
         _count(root)
         with without_fast_attention(), torch.no_grad():
             graph = _Tracer(root, image).trace(root)

@@ -16,7 +16,7 @@ from torch import nn
 
 from ...configs import Cut
 from ...networks.checks import check_weights
-from ...networks.copying import copied
+from ...networks.copying import sharing
 from ...networks.inference import FAILURES, example_images
 from ...networks.world import undisturbed
 from ...training.inputs import Inputs, InputShape, as_shape, call, flat
@@ -59,7 +59,7 @@ def find_layers(
         PlanError: nothing can be cut, no branch can go where one may, or a name fits no layer.
     """
     check_weights(model)
-    model = copied(model).eval()
+    model = sharing(model).eval()
     example = example_images(model, input_shape)
     operations = count_operations(model, example)
     layers, ignored = trace_groups(model, example, [op.module for op in operations])

@@ -40,6 +40,8 @@ def _measure(context: Context) -> NDArray[np.float64]:
         graph = trace(context.model, taken(context.calibration[0][0], slice(1)))
     except UntraceableError:
         return np.ones(len(layers))
+    if not any(summands(node) for node in graph.nodes):
+        return np.ones(len(layers))
     behind: Behind = {}
     for node in graph.nodes:
         behind[node] = {node}.union(*(behind[before] for before in node.all_input_nodes))

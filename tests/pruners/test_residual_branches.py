@@ -114,3 +114,12 @@ def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = residual_branch_variance(seen)
     monkeypatch.setattr(module, "_measure", lambda _context: pytest.fail("measured again"))
     assert np.array_equal(residual_branch_variance(seen), first)
+
+
+def test_a_network_without_sums_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred images' feature maps of a VGG are gigabytes."""
+    monkeypatch.setattr(module._Sums, "run", lambda self: pytest.fail("it was run"))
+    plain = context("vgg")
+    assert residual_branch_variance(plain).tolist() == [1.0] * len(plain.structure.layers)
+    with pytest.raises(pytest.fail.Exception, match="it was run"):
+        residual_branch_variance(context("residual"))
