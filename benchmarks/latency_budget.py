@@ -3,11 +3,13 @@
 python benchmarks/latency_budget.py --data DIR    (DIR holds cifar10/ and weights/)
 python benchmarks/latency_budget.py --data DIR --set latency.runtime=onnxruntime --set latency.precision=int8
 python benchmarks/latency_budget.py --data DIR --depths 20 --random 6 --budgets --set method=lowrank
+python benchmarks/latency_budget.py --data DIR --depths --budgets --networks mobilenet_v2 vgg16_bn
 
 The table of one network is taken on this machine, in this run or an earlier one (it is cached). *Right*: the latency
 it predicts for random plans against the whole networks' measured latency, both as a fraction of the dense network's.
 *Bought*: the plans of `knapsack` and `uniform` for a budget of latency, and those for the budget of FLOPs that the
-table says is as fast; all of them timed in turn, repaired alike and evaluated on the test images.
+table says is as fast; all of them timed in turn, repaired alike and evaluated on the test images. `--networks` are
+torchvision's, with random weights, on images of `--size` pixels: speed alone.
 """
 
 from __future__ import annotations
@@ -20,19 +22,24 @@ from typing import Any
 import numpy as np
 import torch
 from common import cifar_session, header, table
+from scale import config, write_images, write_weights
 
 from secateur import Session
 from secateur.agents import SearchProblem, get_allocator
 from secateur.agents.allocators.searches import random_plans
+from secateur.configs import load_config
 from secateur.networks.inference import accuracy
 from secateur.pruners import Budget, Kept
 from secateur.pruners.costs.latency import measure_latency
+from secateur.reports.progress import RichReporter
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--depths", type=int, nargs="+", default=[20, 56])
+    parser.add_argument("--depths", type=int, nargs="*", default=[20, 56])
+    parser.add_argument("--networks", nargs="*", default=[], help="torchvision's names: the table alone is tried")
+    parser.add_argument("--size", type=int, default=64, help="pixels of the images of those")
     parser.add_argument("--budgets", type=float, nargs="*", default=[0.85, 0.75, 0.65])
     parser.add_argument("--random", type=int, default=12, help="random plans that the table is tried on")
     parser.add_argument("--runs", type=int, default=25, help="timed passes of every network, which take turns")
@@ -46,12 +53,23 @@ def main() -> None:
         errors.append([f"ResNet-{depth}", *table_error(session, args.random, args.runs)])
         if args.budgets:
             rows += [[f"ResNet-{depth}", *row] for row in bought(session, args.budgets, args.runs)]
+    for name in args.networks:
+        errors.append([name, *table_error(untrained(args, name), args.random, args.runs)])
     print(
         table(["network", "dense, ms", "by the table", "random plans", "mean error", "largest", "correlation"], errors)
     )
     head = ["network", "budget", "rule", "FLOPs %", "latency % by the table", "latency % measured", "top-1"]
     if rows:
         print("\n" + table(head, rows))
+
+
+def untrained(args: argparse.Namespace, name: str) -> Session:
+    """A network of torchvision's with random weights, on a few made-up images."""
+    few = argparse.Namespace(data=args.data, size=args.size, seed=0, calibration=20, search=20, test=20)
+    write_images(few)
+    write_weights(few, name)
+    given = ["budget.latency=1", "threads=1", "layers.max_sparsity=0.9", *args.overrides]
+    return Session(load_config(config(few, name), given), reporter=RichReporter())
 
 
 def table_error(session: Session, count: int, runs: int) -> list[str]:
