@@ -230,7 +230,7 @@ def _config_batches(config: Config, device: torch.device) -> tuple[Batches, Batc
     if data is None:
         raise ConfigError("the config has no data section: add one, or pass images=")
     splits: Splits = load_splits(data, num_classes=None if network is None else network.num_classes)
-    size = data.batch_size or splits.calibration.images_a_pass  # looking at none of the test images
+    size = data.batch_size or splits.calibration.images_a_pass(device)  # looking at none of the test images
     calibration = splits.calibration.batches(size, device)
     check_pixels(calibration[0][0], "calibration batch 0")  # files hold bytes, but mean and std may be anything
     return (

@@ -20,6 +20,7 @@ from .streaming import StreamedLoader
 
 KEPT = 2**29  # bytes that a split's pixels may take in memory: 3,500 images of 224×224, 170,000 of 32×32
 PASS = 8 * 224**2  # pixels a forward pass, if nobody says: a VGG's first feature maps are 64 times as large
+PASS_ON_GPU = 25 * 224**2  # which fewer would leave idle
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,7 @@ class Images:
         Raises:
             ValueError: a batch size below 1.
         """
-        size = batch_size if batch_size is not None else self.images_a_pass
+        size = batch_size if batch_size is not None else self.images_a_pass(device)
         if size < 1:
             raise ValueError(f"batch_size={size}: must be at least 1")
         labels = [part.to(device) for part in torch.split(self.labels, size)]
@@ -104,10 +105,10 @@ class Images:
             return Images, (self.source, self.indices, self.mean, self.std)
         return _in_memory, (self.pixels, self.labels, self.mean, self.std)
 
-    @property
-    def images_a_pass(self) -> int:
+    def images_a_pass(self, device: str | torch.device = "cpu") -> int:
         """How many are run through a network at a time, if nobody says."""
-        return max(1, min(100, PASS // int(np.prod(self.shape[1:]))))
+        pixels = PASS if torch.device(device).type == "cpu" else PASS_ON_GPU
+        return max(1, min(100, pixels // int(np.prod(self.shape[1:]))))
 
     def loader(
         self,

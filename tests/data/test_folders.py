@@ -312,7 +312,7 @@ def test_test_images_are_decoded_when_they_are_looked_at_and_not_before(
     real = Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(f"{path.parent.parent.name}") or real(path))
     splits = load(make_folder(SIDES))
-    batches = splits.test.batches(splits.calibration.images_a_pass)
+    batches = splits.test.batches(splits.calibration.images_a_pass())
     _ = splits.train.labels, count_images(batches)
     assert opened == ["train"] * 5  # calibration and search images
     _ = list(batches)

@@ -288,9 +288,10 @@ def test_pixels_in_memory_go_to_other_processes_alone(monkeypatch: pytest.Monkey
 
 
 def test_large_images_go_through_a_network_in_smaller_batches() -> None:
-    assert images(size=32).images_a_pass == 100
-    assert images(2, size=224).images_a_pass == 8
-    assert images(1, size=2000).images_a_pass == 1
+    assert images(size=32).images_a_pass() == 100
+    assert images(2, size=224).images_a_pass() == 8
+    assert images(2, size=224).images_a_pass("cuda") == 25
+    assert images(1, size=2000).images_a_pass() == 1
 
 
 def test_streamed_batches_are_those_of_memory_where_crops_are_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
