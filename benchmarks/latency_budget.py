@@ -76,7 +76,8 @@ def table_error(session: Session, count: int, runs: int) -> list[str]:
     """The table against the clock, on the dense network and on random plans of two thirds of its latency, or of what
     can be reached, and more."""
     rng = np.random.default_rng(0)
-    fractions = np.linspace(max(0.65, floor(session)), 0.95, count)
+    least = floor(session)
+    fractions = np.linspace(max(0.65, 1.001 * least), max(0.95, (1.0 + least) / 2), count)
     plans = [
         random_plans(SearchProblem(_budget(session, "latency", k), session.context, rng=rng), 1)[0] for k in fractions
     ]
