@@ -48,12 +48,17 @@ def with_input_bits(given: Any) -> Any:
     """
     if not isinstance(given, Mapping) or not _spells(given.get("method"), "bits"):
         return given
-    budget, layers = given.get("budget"), given.get("layers", {})
+    budget, layers = (_plain(given.get(section, {})) for section in ("budget", "layers"))
     if not isinstance(budget, Mapping) or budget.get("bops") is None:
         return given
     if not isinstance(layers, Mapping) or "activation_bits" in layers:
         return given
     return {**given, "layers": {**layers, "activation_bits": INPUT_BITS}}
+
+
+def _plain(section: Any) -> Any:
+    """What a section says, as a mapping, where it was made in Python."""
+    return section.model_dump(exclude_unset=True) if isinstance(section, Section) else section
 
 
 def _spells(method: object, name: str) -> bool:

@@ -19,17 +19,15 @@ def copied(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: it holds what cannot be copied.
     """
-    try:
-        return copy.deepcopy(model, _computed(model))
-    except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
-        raise ValueError(
-            f"the network cannot be copied ({' '.join(str(error).split())}), and is never changed itself: "
-            "keep what cannot out of its modules"
-        ) from error
+    return _copy(model, {**_computed(model)})
 
 
 def sharing(model: nn.Module) -> nn.Module:
-    """A copy of the modules alone, whose parameters are the network's own: to look at, not to write to."""
+    """A copy of the modules alone, whose parameters are the network's own: to look at, not to write to.
+
+    Raises:
+        ValueError: it holds what cannot be copied.
+    """
     return rebuilt(model, lambda _, tensor: tensor)
 
 
@@ -39,6 +37,9 @@ def rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Mod
     Args:
         model: not changed.
         change: a tensor's name and the tensor → what stands in its place; the tensor itself where nothing changes.
+
+    Raises:
+        ValueError: it holds what cannot be copied.
     """
     memo: dict[int, Any] = {**_computed(model)}
     for name, parameter in model.named_parameters():
@@ -48,7 +49,17 @@ def rebuilt(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Mod
         memo[id(buffer)] = change(name, buffer).clone()
     for module in model.modules():  # a dozen hook containers each, empty: copying those takes longer than the rest
         memo |= {id(value): type(value)() for value in vars(module).values() if isinstance(value, dict) and not value}
-    return copy.deepcopy(model, memo)
+    return _copy(model, memo)
+
+
+def _copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    try:
+        return copy.deepcopy(model, memo)
+    except (TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+        raise ValueError(
+            f"the network cannot be copied ({' '.join(str(error).split())}), and is never changed itself: "
+            "keep what cannot out of its modules"
+        ) from error
 
 
 def _computed(model: nn.Module) -> dict[int, Tensor]:

@@ -255,7 +255,7 @@ class Budget:
         return kept
 
     def floor(self, wish: Floats) -> Kept:
-        """The largest allowed choices that are no more than wished for."""
+        """(layers,) the largest allowed choices that are no more than wished for: (layers,) units, real numbers."""
         pairs = zip(self.structure.layers, wish + 1e-9, strict=True)
         below = [layer.levels[max(0, np.searchsorted(layer.levels, w, side="right") - 1)] for layer, w in pairs]
         return np.clip(np.array(below, dtype=np.int64), self.least, self.most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import numpy as np
@@ -325,3 +326,10 @@ def test_a_size_that_is_taken_from_the_input_is_named_with_the_remedy() -> None:
     assert [layer.name for layer in structure.layers] == ["mlp.0"]
     assert "attention, a BySize, reshapes to a size that it takes from its input" in structure.ignored["attention.qkv"]
     assert "make that size -1" in structure.ignored["attention.qkv"]
+
+
+def test_a_network_that_cannot_be_copied_is_refused_in_a_line() -> None:
+    model = zoo.make("vgg")
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"^the network cannot be copied \(.*lock.*keep what cannot out"):
+        find_layers(model, zoo.RGB)

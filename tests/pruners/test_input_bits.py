@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import zoo
 from secateur.agents import SearchProblem, get_allocator
 from secateur.configs import ConfigError, load_config
-from secateur.configs.schema import LayersConfig, Repair
+from secateur.configs.schema import BudgetConfig, Config, LayersConfig, Repair
 from secateur.networks.inference import logits
 from secateur.networks.quantise.affine import Affine
 from secateur.pruners.bits import Bits
@@ -258,6 +258,13 @@ def test_inputs_have_eight_bits_where_bit_operations_are_budgeted(overrides: lis
     config = load_config("digits", overrides)
     assert config.layers.activation_bits == bits
     assert load_config(config).layers.activation_bits == bits  # what was said once stays
+
+
+def test_sections_made_in_python_say_as_much() -> None:
+    given = {"name": "mine", "method": "bits", "budget": BudgetConfig(bops=0.1)}
+    assert Config(**given).layers.activation_bits == 8
+    assert Config(**given, layers=LayersConfig(cut="all")).layers == LayersConfig(cut="all", activation_bits=8)
+    assert Config(**given, layers=LayersConfig(activation_bits=None)).layers.activation_bits is None
 
 
 def test_a_session_keeps_its_inputs_on_another_budget() -> None:
