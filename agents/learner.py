@@ -137,7 +137,7 @@ class Learner:
         )
         model.set_logger(Logger(folder=None, output_formats=[]))
         for actor in (model.actor, getattr(model, "actor_target", None)):
-            _start_at_zero(actor)
+            start_at_zero(actor)
         return model
 
     def run(self, past: Sequence[Sequence[float]] = (), budgets: Sequence[float | None] = ()) -> Iterator[Episode]:
@@ -267,7 +267,7 @@ class Learner:
             )
 
 
-def _start_at_zero(actor: Any) -> None:
+def start_at_zero(actor: Any) -> None:
     """Let an untrained policy be the loss model's own: its last layer gives next to nothing."""
     if actor is None:
         return

@@ -1,4 +1,4 @@
-"""A policy learnt by DDPG across networks, in episodes that are imagined: the log stands in for the evaluator.
+"""A policy learnt by DDPG, TD3 or SAC across networks, in imagined episodes: the log stands in for the evaluator.
 
 An episode draws a network and a budget of the population and walks it as `LayerSparsityEnv` does. Its plan's loss is
 what the loss model predicts whose factors were fitted to that network's log. The reward is the part of the base plan's
@@ -15,12 +15,11 @@ import gymnasium as gym
 import numpy as np
 from experience import Group
 from numpy.typing import NDArray
-from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
-from torch import nn
 
 from secateur.agents.critic import with_penalty
+from secateur.agents.learner import ALGORITHMS, start_at_zero
 from secateur.envs import Evaluation, LayerSparsityEnv, RewardWeights
 from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel
@@ -81,9 +80,10 @@ class Walker:
         groups: to learn from.
         episodes: that are imagined.
         seed: of all that is drawn.
+        algorithm: that learns: ddpg, td3 or sac.
     """
 
-    def __init__(self, groups: Sequence[Group], episodes: int, seed: int):
+    def __init__(self, groups: Sequence[Group], episodes: int, seed: int, algorithm: str = "ddpg"):
         stacked = np.concatenate([group.features for group in groups])
         self.centre, self.scale = stacked.mean(axis=0), np.maximum(stacked.std(axis=0), 1e-3)
         envs = []
@@ -94,8 +94,9 @@ class Walker:
             envs += [self._env(g.budget, g.losses, g.features, imagination) for g in mine]
         population = Population(envs)
         steps = round(episodes * float(np.mean([len(env.statistics) for env in envs])))
-        self.model = DDPG(
-            with_penalty(DDPG.policy_aliases["MlpPolicy"], PENALTY),
+        chosen = ALGORITHMS[algorithm]
+        self.model = chosen(
+            with_penalty(chosen.policy_aliases["MlpPolicy"], PENALTY),
             population,
             learning_rate=1e-3,
             buffer_size=MEMORY,
@@ -112,11 +113,8 @@ class Walker:
             seed=seed,
             device="cpu",
         )
-        for actor in (self.model.actor, self.model.actor_target):
-            last = actor.mu[-2]
-            assert isinstance(last, nn.Linear)
-            last.weight.data.mul_(0.01)
-            last.bias.data.zero_()
+        for actor in (self.model.actor, getattr(self.model, "actor_target", None)):
+            start_at_zero(actor)
         self.model.learn(steps)
 
     def _env(self, budget: Budget, losses: LossModel, features: Floats, evaluator: Imagination) -> LayerSparsityEnv:

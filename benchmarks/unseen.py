@@ -1,6 +1,7 @@
 """Plans for networks of a family that nothing was learnt from, against the closed-form rule; and what features explain.
 
 python benchmarks/unseen.py --data DIR --out DIR [--write FILE]
+python benchmarks/unseen.py --data DIR --out DIR --imagined 400 --algorithms ddpg td3 sac
 python benchmarks/unseen.py --data DIR --out DIR --unlike 1092
 
 `--out DIR` is a population that `population.py` has trained and logged. For every family a correction of the loss model
@@ -9,6 +10,7 @@ python benchmarks/unseen.py --data DIR --out DIR --unlike 1092
 on search images (distance of the logits) and test images (accuracy). `own` is the loss model with factors fitted
 to the network's own log: what as many candidates as that would have taught, and so what could be won. Figures that are
 there already (`measured.json` in a network's folder) are not measured again. `--write` learns from all families.
+With `--imagined` policies are compared, too, that agents learnt in episodes on the other families' logs.
 
 `--unlike ROWS` says how unlike each network is all others that the package's own correction was learnt from: the part
 of its layers' features that lies beyond three standard deviations, the network itself taken out of mean and deviation.
@@ -35,6 +37,7 @@ from population import BUDGETS, Recipe, add_population, affordable, ready, recip
 from secateur import Session
 from secateur.agents.correction import Correction, shipped
 from secateur.agents.features import FEATURES, layer_features
+from secateur.agents.learner import ALGORITHMS
 from secateur.networks.inference import statistics
 from secateur.pruners.budget import Budget
 from secateur.pruners.loss_model import LossModel, best_steps
@@ -64,7 +67,8 @@ def main() -> None:
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.3, 0.2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--measure", nargs="+", help="these networks alone, by name; `none` measures nothing")
-    parser.add_argument("--imagined", type=int, default=0, help="episodes of a policy that DDPG learns, too")
+    parser.add_argument("--imagined", type=int, default=0, help="episodes of policies that agents learn, too")
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["ddpg"], help="of these agents")
     parser.add_argument("--unlike", type=int, metavar="ROWS", help="how unlike all others the networks are, alone")
     parser.add_argument("--write", type=Path, help="the correction learnt from all, for the package")
     args = parser.parse_args()
@@ -81,12 +85,12 @@ def main() -> None:
     }
     print(factor_tables(groups), "\n")
     print(_left(groups, held_out), "\n")
-    walkers = {family: Walker(others(groups, family), args.imagined, 0) for family in held_out if args.imagined}
+    walkers = {family: walkers_of(others(groups, family), args) for family in held_out}
     rows = []
     for recipe in recipes:
         if args.measure is not None and recipe.name not in args.measure:
             continue
-        for fraction, figures in measured(recipe, args, held_out[recipe.family], walkers.get(recipe.family)):
+        for fraction, figures in measured(recipe, args, held_out[recipe.family], walkers[recipe.family]):
             rows.append(Row(recipe.name, recipe.family, fraction, figures))
             print(recipe.name, fraction, figures, flush=True)
     for fraction in dict.fromkeys(row.budget for row in rows):
@@ -150,8 +154,14 @@ def _left(groups: Sequence[Group], held_out: Mapping[str, Sequence[Correction]])
     return table(["family left out", "variance left, as predicted", "corrected"], rows)
 
 
+def walkers_of(groups: Sequence[Group], args: argparse.Namespace) -> dict[str, Walker]:
+    """Policies that agents learn from these, by algorithm and seed."""
+    runs = [(name, seed) for name in args.algorithms for seed in range(args.seeds) if args.imagined]
+    return {f"{name} {seed}": Walker(groups, args.imagined, seed, name) for name, seed in runs}
+
+
 def measured(
-    recipe: Recipe, args: argparse.Namespace, learnt: Sequence[Correction], walker: Walker | None
+    recipe: Recipe, args: argparse.Namespace, learnt: Sequence[Correction], walkers: Mapping[str, Walker]
 ) -> Iterator[tuple[float, Figures]]:
     """Budget and figures of every plan of a network, by who made it."""
     session = ready(recipe, args.out)
@@ -159,14 +169,13 @@ def measured(
         budget = affordable(session.budget, fraction)
         if budget is None:
             continue
-        plans = plans_of(session, budget, args.out / recipe.name, learnt)
-        if walker is not None:
-            losses = LossModel.of(session.context)
-            plans["imagined"] = walker.plan(budget, losses, layer_features(session.context, losses, budget))
+        plans = plans_of(session, budget, args.out / recipe.name, learnt, walkers)
         yield fraction, {name: figures(session, kept, args.out / recipe.name) for name, kept in plans.items()}
 
 
-def plans_of(session: Session, budget: Budget, folder: Path, learnt: Sequence[Correction]) -> dict[str, Kept]:
+def plans_of(
+    session: Session, budget: Budget, folder: Path, learnt: Sequence[Correction], walkers: Mapping[str, Walker]
+) -> dict[str, Kept]:
     losses = LossModel.of(session.context)
     features = layer_features(session.context, losses, budget)
     lines = logged(folder)
@@ -176,7 +185,8 @@ def plans_of(session: Session, budget: Budget, folder: Path, learnt: Sequence[Co
         **({"own": losses.fitted(*own)} if lines else {}),
         **{f"policy {seed}": one.applied(losses, features, budget) for seed, one in enumerate(learnt)},
     }
-    return {name: best_steps(budget, model.gains(budget)) for name, model in models.items()}
+    plans = {name: best_steps(budget, model.gains(budget)) for name, model in models.items()}
+    return plans | {name: walker.plan(budget, losses, features) for name, walker in walkers.items()}
 
 
 def figures(session: Session, kept: Kept, folder: Path) -> dict[str, float]:

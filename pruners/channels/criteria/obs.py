@@ -1,9 +1,10 @@
 """Optimal brain surgeon on groups of columns: which unit costs least once the others have been re-fitted.
 
 Starting from all units of a layer, the one goes whose removal costs least after least squares on the rest; what is
-left is re-fitted, and so on; of the many units of a wide layer several go at once. With the (damped) Gram matrix G = XᵀX + λI, its inverse P and the current weights W of a
-consumer, removing the columns R costs tr(W_R P_RR⁻¹ W_Rᵀ); then W ← W − W_R P_RR⁻¹ P_R: and P ← P − P_:R P_RR⁻¹ P_R:
-(Hassibi & Stork, NeurIPS 1992, eq. 5, for blocks; with one Gram matrix a layer as in Frantar & Alistarh, NeurIPS 2022).
+left is re-fitted, and so on; of the many units of a wide layer several go at once. With the (damped) Gram matrix
+G = XᵀX + λI, its inverse P and the current weights W of a consumer, removing the columns R costs tr(W_R P_RR⁻¹ W_Rᵀ);
+then W ← W − W_R P_RR⁻¹ P_R: and P ← P − P_:R P_RR⁻¹ P_R: (Hassibi & Stork, NeurIPS 1992, eq. 5, for blocks; with one
+Gram matrix a layer as in Frantar & Alistarh, NeurIPS 2022).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .norms import l1
 from .registry import Order, register_criterion
 from .regressions import Regression, regressions
 
-AT_ONCE = 256  # one part in so many of the units that are left goes at once, at least one: with 4,096 an eighth of the work
+AT_ONCE = 256  # one in so many of the units that are left goes at once, at least one: of 4,096 an eighth of the work
 PENDING = 256  # columns whose removal from the inverse waits, so that a wide layer's is one large product
 
 
@@ -174,7 +175,8 @@ class _Surgery:
     def error(self) -> float:
         """tr(D G Dᵀ) of the change D so far, as a fraction of the output's variance: what is spent, less the ridge."""
         change = self.dropped.clone()
-        for dense, weight in zip(self.dense.split(PENDING, 1), self.weight.split(PENDING, 1), strict=True):
+        parts = zip(torch.split(self.dense, PENDING, 1), torch.split(self.weight, PENDING, 1), strict=True)
+        for dense, weight in parts:
             change += torch.linalg.vector_norm(dense - weight, dim=(1, 2)).square()  # parts that the cache holds
         return max(0.0, self.spent - float((self.ridge * change).sum()))
 
