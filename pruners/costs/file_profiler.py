@@ -3,7 +3,8 @@
 A part is a convolution or linear layer, with the batch norm behind it folded in, as runtimes do. They fuse over the
 borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back; a
 whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
-T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on a few whole networks.
+T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on the whole networks whose layers keep like
+shares; what the fit leaves of one of those is given back to its parts, so that the table has its time.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ from .latency_table import Floats, Ints
 from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
 from .segments import Segment
 
-SHARES = (1.0, 0.75, 0.5, 0.25, 1 / 16)  # of what every layer may keep, in the whole networks …
-ONE_LESS = (1.0, 0.75, 0.5)  # … and less one: no block is full
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers that they take, so that large images do not fill the memory
 
@@ -64,14 +63,11 @@ class FileProfiler(Profiler):
         self.bar = bar
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
 
-    def measure(self, designs: Ints, timer: Timer | None) -> None:
-        """Time the parts of networks (networks, layers) kept, and a few whole networks, where the cache lacks them."""
-        dense = self.structure.units
-        most = np.array(self.structure.apart or dense)
-        sizes = [dense, *(most * share for share in SHARES), *(np.rint(most * share) - 1 for share in ONE_LESS)]
-        whole = np.unique(np.rint(sizes).clip(1, dense).astype(np.int64), axis=0)
+    def measure(self, steps: Ints, others: Ints, timer: Timer | None) -> None:
+        """Time the parts of networks (networks, layers) kept, of `steps` the whole, too, unless the cache has them."""
+        whole = np.unique(np.vstack([steps, self.structure.units]), axis=0)
         files: dict[str, Part] = {self._name(kept): Part(kept, None) for kept in whole}
-        for kept in np.unique(np.concatenate([designs, whole]), axis=0):
+        for kept in np.unique(np.vstack([whole, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
         missing = {key: part for key, part in files.items() if key not in self.cache.times}
         if missing:
@@ -103,9 +99,19 @@ class FileProfiler(Profiler):
         )
         self.cache.add({key: round(1e3 * value, 3) for key, value in found.items()})
 
-    def times(self, kept: Ints) -> Floats:
+    def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
         """(networks, segments) nanoseconds; together with `base` they are a pass."""
-        return np.rint([[self.slope * t + self.element * n for t, n in self._told(k)] for k in kept])
+        left = [self._left(step) for step in (kept if steps is None else steps)]
+        found: Floats = np.rint(self._fitted(kept) * np.array(left)[:, None])
+        return found
+
+    def _fitted(self, kept: Ints) -> Floats:
+        return np.array([[self.slope * t + self.element * n for t, n in self._told(k)] for k in kept])
+
+    def _left(self, step: Ints) -> float:
+        """What a whole network that was timed takes, over what the fit says of its parts; 1 for any other."""
+        whole, parts = self.cache.times.get(self._name(step)), float(self._fitted(step[None]).sum())
+        return 1.0 if whole is None or parts <= 0.0 else max(0.0, 1e3 * whole - self.base) / parts
 
     def _fit(self, whole: Ints) -> None:
         """Bring the sums to the times of whole networks (networks, layers) kept, by relative least squares."""

@@ -58,7 +58,7 @@ def _layer_times(profiler: Profiler, timer: Timer | None) -> LayerTimes:
     """Of layers that stand apart: each as it is where it keeps more than `Structure.apart`."""
     dense, most = profiler.structure.units, profiler.structure.apart
     steps = _steps(np.array(most))
-    profiler.measure(np.concatenate([steps, dense[None]]), timer)
+    profiler.measure(steps, dense[None], timer)
     (whole,), less = profiler.layer_times(dense[None]), profiler.layer_times(steps)
     times = []
     for i, units in enumerate(dense):
@@ -77,14 +77,14 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     edges = [np.where(colours == colour, steps, dense) for colour in range(colours.max() + 1)]
     inside = [name for branch in structure.branches for name in branch.layers]
     gone = np.array([0 if layer.name in inside else layer.units for layer in structure.layers], dtype=np.int64)
-    profiler.measure(np.concatenate([steps, *edges, *([gone[None]] if inside else [])]), timer)
+    profiler.measure(steps, np.vstack([*edges, *([gone] if inside else [])]), timer)
 
     modules = [segment.module for segment in profiler.segments(dense)]
     branch_of = np.full(len(modules), -1)
     for number, branch in enumerate(structure.branches):
         branch_of[[module in branch.modules for module in modules]] = number
     together = profiler.times(steps)
-    apart = [profiler.times(edge) for edge in edges]
+    apart = [profiler.times(edge, steps) for edge in edges]
 
     def table(chosen: NDArray[np.bool_], fixed: float) -> LatencyTable:
         """Of some of the segments."""

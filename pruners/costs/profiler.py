@@ -70,15 +70,17 @@ class Profiler:
                 raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
         return self.known[key]
 
-    def measure(self, designs: Ints, timer: Timer | None) -> None:
+    def measure(self, steps: Ints, others: Ints, timer: Timer | None) -> None:
         """Time what the cache does not hold, in rounds over all networks: a noisy spell then hits all alike.
 
         Args:
-            designs: (networks, layers) kept.
+            steps: (networks, layers) kept, like shares of all layers.
+            others: (networks, layers) kept.
             timer: as `take_table` takes it.
         """
         held = set(self.cache.times)
-        networks = [w for w in np.unique(designs, axis=0) if not held.issuperset(s.key for s in self.segments(w))]
+        designs = np.unique(np.vstack([steps, others]), axis=0)
+        networks = [w for w in designs if not held.issuperset(s.key for s in self.segments(w))]
         samples: dict[str, list[float]] = {}
         with stopwatch(self.device, self.config) as clock:
             timer = timer or partial(time_segments, clock=clock)
@@ -92,8 +94,8 @@ class Profiler:
             new = {key: statistics.median_low(values) for key, values in samples.items() if key not in held}
             self.cache.add({key: round(value, 3) for key, value in new.items()})
 
-    def times(self, kept: Ints) -> Floats:
-        """(networks, segments) nanoseconds."""
+    def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
+        """(networks, segments) nanoseconds; of those cut in some layers alone, `steps` are cut in all alike."""
         times = self.cache.times
         return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
 
