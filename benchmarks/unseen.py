@@ -85,11 +85,10 @@ def main() -> None:
     }
     print(factor_tables(groups), "\n")
     print(_left(groups, held_out), "\n")
-    walkers = {family: walkers_of(others(groups, family), args) for family in held_out}
+    chosen = [recipe for recipe in recipes if args.measure is None or recipe.name in args.measure]
+    walkers = {family: walkers_of(others(groups, family), args) for family in {recipe.family for recipe in chosen}}
     rows = []
-    for recipe in recipes:
-        if args.measure is not None and recipe.name not in args.measure:
-            continue
+    for recipe in chosen:
         for fraction, figures in measured(recipe, args, held_out[recipe.family], walkers[recipe.family]):
             rows.append(Row(recipe.name, recipe.family, fraction, figures))
             print(recipe.name, fraction, figures, flush=True)
