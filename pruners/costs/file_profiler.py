@@ -66,7 +66,7 @@ class FileProfiler(Profiler):
     def measure(self, steps: Ints, others: Ints, timer: Timer | None) -> None:
         """Time the parts of networks (networks, layers) kept, of `steps` the whole, too, unless the cache has them."""
         whole = np.unique(np.vstack([steps, self.structure.units]), axis=0)
-        files: dict[str, Part] = {self._name(kept): Part(kept, None) for kept in whole}
+        files: dict[str, Part] = {self._name(kept): Part(kept, None) for kept in whole}  # first, so timed in turns
         for kept in np.unique(np.vstack([whole, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
         missing = {key: part for key, part in files.items() if key not in self.cache.times}
@@ -172,4 +172,4 @@ class FileProfiler(Profiler):
     def _name(self, kept: Ints) -> str:
         """Of the whole network that keeps so many: by all that it calls."""
         calls = "\n".join(segment.key for segment in self.segments(kept))
-        return f"whole {hashlib.sha256(calls.encode()).hexdigest()}"
+        return f"whole network {hashlib.sha256(calls.encode()).hexdigest()}"
