@@ -1,6 +1,6 @@
 """A population of small networks, and what plans for them lose: the experience a policy for any network learns from.
 
-python benchmarks/population.py --data DIR --fashion DIR --out DIR    (twenty minutes; what is there already is not made again)
+python benchmarks/population.py --data DIR --fashion DIR --out DIR    (twenty minutes; what is there is not made again)
 
 `--data DIR` holds `cifar10/`; `--fashion DIR` the four files of Fashion-MNIST as its authors pack them (Debian's
 package dataset-fashion-mnist has them in /usr/share/datasets/fashion-mnist). The networks are those of `--recipes`
