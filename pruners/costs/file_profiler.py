@@ -4,7 +4,8 @@ A part is a convolution or linear layer, with the batch norm behind it folded in
 borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back; a
 whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
 T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on the whole networks whose layers keep like
-shares; what the fit leaves of one of those is given back to its parts, so that the table has its time.
+shares; what the fit leaves of one of those is given back to its parts. The table takes parts that no width changes as
+they are in the dense network, so of them it knows that one's rest alone.
 """
 
 from __future__ import annotations

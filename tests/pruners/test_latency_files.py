@@ -11,9 +11,11 @@ import torch
 import secateur
 import zoo
 from secateur.configs import LatencyConfig
+from secateur.pruners.costs.file_profiler import FileProfiler
 from secateur.pruners.costs.latency import measure_latency
 from secateur.pruners.costs.latency_cache import LatencyCache
 from secateur.pruners.costs.latency_profile import take_table
+from secateur.pruners.costs.profiler import no_bar
 from secateur.runtimes import RUNTIMES
 from secateur.runtimes.eager import Eager
 
@@ -41,20 +43,25 @@ class Law:
 
     Attributes:
         files: how many were timed, a call each.
+        whole: how many of those were whole networks.
+        power: of what a whole network's parts take together; only with 1 it is what is fitted.
     """
 
     def __init__(self) -> None:
         self.files: list[int] = []
+        self.whole: list[int] = []
+        self.power = 1.0
 
     def __call__(self, networks, images, config, passes):
         assert passes == 3 * config.repeats
         self.files.append(len(networks))
+        self.whole.append(sum(name.startswith("whole") for name in networks))
         found = {}
         for name, network in networks.items():
             assert not network.training
             parts, elements = self.parts(network, images[name])
             whole = name.startswith("whole")
-            found[name] = BASE + SLOPE * parts + ELEMENT * elements if whole else parts
+            found[name] = BASE + SLOPE * parts**self.power + ELEMENT * elements if whole else parts
         return found
 
     @staticmethod
@@ -89,6 +96,22 @@ def test_the_table_says_what_whole_networks_take(case, law):
         parts, elements = Law.parts(small, zoo.images(case[0], 4))
         expected = 1e6 * (BASE + SLOPE * parts + ELEMENT * elements)
         assert layers.cost("latency", kept) == pytest.approx(expected, rel=0.02)
+
+
+def test_where_the_sum_is_no_line_parts_add_up_to_the_whole_networks_that_were_timed(law):
+    """Twice as much takes nearly three times as long, together; all whole networks are timed in turns."""
+    law.power = 1.5
+    model, layers = zoo.make("residual"), zoo.structure("residual")
+    profiler = FileProfiler(model, layers, ONNX, no_bar)
+    steps = np.array([[1, 1, 1], [1, 2, 2], [2, 3, 4], [3, 4, 6], layers.units])
+    profiler.measure(steps, steps[:1], None)
+    assert layers.first_units is not None
+    for kept, times in zip(steps, profiler.times(steps), strict=True):
+        parts, elements = Law.parts(layers.first_units(model, layers, kept), zoo.images("residual", 4))
+        expected = 1e6 * (BASE + SLOPE * parts**1.5 + ELEMENT * elements)
+        assert profiler.base + times.sum() == pytest.approx(expected, rel=1e-3)
+    assert law.whole[0] == len(steps)
+    assert not any(law.whole[1:])
 
 
 def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypatch):
