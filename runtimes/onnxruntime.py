@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .program import Program
+from ..training.inputs import Inputs, leaves
+from .program import Program, Together
 from .registry import RUNTIMES
-from .runtime import KEY, About, Runtime, converted, needed
+from .runtime import KEY, About, Runtime, converted, floats, needed
 from .timing import Run
 
 LARGE = 2**30  # bytes; a protobuf holds no more than two of these, so that weights go into a file of their own
@@ -34,15 +35,33 @@ outputs = session.run(None, {{{inputs}}})"""
 
     def export(self, program: Program, path: Path, about: About) -> None:
         """Write the graph, its batch named `batch`, with what is said of it in `metadata_props`."""
+        made = self._made(program)
+        made.model.metadata_props.update(_keys(about))
+        made.save(path)
+
+    def write(
+        self, networks: Sequence[nn.Module], images: Sequence[Inputs], paths: Sequence[Path], *, int8: bool = False
+    ) -> None:
+        """Several that have one input and one output are one graph first: the exporter reads its operations once."""
+        if len(networks) < 2:
+            super().write(networks, images, paths, int8=int8)
+            return
+        program = Program.of(Together(networks), tuple(images))
+        graph = needed("onnx.utils", self.extra).Extractor(self._made(program).model_proto)
+        onnx = needed("onnx", self.extra)
+        for number, path in enumerate(paths):
+            whole = floats(path) if int8 else path
+            onnx.save(graph.extract_model([program.inputs[number]], [program.outputs[number]]), str(whole))
+            if int8:
+                self.quantise(whole, path, [list(leaves(images[number]).values())], {})
+
+    def _made(self, program: Program) -> Any:
         self.check_installed()
         names: dict[str, Any] = {"input_names": list(program.inputs), "output_names": list(program.outputs)}
         with converted("torch.onnx", "export pt2 instead, or write what it names in other operations"):
-            made = torch.onnx.export(
+            return torch.onnx.export(
                 program.exported, (), dynamo=True, verbose=False, dynamic_shapes=program.shapes, **names
             )
-            assert made is not None
-            made.model.metadata_props.update(_keys(about))
-            made.save(path)
 
     def open(self, path: Path, threads: int | None = None) -> Run:
         """With the CPU provider, and all of its graph optimisations."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .program import Program
+from ..training.inputs import Inputs
+from .program import Program, Together
 from .registry import RUNTIMES
 from .runtime import KEY, About, Runtime, converted, needed
 from .timing import Run
@@ -33,6 +34,25 @@ outputs = list(network({{{inputs}}}).values())"""
     def export(self, program: Program, path: Path, about: About) -> None:
         """Write the graph and its weights, as they are, with what is said of it in `rt_info`."""
         openvino = needed("openvino", self.extra)
+        self._save(openvino, self._made(openvino, program), path, about)
+
+    def write(
+        self, networks: Sequence[nn.Module], images: Sequence[Inputs], paths: Sequence[Path], *, int8: bool = False
+    ) -> None:
+        """Several that have one input and one output are one graph first, quantised as one, too."""
+        if len(networks) < 2:
+            super().write(networks, images, paths, int8=int8)
+            return
+        openvino = needed("openvino", self.extra)
+        program = Program.of(Together(networks), tuple(images))
+        model = self._made(openvino, program)
+        if int8:
+            model = self._quantised(model, [program.inputs_of(tuple(images))])
+        for result, name, path in zip(model.get_results(), program.inputs, paths, strict=True):
+            given = [node for node in model.get_parameters() if name in node.output(0).get_names()]
+            self._save(openvino, openvino.Model([result], given, path.stem), path, {})
+
+    def _made(self, openvino: Any, program: Program) -> Any:
         with converted("openvino.convert_model", "export onnx or pt2 instead"):
             model = openvino.convert_model(program.exported)
             shapes = {i: openvino.PartialShape([-1, *t.shape[1:]]) for i, t in enumerate(program.example)}
@@ -40,7 +60,7 @@ outputs = list(network({{{inputs}}}).values())"""
             for ports, names in ((model.inputs, program.inputs), (model.outputs, program.outputs)):
                 for port, name in zip(ports, names, strict=True):
                     port.get_tensor().set_names({name})
-            self._save(openvino, model, path, about)
+            return model
 
     def open(self, path: Path, threads: int | None = None) -> Run:
         """On the CPU, in single precision where it is no integers: some processors would take bfloat16."""
@@ -63,8 +83,11 @@ outputs = list(network({{{inputs}}}).values())"""
 
     def quantise(self, path: Path, to: Path, images: Iterable[Sequence[Tensor]], about: About) -> None:
         """NNCF's quantisation after training, with its correction of biases, over all images, one at a time."""
-        openvino, nncf = (needed(name, self.extra) for name in self.packages)
-        model = openvino.Core().read_model(str(path))
+        openvino = needed("openvino", self.extra)
+        self._save(openvino, self._quantised(openvino.Core().read_model(str(path)), images), to, about)
+
+    def _quantised(self, model: Any, images: Iterable[Sequence[Tensor]]) -> Any:
+        nncf = needed("nncf", self.extra)
         names = [port.get_any_name() for port in model.inputs]
         single = [
             dict(zip(names, (t[i : i + 1].numpy() for t in tensors), strict=True))
@@ -72,8 +95,7 @@ outputs = list(network({{{inputs}}}).values())"""
             for i in range(len(tensors[0]))
         ]
         with converted("nncf", "leave int8 out, or export onnx"):
-            made = nncf.quantize(model, nncf.Dataset(single), subset_size=len(single))
-            self._save(openvino, made, to, about)
+            return nncf.quantize(model, nncf.Dataset(single), subset_size=len(single))
 
     def files(self, path: Path) -> list[Path]:
         """The graph and its weights."""

@@ -102,6 +102,18 @@ def denormalised(images: Tensor, mean: Channels, std: Channels) -> Tensor:
     return images * _channels(std, images.dim()) + _channels(mean, images.dim())
 
 
+class Together(nn.Module):
+    """Networks side by side, each with an input tensor and an output tensor of its own: one program makes them all."""
+
+    def __init__(self, networks: Sequence[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What each makes of its own."""
+        return tuple(network(tensor) for network, tensor in zip(self.networks, tensors, strict=True))
+
+
 class _Flat(nn.Module):
     """The network, called with its input tensors one after the other; it returns a tensor, or a tuple of them."""
 

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..training.inputs import Inputs
 from .program import Program
 from .timing import Run, milliseconds
 
@@ -73,6 +74,30 @@ class Runtime(ABC):
         """
         raise ValueError(f"int8: {self.format} files are not quantised here; export onnx or openvino")
 
+    def write(
+        self, networks: Sequence[nn.Module], images: Sequence[Inputs], paths: Sequence[Path], *, int8: bool = False
+    ) -> None:
+        """Write a file of each network, with nothing said of it, to be timed.
+
+        Here one after the other. Most of what an exporter takes for a layer is spent before it looks at it, so that a
+        runtime that can does many at once.
+
+        Args:
+            networks: in eval mode, on the CPU.
+            images: for each a batch that it takes; 8-bit files are quantised on these.
+            paths: of the files.
+            int8: whether they are of 8-bit integers.
+
+        Raises:
+            ValueError: see `Program.of`, `export` and `quantise`.
+        """
+        for network, given, path in zip(networks, images, paths, strict=True):
+            whole = floats(path) if int8 else path
+            program = Program.of(network, given)
+            self.export(program, whole, {})
+            if int8:
+                self.quantise(whole, path, [program.inputs_of(given)], {})
+
     def milliseconds(
         self, paths: Mapping[str, Path], images: Mapping[str, Sequence[Tensor]], *, threads: int, passes: int
     ) -> dict[str, float]:
@@ -107,6 +132,11 @@ class Runtime(ABC):
         """
         for name in self.packages:
             needed(name, self.extra)
+
+
+def floats(path: Path) -> Path:
+    """Where the network stands in single precision that a file of 8-bit integers is made of."""
+    return path.with_name(f"float-{path.name}")
 
 
 def needed(name: str, extra: str | None) -> Any:

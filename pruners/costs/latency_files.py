@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ...configs import LatencyConfig
-from ...runtimes import RUNTIMES, Program, Runtime
-from ...training.inputs import Inputs
+from ...networks.norms import LAYERS
+from ...runtimes import RUNTIMES, Runtime
+from ...training.inputs import Inputs, leaves
 
 
 def in_torch(config: LatencyConfig) -> bool:
@@ -55,16 +56,13 @@ def file_times(
         ValueError: see `runtime_of`; or a network cannot be exported.
     """
     runtime = runtime_of(config)
-    paths, tensors = {}, {}
+    layers = [name for name, network in networks.items() if isinstance(network, LAYERS)]
+    alone = [[name] for name in networks if name not in layers]
     with tempfile.TemporaryDirectory() as folder:
-        for number, (name, network) in enumerate(networks.items()):
-            program = Program.of(network, images[name])
-            path = Path(folder) / f"{number}{runtime.suffix}"
-            runtime.export(program, path, {})
-            tensors[name] = program.inputs_of(images[name])
-            if config.precision == "int8":
-                whole, path = path, Path(folder) / f"{number}-int8{runtime.suffix}"
-                runtime.quantise(whole, path, [tensors[name]], {})
-            paths[name] = path
+        paths = {name: Path(folder) / f"{number}{runtime.suffix}" for number, name in enumerate(networks)}
+        for names in (*alone, layers):
+            modules, given = [networks[name] for name in names], [images[name] for name in names]
+            runtime.write(modules, given, [paths[name] for name in names], int8=config.precision == "int8")
+        tensors = {name: list(leaves(images[name]).values()) for name in networks}
         threads = config.threads or torch.get_num_threads()
         return runtime.milliseconds(paths, tensors, threads=threads, passes=passes)

@@ -297,3 +297,32 @@ def test_runs_take_turns_and_the_slower_one_takes_longer():
     assert calls == ["slow", "quick"] * 8
     assert found["slow"] > 3 * found["quick"] > 0
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if RUNTIMES[name].packages])
+@pytest.mark.parametrize("int8", [False, True])
+def test_layers_that_are_exported_together_are_files_of_their_own(name, int8, tmp_path):
+    """One of another size for each, also two of the same weights."""
+    runtime = RUNTIMES[name]
+    for package in runtime.packages:
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    networks = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1, bias=False), nn.Linear(12, 5)]
+    networks.append(networks[0])
+    images = [torch.randn(4, *shape) for shape in ((3, 6, 6), (8, 2, 2), (12,), (3, 6, 6))]
+    paths = [tmp_path / f"{number}{runtime.suffix}" for number in range(len(networks))]
+    runtime.write([network.eval() for network in networks], images, paths, int8=int8)
+    for network, given, path in zip(networks, images, paths, strict=True):
+        for batch in (given, given[:1]):
+            (found,) = runtime.open(path, threads=1)([batch])
+            with torch.no_grad():
+                wanted = network(batch)
+            assert found.shape == wanted.shape
+            assert float((found - wanted).abs().mean() / wanted.std()) < (
+                0.15 if int8 else 1e-5
+            )  # 8 bits cut extremes off
+        assert ({"onnxruntime": "int8", "openvino": "i8"}[name] in stored(name, path)) == int8
+        alone = tmp_path / f"alone{runtime.suffix}"
+        runtime.write([network], [given], [alone], int8=int8)
+        sizes = [sum(part.stat().st_size for part in runtime.files(one)) for one in (path, alone)]
+        assert sizes[0] < sizes[1] + 4096  # nothing of the others
