@@ -4,8 +4,8 @@ A part is a convolution or linear layer, with the batch norm behind it folded in
 borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back; a
 whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
 T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on the whole networks whose layers keep like
-shares; what the fit leaves of one of those is given back to its parts. The table takes parts that no width changes as
-they are in the dense network, so of them it knows that one's rest alone.
+shares; what the fit leaves of one of those is given back to those of its parts that a width changes: the table takes
+the others as they are in the dense network.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 from torch import nn
 
@@ -31,7 +32,7 @@ from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
 from .segments import Segment
 
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
-MOST = 2**26  # … and numbers that they take, so that large images do not fill the memory
+MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,12 @@ class Part:
     Attributes:
         kept: (layers,) of the network that it is of.
         segment: none for the whole network.
+        numbers: of its images and weights; 0 of whole networks, which are timed together whatever they take.
     """
 
     kept: Ints
-    segment: Segment | None
+    segment: Segment | None = None
+    numbers: int = 0
 
 
 class FileProfiler(Profiler):
@@ -64,10 +67,11 @@ class FileProfiler(Profiler):
         self.bar = bar
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
 
-    def measure(self, steps: Ints, others: Ints, timer: Timer | None) -> None:
-        """Time the parts of networks (networks, layers) kept, of `steps` the whole, too, unless the cache has them."""
-        whole = np.unique(np.vstack([steps, self.structure.units]), axis=0)
-        files: dict[str, Part] = {self._name(kept): Part(kept, None) for kept in whole}  # first, so timed in turns
+    def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
+        """Time parts, of `steps` and `gone` the whole, too, unless the cache has them."""
+        steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)
+        whole = steps if gone is None else np.vstack([steps, gone])
+        files = {self._name(kept): Part(kept) for kept in whole}  # first, so timed in turns
         for kept in np.unique(np.vstack([whole, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
         missing = {key: part for key, part in files.items() if key not in self.cache.times}
@@ -77,18 +81,17 @@ class FileProfiler(Profiler):
                     self._time(group)
                     for _ in group:
                         advance("")
-        self._fit(whole)
+        self._fit(steps)
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
         numbers = 0
         for key, part in files.items():
-            size = 0 if part.segment is None else math.prod(self._shape(part.segment))
-            if group and (len(group) == TOGETHER or numbers + size > MOST):
+            if group and (len(group) == TOGETHER or numbers + part.numbers > MOST):
                 yield group
                 group, numbers = {}, 0
             group[key] = part
-            numbers += size
+            numbers += part.numbers
         yield group
 
     def _time(self, files: dict[str, Part]) -> None:
@@ -102,17 +105,33 @@ class FileProfiler(Profiler):
 
     def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
         """(networks, segments) nanoseconds; together with `base` they are a pass."""
-        left = [self._left(step) for step in (kept if steps is None else steps)]
-        found: Floats = np.rint(self._fitted(kept) * np.array(left)[:, None])
+        factors = np.array([self._factors(step) for step in (kept if steps is None else steps)])
+        if steps is not None:  # so that a surface, which multiplies two edges, has the whole's time between its corners
+            factors = np.sqrt(factors * self._factors(self.structure.units))
+        found: Floats = np.rint(np.array([self._fitted(one) for one in kept]) * factors)
         return found
 
-    def _fitted(self, kept: Ints) -> Floats:
-        return np.array([[self.slope * t + self.element * n for t, n in self._told(k)] for k in kept])
+    def total(self, kept: Ints) -> float:
+        """Nanoseconds of a pass of a network (layers,) kept: as timed whole, or the sum that the fit makes of parts."""
+        whole = self.cache.times.get(self._name(kept))
+        return self.base + float(self._fitted(kept).sum()) if whole is None else 1e3 * whole
 
-    def _left(self, step: Ints) -> float:
-        """What a whole network that was timed takes, over what the fit says of its parts; 1 for any other."""
-        whole, parts = self.cache.times.get(self._name(step)), float(self._fitted(step[None]).sum())
-        return 1.0 if whole is None or parts <= 0.0 else max(0.0, 1e3 * whole - self.base) / parts
+    def _fitted(self, kept: Ints) -> Floats:
+        return np.array([self.slope * t + self.element * n for t, n in self._told(kept)])
+
+    def _factors(self, step: Ints) -> Floats:
+        """(segments,) by which parts that widths change are to be multiplied so that all add up to the whole."""
+        fitted, varies = self._fitted(step), self._varies(step)
+        left, changed = self.total(step) - self.base - float(fitted.sum()), float(fitted[varies].sum())
+        return np.where(varies, max(0.0, 1.0 + left / changed) if changed > 0.0 else 1.0, 1.0)
+
+    def _varies(self, kept: Ints) -> NDArray[np.bool_]:
+        """(segments,) whether a width changes them."""
+        if self.places:
+            return np.array([self._place(segment.module) in self.places for segment in self.segments(kept)])
+        dense = self.segments(self.structure.units)
+        least = self.segments(np.ones_like(self.structure.units))
+        return np.array([one.sizes != other.sizes for one, other in zip(dense, least, strict=True)])
 
     def _fit(self, whole: Ints) -> None:
         """Bring the sums to the times of whole networks (networks, layers) kept, by relative least squares."""
@@ -142,7 +161,9 @@ class FileProfiler(Profiler):
         network = self.network(kept)
         for segment in self.segments(kept):
             if self._is_part(network, segment):
-                yield self._key(network, kept, segment), Part(kept, segment)
+                weights = sum(p.numel() for p in network.get_submodule(segment.module).parameters())
+                part = Part(kept, segment, weights + math.prod(self._shape(segment)))
+                yield self._key(network, kept, segment), part
 
     def _module(self, part: Part) -> nn.Module:
         network = self.network(part.kept)

@@ -77,7 +77,7 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     edges = [np.where(colours == colour, steps, dense) for colour in range(colours.max() + 1)]
     inside = [name for branch in structure.branches for name in branch.layers]
     gone = np.array([0 if layer.name in inside else layer.units for layer in structure.layers], dtype=np.int64)
-    profiler.measure(steps, np.vstack([*edges, *([gone] if inside else [])]), timer)
+    profiler.measure(steps, np.vstack(edges), timer, gone[None] if inside else None)
 
     modules = [segment.module for segment in profiler.segments(dense)]
     branch_of = np.full(len(modules), -1)
@@ -109,13 +109,17 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     whole = table(np.ones(len(sizes), dtype=bool), profiler.base)
     if not structure.branches:
         return whole
-    without = profiler.times(gone[None])[0]
+    alone = profiler.times(gone[None])[0]
+    branches = [table(branch_of == number, 0.0) for number in range(len(structure.branches))]
+    left = np.array([float(alone[branch_of == number].sum()) for number in range(len(branches))])
+    # what the network without branches takes beyond that is theirs, too: what stood in them was fused with the rest
+    costs = np.array([part(dense) for part in branches])
+    beyond = profiler.total(gone) - (whole(gone) - sum(part(gone) for part in branches) + left.sum())
+    left += beyond * costs / costs.sum()
     parts: list[tuple[list[int], CostModel, CostModel]] = []
-    for number, branch in enumerate(structure.branches):
-        own = branch_of == number
-        part = table(own, 0.0)
-        left = min(float(without[own].sum()), part(np.ones_like(dense)))  # or keeping less would cost more
-        parts.append(([structure.index(name) for name in branch.layers], part, LinearCost(np.zeros(len(dense)), left)))
+    for branch, part, rest in zip(structure.branches, branches, left, strict=True):
+        rest = float(np.clip(rest, 0.0, part(np.ones_like(dense))))  # or keeping less would cost more
+        parts.append(([structure.index(name) for name in branch.layers], part, LinearCost(np.zeros(len(dense)), rest)))
     return BranchCost(whole, parts)
 
 

@@ -70,16 +70,17 @@ class Profiler:
                 raise PlanError("cut, this network calls other modules than whole: its latency is no sum; budget FLOPs")
         return self.known[key]
 
-    def measure(self, steps: Ints, others: Ints, timer: Timer | None) -> None:
+    def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
         """Time what the cache does not hold, in rounds over all networks: a noisy spell then hits all alike.
 
         Args:
             steps: (networks, layers) kept, like shares of all layers.
             others: (networks, layers) kept.
             timer: as `take_table` takes it.
+            gone: (networks, layers) kept, no like shares but branches that are not there.
         """
         held = set(self.cache.times)
-        designs = np.unique(np.vstack([steps, others]), axis=0)
+        designs = np.unique(np.vstack([steps, others, *([] if gone is None else [gone])]), axis=0)
         networks = [w for w in designs if not held.issuperset(s.key for s in self.segments(w))]
         samples: dict[str, list[float]] = {}
         with stopwatch(self.device, self.config) as clock:
@@ -98,6 +99,10 @@ class Profiler:
         """(networks, segments) nanoseconds; of those cut in some layers alone, `steps` are cut in all alike."""
         times = self.cache.times
         return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
+
+    def total(self, kept: Ints) -> float:
+        """Nanoseconds of a pass of a network (layers,) kept."""
+        return self.base + float(self.times(kept[None]).sum())
 
     def layer_times(self, kept: Ints) -> Floats:
         """(networks, layers + 1) nanoseconds in each layer's place, of layers that stand apart, and of all the rest."""

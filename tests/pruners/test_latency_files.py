@@ -11,11 +11,12 @@ import torch
 import secateur
 import zoo
 from secateur.configs import LatencyConfig
-from secateur.pruners.costs.file_profiler import FileProfiler
+from secateur.configs.schema import LayersConfig
+from secateur.networks.constant import Constant
 from secateur.pruners.costs.latency import measure_latency
 from secateur.pruners.costs.latency_cache import LatencyCache
 from secateur.pruners.costs.latency_profile import take_table
-from secateur.pruners.costs.profiler import no_bar
+from secateur.pruners.method import METHODS
 from secateur.runtimes import RUNTIMES
 from secateur.runtimes.eager import Eager
 
@@ -45,12 +46,13 @@ class Law:
         files: how many were timed, a call each.
         whole: how many of those were whole networks.
         power: of what a whole network's parts take together; only with 1 it is what is fitted.
+        gone: ms that a whole network takes for every branch that is not there.
     """
 
     def __init__(self) -> None:
         self.files: list[int] = []
         self.whole: list[int] = []
-        self.power = 1.0
+        self.power, self.gone = 1.0, 0.0
 
     def __call__(self, networks, images, config, passes):
         assert passes == 3 * config.repeats
@@ -61,7 +63,10 @@ class Law:
             assert not network.training
             parts, elements = self.parts(network, images[name])
             whole = name.startswith("whole")
-            found[name] = BASE + SLOPE * parts**self.power + ELEMENT * elements if whole else parts
+            if whole:
+                gone = sum(isinstance(module, Constant) and module.mean is not None for module in network.modules())
+                parts = BASE + SLOPE * parts**self.power + ELEMENT * elements + self.gone * gone
+            found[name] = parts
         return found
 
     @staticmethod
@@ -98,20 +103,41 @@ def test_the_table_says_what_whole_networks_take(case, law):
         assert layers.cost("latency", kept) == pytest.approx(expected, rel=0.02)
 
 
-def test_where_the_sum_is_no_line_parts_add_up_to_the_whole_networks_that_were_timed(law):
+@pytest.mark.parametrize(
+    ("case", "most"),
+    [(("residual", "inner"), 0.035), (("vgg", "inner"), 0.045), (("depthwise", "inner"), 0.025)],
+)
+def test_where_the_sum_is_no_line_the_table_has_the_time_of_whole_networks_all_the_same(case, most, law):
     """Twice as much takes nearly three times as long, together; all whole networks are timed in turns."""
     law.power = 1.5
-    model, layers = zoo.make("residual"), zoo.structure("residual")
-    profiler = FileProfiler(model, layers, ONNX, no_bar)
-    steps = np.array([[1, 1, 1], [1, 2, 2], [2, 3, 4], [3, 4, 6], layers.units])
-    profiler.measure(steps, steps[:1], None)
+    model, layers = zoo.make(case[0]), zoo.structure(*case)
+    table = take_table(model, layers, ONNX)
     assert layers.first_units is not None
-    for kept, times in zip(steps, profiler.times(steps), strict=True):
-        parts, elements = Law.parts(layers.first_units(model, layers, kept), zoo.images("residual", 4))
+    steps = [np.ones_like(layers.units), layers.units // 4, layers.units // 2, 3 * layers.units // 4, layers.units]
+    for kept in steps:
+        parts, elements = Law.parts(layers.first_units(model, layers, kept), zoo.images(case[0], 4))
         expected = 1e6 * (BASE + SLOPE * parts**1.5 + ELEMENT * elements)
-        assert profiler.base + times.sum() == pytest.approx(expected, rel=1e-3)
-    assert law.whole[0] == len(steps)
-    assert not any(law.whole[1:])
+        assert table(kept) == pytest.approx(expected, rel=most)
+    assert law.whole[0] == sum(law.whole) >= 5
+
+
+def test_a_network_whose_branches_are_gone_takes_what_it_took(law):
+    """Not what is left of its parts: in their place something stands that is fused with nothing."""
+    law.gone = 2e-5
+    model = zoo.make("residual")
+    layers = METHODS["channels"].find(model, zoo.ZOO["residual"].shape, LayersConfig(branches=True))
+    table = take_table(model, layers, ONNX)
+    nothing = np.zeros_like(layers.units)
+    assert layers.first_units is not None
+    parts, elements = Law.parts(layers.first_units(model, layers, nothing), zoo.images("residual", 4))
+    expected = 1e6 * (BASE + SLOPE * parts + ELEMENT * elements + 3 * law.gone)
+    assert table(nothing) == pytest.approx(expected, rel=1e-3)
+    for number in range(3):
+        one = layers.units.copy()
+        one[number] = 0
+        assert table(nothing) < table(one) < table(layers.units)
+        one[number] = 1
+        assert table(one) >= table(np.where(one == 1, 0, one))
 
 
 def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypatch):
