@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..training.inputs import Inputs, call, count, describe, joined, leaves, mapped, taken
+from .constants import broadcast_constants
 
 Channels = Sequence[float]
 
@@ -77,6 +78,7 @@ class Program:
                 f"torch.export does not follow this network for any number of images a batch "
                 f"({type(error).__name__}: {reason}): let its forward branch on no values and fix no batch size"
             ) from error
+        broadcast_constants(exported)
         alone = "pixels" if normalised is not None else "input"
         return cls(exported, (free,), _named(given, alone), _named(leaves(form), "output"), example, form, normalised)
 

@@ -330,6 +330,19 @@ def test_a_file_of_a_network_without_a_branch(runtime: str, tmp_path) -> None:
                 )
 
 
+@pytest.mark.parametrize("name", BRANCHES)
+def test_in_a_file_nothing_is_filled_only_to_be_added(name: str) -> None:
+    """Its numbers by channel are added as they are, also where the forward adds in place, and alters no input."""
+    layers = structure(name)
+    small = shrink(zoo.make(name), layers, selected(layers, drawn(layers, 0), 0)).eval()
+    exported = Program.of(small, zoo.images(name, 2)).exported
+    called = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert not any("clone" in target for target in called)
+    x = zoo.images(name, 3, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(x), small(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "cut"), [("bottleneck", "all"), pytest.param("transformer", "inner", marks=pytest.mark.slow)]
 )

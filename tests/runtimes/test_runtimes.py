@@ -326,3 +326,49 @@ def test_layers_that_are_exported_together_are_files_of_their_own(name, int8, tm
         runtime.write([network], [given], [alone], int8=int8)
         sizes = [sum(part.stat().st_size for part in runtime.files(one)) for one in (path, alone)]
         assert sizes[0] < sizes[1] + 4096  # nothing of the others
+
+
+class Spread(nn.Module):
+    """Adds numbers by channel that it spread out first, in several ways."""
+
+    def __init__(self, way: str):
+        super().__init__()
+        self.way = way
+        self.mean = nn.Parameter(torch.arange(3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spread = self.mean.reshape(1, -1, 1, 1).expand(x.shape).clone()
+        if self.way == "in place":
+            spread += x
+            return spread.relu()
+        if self.way == "dropout":
+            return nn.functional.dropout(spread, training=self.training) + x
+        if self.way == "behind":
+            return x * 2 + spread
+        if self.way == "scaled":
+            return torch.add(x, spread, alpha=2)
+        if self.way == "twice":
+            return spread + spread * x
+        if self.way == "itself":
+            return (spread + spread) * x
+        return spread + x[:, :, :1, :1]  # narrower than what it is spread to
+
+
+@pytest.mark.parametrize(
+    ("way", "as_it_is"),
+    [
+        ("in place", True),
+        ("behind", True),
+        ("dropout", True),
+        ("scaled", False),
+        ("twice", False),
+        ("itself", False),
+        ("narrow", False),
+    ],
+)
+def test_numbers_that_are_spread_out_are_added_as_they_are_where_that_is_the_same(way, as_it_is):
+    network, x = Spread(way).eval(), torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    exported = Program.of(network, x).exported
+    assert as_it_is != any("expand" in str(node.target) for node in exported.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(exported.module()(x), network(x))
