@@ -43,7 +43,7 @@ outputs = session.run(None, {{{inputs}}})"""
         self, networks: Sequence[nn.Module], images: Sequence[Inputs], paths: Sequence[Path], *, int8: bool = False
     ) -> None:
         """Several that have one input and one output are one graph first: the exporter reads its operations once."""
-        if len(networks) < 2:
+        if len(networks) < 2 or not self._makes_files_as(OnnxRuntime):
             super().write(networks, images, paths, int8=int8)
             return
         program = Program.of(Together(networks), tuple(images))

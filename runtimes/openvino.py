@@ -40,7 +40,7 @@ outputs = list(network({{{inputs}}}).values())"""
         self, networks: Sequence[nn.Module], images: Sequence[Inputs], paths: Sequence[Path], *, int8: bool = False
     ) -> None:
         """Several that have one input and one output are one graph first, quantised as one, too."""
-        if len(networks) < 2:
+        if len(networks) < 2 or not self._makes_files_as(OpenVino):
             super().write(networks, images, paths, int8=int8)
             return
         openvino = needed("openvino", self.extra)

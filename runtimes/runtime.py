@@ -98,6 +98,10 @@ class Runtime(ABC):
             if int8:
                 self.quantise(whole, path, [program.inputs_of(given)], {})
 
+    def _makes_files_as(self, runtime: type[Runtime]) -> bool:
+        """Whether a class derived from one that can do many at once has left alone how it makes one."""
+        return all(getattr(type(self), name) is getattr(runtime, name) for name in ("export", "quantise"))
+
     def milliseconds(
         self, paths: Mapping[str, Path], images: Mapping[str, Sequence[Tensor]], *, threads: int, passes: int
     ) -> dict[str, float]:

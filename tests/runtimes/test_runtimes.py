@@ -328,6 +328,24 @@ def test_layers_that_are_exported_together_are_files_of_their_own(name, int8, tm
         assert sizes[0] < sizes[1] + 4096  # nothing of the others
 
 
+@pytest.mark.parametrize(("base", "changed"), [("onnxruntime", "export"), ("openvino", "quantise")])
+def test_a_runtime_that_makes_files_its_own_way_makes_every_one(base, changed, tmp_path):
+    for package in RUNTIMES[base].packages:
+        pytest.importorskip(package)
+    made: list[object] = []
+
+    def own(self, *given):
+        made.append(given[0])
+        return getattr(type(RUNTIMES[base]), changed)(self, *given)
+
+    runtime = type("Own", (type(RUNTIMES[base]),), {changed: own})()
+    networks, images = [nn.Linear(2, 3).eval(), nn.Linear(3, 2).eval()], [torch.randn(2, 2), torch.randn(2, 3)]
+    paths = [tmp_path / f"{number}{runtime.suffix}" for number in range(2)]
+    runtime.write(networks, images, paths, int8=True)
+    assert len(made) == 2
+    assert all(path.exists() for path in paths)
+
+
 class Spread(nn.Module):
     """Adds numbers by channel that it spread out first, in several ways."""
 
