@@ -7,10 +7,10 @@ python benchmarks/equal_latency.py --data DIR --set latency.runtime=openvino --s
 timed in turns, with the dense one, and a plan of a rule stands at a latency if its network took no more than that part
 of the dense one's time. So a table that is wrong gains nothing. Of the two dearest that are fast enough the one counts
 whose repaired network is better on the search images. *Runtime*: `knapsack` on a budget of latency, residual branches
-may go; *branches stay*: they may not; *multiples*: choices are multiples of 8 besides; *FLOPs*: `knapsack` on a budget of
-FLOPs; *uniform*: the same sparsity everywhere. Networks are repaired as in the end, not fine-tuned; top-1 is counted in
-the runtime, on the file, on all test images. Behind it stands what it is over that of *FLOPs*, with the standard error
-of the difference on the same images.
+may go; *branches stay*: they may not; *multiples*: choices are multiples of 8 besides; *FLOPs*: `knapsack` on a budget
+of FLOPs; *uniform*: the same sparsity everywhere. Networks are repaired as in the end, not fine-tuned; top-1 is counted
+in the runtime, on the file, on all test images. Behind it stands what it is over that of *FLOPs*, with the standard
+error of the difference on the same images.
 """
 
 from __future__ import annotations
