@@ -32,7 +32,6 @@ from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
 from .segments import Segment
 
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
-OUTRUN = 0.1  # weight in the fit of a network that a wider one outruns: no plan keeps what it keeps
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
 
 
@@ -138,7 +137,7 @@ class FileProfiler(Profiler):
         """Bring the sums to the times of whole networks (networks, layers) kept, by relative least squares."""
         times = np.array([1e3 * self.cache.times[self._name(kept)] for kept in whole])
         wider = (whole >= whole[:, None]).all(axis=2)
-        weights = np.where(times <= np.where(wider, times, np.inf).min(axis=1), 1.0, OUTRUN)
+        weights = (np.where(wider, times, np.inf).min(axis=1) / times) ** 2  # of what a wider one outruns little is kept
         sums = np.array([np.sum(self._told(kept), axis=0) for kept in whole])
         matrix = np.column_stack([np.ones(len(whole)), sums]) * (weights / times)[:, None]
         scale = np.abs(matrix).max(axis=0).clip(np.finfo(float).tiny)
