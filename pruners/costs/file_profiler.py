@@ -137,7 +137,7 @@ class FileProfiler(Profiler):
         """Bring the sums to the times of whole networks (networks, layers) kept, by relative least squares."""
         times = np.array([1e3 * self.cache.times[self._name(kept)] for kept in whole])
         wider = (whole >= whole[:, None]).all(axis=2)
-        weights = (np.where(wider, times, np.inf).min(axis=1) / times) ** 2  # of what a wider one outruns little is kept
+        weights = (np.where(wider, times, np.inf).min(axis=1) / times) ** 2  # no plan keeps what a wider one outruns
         sums = np.array([np.sum(self._told(kept), axis=0) for kept in whole])
         matrix = np.column_stack([np.ones(len(whole)), sums]) * (weights / times)[:, None]
         scale = np.abs(matrix).max(axis=0).clip(np.finfo(float).tiny)
