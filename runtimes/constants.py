@@ -15,7 +15,7 @@ def broadcast_constants(exported: ExportedProgram) -> None:
     A `Constant` gives a tensor of a layer's output shape, for a forward may add to it in place. Runtimes would fill it
     anew for every batch, and in 8-bit integers quantise it: a network without a branch could be slower than with it.
     """
-    graph = exported.graph_module.graph
+    graph, changed = exported.graph_module.graph, False
     for spread in [node for node in graph.nodes if node.target is aten.expand.default]:
         chain = _followed(spread)
         added = _only_user(chain[-1])
@@ -23,17 +23,24 @@ def broadcast_constants(exported: ExportedProgram) -> None:
             continue
         if added.target not in (aten.add.Tensor, aten.add_.Tensor):
             continue
-        other = added.args[1] if added.args[0] is chain[-1] else added.args[0]
+        into = added.args[0] is not chain[-1]
+        other = added.args[0] if into else added.args[1]
         if other is chain[-1] or not isinstance(other, Node) or not _same_shape(other, spread):
             continue
-        with graph.inserting_before(added):
-            instead = graph.call_function(aten.add.Tensor, (other, spread.args[0]))
+        if (
+            _root(spread).name not in exported.graph_signature.inputs_to_parameters
+        ):  # a buffer may be written to between
+            continue
+        with graph.inserting_before(added):  # in place where the trunk is what is written to: others may look at it
+            instead = graph.call_function(added.target if into else aten.add.Tensor, (other, spread.args[0]))
         instead.meta = dict(added.meta)
         added.replace_all_uses_with(instead)
         for node in (added, *reversed(chain)):
             graph.erase_node(node)
-    graph.eliminate_dead_code()
-    exported.graph_module.recompile()
+        changed = True
+    if changed:
+        graph.eliminate_dead_code()
+        exported.graph_module.recompile()
 
 
 def _followed(spread: Node) -> list[Node]:
@@ -50,6 +57,13 @@ def _followed(spread: Node) -> list[Node]:
 def _only_user(node: Node) -> Node | None:
     users = list(node.users)
     return users[0] if len(users) == 1 else None
+
+
+def _root(node: Node) -> Node:
+    """What a view is of."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], Node):
+        node = node.args[0]
+    return node
 
 
 def _same_shape(one: Node, other: Node) -> bool:
