@@ -63,8 +63,7 @@ class FileProfiler(Profiler):
 
     def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig, bar: Bar):
         # files have no memory format
-        super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}))
-        self.bar = bar
+        super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}), bar)
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:

@@ -41,7 +41,7 @@ def take_table(
         structure: its layers.
         config: images a pass, threads, passes, memory format; the runtime.
         timer: seconds of every segment of one pass of a network over a batch; none really measures.
-        bar: shows how many files are made and timed, in a runtime other than torch.
+        bar: shows how many passes are timed, or files made and timed in a runtime other than torch.
 
     Raises:
         PlanError: the network calls other modules when it is cut.
@@ -50,7 +50,7 @@ def take_table(
     if structure.first_units is None:
         raise PlanError(f"budget.latency: no latency table for method: {structure.method}; budget flops or params")
     config = config or LatencyConfig()
-    profiler = Profiler(model, structure, config) if in_torch(config) else FileProfiler(model, structure, config, bar)
+    profiler = (Profiler if in_torch(config) else FileProfiler)(model, structure, config, bar)
     return _layer_times(profiler, timer) if structure.apart else _sizes_table(profiler, timer)
 
 

@@ -18,6 +18,7 @@ from ...training.inputs import leaves, taken
 from ..structure import PlanError, Structure
 from .latency import formatted, random_images, stopwatch
 from .latency_cache import LatencyCache
+from .latency_files import runtime_name
 from .latency_table import Floats, Ints
 from .segments import Segment, describe, time_segments
 
@@ -45,10 +46,11 @@ class Profiler:
 
     base = 0.0
 
-    def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig):
+    def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig, bar: Bar):
         self.model = model
         self.structure = structure
         self.config = config
+        self.bar = bar
         self.images = random_images(model, structure.input_shape, config)
         self.device = next(iter(leaves(self.images).values())).device
         self.cache = LatencyCache(self.device, config)
@@ -83,17 +85,22 @@ class Profiler:
         designs = np.unique(np.vstack([steps, others, *([] if gone is None else [gone])]), axis=0)
         networks = [w for w in designs if not held.issuperset(s.key for s in self.segments(w))]
         samples: dict[str, list[float]] = {}
-        with stopwatch(self.device, self.config) as clock:
+        if not networks:
+            return
+        repeats = self.config.repeats * (PASSES if self.places else 1)
+        with (
+            stopwatch(self.device, self.config) as clock,
+            self.bar(f"time, {runtime_name(self.config)}", repeats * len(networks)) as advance,
+        ):
             timer = timer or partial(time_segments, clock=clock)
-            repeats = self.config.repeats * (PASSES if self.places else 1)
-            for _ in range(repeats if networks else 0):
+            for _ in range(repeats):
                 for kept in networks:
                     seconds = timer(self.network(kept), self.images)
                     for segment, value in zip(self.segments(kept), seconds, strict=True):
                         samples.setdefault(segment.key, []).append(1e6 * value)
-        if samples:
-            new = {key: statistics.median_low(values) for key, values in samples.items() if key not in held}
-            self.cache.add({key: round(value, 3) for key, value in new.items()})
+                    advance("")
+        new = {key: statistics.median_low(values) for key, values in samples.items() if key not in held}
+        self.cache.add({key: round(value, 3) for key, value in new.items()})
 
     def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
         """(networks, segments) nanoseconds; of those cut in some layers alone, `steps` are cut in all alike."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -106,6 +107,26 @@ def test_what_is_known_is_not_measured_again(empty_cache):
     assert tree["torch"] == torch.__version__
     assert any("Conv2d(" in key and key.endswith("(6x4x4)") for key in tree["microseconds"])
     assert any(key.startswith("add(4x8x8) relu(4x8x8) Conv2d(") for key in tree["microseconds"])
+
+
+def test_every_pass_is_shown_and_nothing_where_all_is_known(empty_cache):
+    layers, passes, shown = zoo.structure("residual"), [], []
+
+    @contextlib.contextmanager
+    def bar(title, total):
+        shown.append((title, total, notes := []))
+        yield notes.append
+
+    def timer(model, images):
+        passes.append(model)
+        return zoo.timer(zoo.blocks)(model, images)
+
+    take_table(zoo.make("residual"), layers, LatencyConfig(batch=1, repeats=3), timer=timer, bar=bar)
+    ((title, total, notes),) = shown
+    assert title == "time, PyTorch"
+    assert total == len(passes) == len(notes) > 3 * 10
+    take_table(zoo.make("residual"), layers, LatencyConfig(batch=1, repeats=3), timer=never, bar=bar)
+    assert len(shown) == 1
 
 
 def test_one_missing_time_is_measured_and_no_other_changes(empty_cache):
