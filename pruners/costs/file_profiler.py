@@ -5,14 +5,15 @@ borders of parts, and a part that stands alone brings its inputs and outputs int
 whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
 T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on the whole networks whose layers keep like
 shares, above all on those that no wider one outruns; what it leaves of each is given back to those of its parts that a
-width changes: the table takes the others as they are in the dense network.
+width changes: the table takes the others as they are in the dense network. What a residual branch takes is what the
+whole network is spared where it goes, after others and before them, for what is fused with it shows in no part.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from ...configs import LatencyConfig
 from ...networks.copying import copied
 from ...networks.norms import LAYERS, channel_dim, fold, following_norms
 from ...training.inputs import Inputs, taken
-from ..structure import Structure
+from ..structure import Branch, Structure
 from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
 from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
@@ -33,6 +34,7 @@ from .segments import Segment
 
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
+LINKS = 4  # groups of branches that go one after the other, from the first and from the last
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class FileProfiler(Profiler):
         slope: b, of a part's own time.
         element: c, nanoseconds for every element that a part takes in whole blocks; below 0 where a part by itself pays
             for an order of its inputs that the whole network has already.
+        scales: module of a branch → by which the fit of its part is multiplied.
     """
 
     slope, element = 1.0, 0.0
@@ -65,11 +68,13 @@ class FileProfiler(Profiler):
         # files have no memory format
         super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}), bar)
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
+        self.scales: dict[str, float] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
         """Time parts, of `steps` and `gone` the whole, too, unless the cache has them."""
         steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)
-        whole = steps if gone is None else np.vstack([steps, gone])
+        chains = [] if gone is None else self._chains()
+        whole = np.vstack([steps, *chains])
         files = {self._name(kept): Part(kept) for kept in whole}  # first, so timed in turns
         for kept in np.unique(np.vstack([whole, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
@@ -81,6 +86,8 @@ class FileProfiler(Profiler):
                     for _ in group:
                         advance("")
         self._fit(steps)
+        if chains:
+            self._share_out(chains)
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
@@ -116,7 +123,8 @@ class FileProfiler(Profiler):
         return self.base + float(self._fitted(kept).sum()) if whole is None else 1e3 * whole
 
     def _fitted(self, kept: Ints) -> Floats:
-        return np.array([self.slope * t + self.element * n for t, n in self._told(kept)])
+        scales = np.array([self.scales.get(segment.module, 1.0) for segment in self.segments(kept)])
+        return scales * [self.slope * t + self.element * n for t, n in self._told(kept)]
 
     def _factors(self, step: Ints) -> Floats:
         """(segments,) by which parts that widths change are to be multiplied so that all add up to the whole."""
@@ -143,6 +151,38 @@ class FileProfiler(Profiler):
         least = [0.0, 0.0, -np.inf]
         found = lsq_linear(matrix / scale, weights, bounds=(least, np.inf)).x / scale
         self.base, self.slope, self.element = map(float, found)
+
+    def _links(self) -> list[Sequence[Branch]]:
+        branches = self.structure.branches
+        return [branches[part[0] : part[-1] + 1] for part in np.array_split(range(len(branches)), LINKS) if len(part)]
+
+    def _chains(self) -> list[Ints]:
+        """Two chains (links + 1, layers) kept: all branches, fewer, none; from the first on, and from the last."""
+        links, chains = self._links(), []
+        for order in (links, links[::-1]):
+            rows = [self.structure.units]
+            for link in order:
+                rows.append(rows[-1].copy())
+                rows[-1][[self.structure.index(name) for branch in link for name in branch.layers]] = 0
+            chains.append(np.array(rows))
+        return chains
+
+    def _share_out(self, chains: Sequence[Ints]) -> None:
+        """Give every branch what the network is spared without it, of several that go together their shares of that."""
+        first, last = (-np.diff([self.total(kept) for kept in chain]) for chain in chains)
+        spared = np.maximum(first + last[::-1], 0.0)
+        dense, none = self.structure.units, chains[0][-1]
+        whole = self.total(dense) - self.total(none)
+        if whole <= 0.0:
+            return
+        spared *= whole / spared.sum()
+        called = [segment.module for segment in self.segments(dense)]
+        fitted = dict(zip(called, self._fitted(dense), strict=True))
+        for link, time in zip(self._links(), spared, strict=True):
+            modules = [module for branch in link for module in branch.modules if module in fitted]
+            parts = sum(fitted[module] for module in modules)
+            self.scales |= dict.fromkeys(modules, float(time / parts) if parts > 0.0 else 1.0)
+        self.base = self.total(none) - float(self._fitted(none).sum())
 
     def _told(self, kept: Ints) -> list[tuple[float, int]]:
         """(segments,) nanoseconds of the part by itself, and elements that it takes in whole blocks; 0 of no part."""
