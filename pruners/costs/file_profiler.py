@@ -35,6 +35,7 @@ from .segments import Segment
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
 LINKS = 4  # groups of branches that go one after the other, from the first and from the last
+LINK = " beside those without branches"  # in the name of a whole network that is timed for that
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class FileProfiler(Profiler):
         self.scales: dict[str, float] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
-        """Time parts, of `steps` and `gone` the whole, too, unless the cache has them."""
+        """Time parts, of `steps` the whole, too, and with `gone` the whole without some branches."""
         steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)
         chains = [] if gone is None else self._chains()
-        whole = np.vstack([steps, *chains])
-        files = {self._name(kept): Part(kept) for kept in whole}  # first, so timed in turns
-        for kept in np.unique(np.vstack([whole, others]), axis=0):
+        files = {self._name(kept): Part(kept) for kept in steps}  # first, so timed in turns
+        files |= {self._name(kept) + LINK: Part(kept) for chain in chains for kept in chain}
+        for kept in np.unique(np.vstack([steps, *chains, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
         missing = {key: part for key, part in files.items() if key not in self.cache.times}
         if missing:
@@ -119,8 +120,13 @@ class FileProfiler(Profiler):
 
     def total(self, kept: Ints) -> float:
         """Nanoseconds of a pass of a network (layers,) kept: as timed whole, or the sum that the fit makes of parts."""
-        whole = self.cache.times.get(self._name(kept))
-        return self.base + float(self._fitted(kept).sum()) if whole is None else 1e3 * whole
+        times, name = self.cache.times, self._name(kept)
+        if name in times:
+            return 1e3 * times[name]
+        if name + LINK in times:  # in turns with the dense one, but perhaps at another hour than that by itself
+            dense = self._name(self.structure.units)
+            return 1e3 * times[name + LINK] * times[dense] / times[dense + LINK]
+        return self.base + float(self._fitted(kept).sum())
 
     def _fitted(self, kept: Ints) -> Floats:
         scales = np.array([self.scales.get(segment.module, 1.0) for segment in self.segments(kept)])
@@ -169,12 +175,12 @@ class FileProfiler(Profiler):
 
     def _share_out(self, chains: Sequence[Ints]) -> None:
         """Give every branch what the network is spared without it, of several that go together their shares of that."""
-        first, last = (-np.diff([self.total(kept) for kept in chain]) for chain in chains)
-        spared = np.maximum(first + last[::-1], 0.0)
-        dense, none = self.structure.units, chains[0][-1]
+        dense, none = chains[0][0], chains[0][-1]
         whole = self.total(dense) - self.total(none)
         if whole <= 0.0:
             return
+        first, last = (-np.diff([self.total(kept) for kept in chain]) for chain in chains)
+        spared = np.maximum(first + last[::-1], 0.0)
         spared *= whole / spared.sum()
         called = [segment.module for segment in self.segments(dense)]
         fitted = dict(zip(called, self._fitted(dense), strict=True))
