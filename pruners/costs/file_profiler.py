@@ -4,29 +4,30 @@ A part is a convolution or linear layer, with the batch norm behind it folded in
 borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back; a
 whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
 T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on the whole networks whose layers keep like
-shares, above all on those that no wider one outruns; what it leaves of each is given back to those of its parts that a
-width changes: the table takes the others as they are in the dense network. What a residual branch takes is what the
-whole network is spared where it goes, after others and before them, for what is fused with it shows in no part.
+shares, above all on those that no wider one outruns; then all is shared out so that it adds up to those networks.
+
+Where a part's ways in and out take longer than itself (8 bits), and of residual branches that may go, whole networks
+are timed that are cut link by link, from the first layers on and from the last: they say what a layer takes there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import lsq_linear
 from torch import nn
 
 from ...configs import LatencyConfig
 from ...networks.copying import copied
 from ...networks.norms import LAYERS, channel_dim, fold, following_norms
 from ...training.inputs import Inputs, taken
-from ..structure import Branch, Structure
+from ..structure import Structure
+from .file_fit import chains, edge, line, scales, shares
 from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
 from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
@@ -34,8 +35,8 @@ from .segments import Segment
 
 TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
-LINKS = 4  # groups of branches that go one after the other, from the first and from the last
-LINK = " beside those without branches"  # in the name of a whole network that is timed for that
+LINKS = 4  # groups of layers that are cut one after the other, from the first and from the last
+LINK = " in a chain"  # in the name of a whole network that is timed for that
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,30 @@ class FileProfiler(Profiler):
         slope: b, of a part's own time.
         element: c, nanoseconds for every element that a part takes in whole blocks; below 0 where a part by itself pays
             for an order of its inputs that the whole network has already.
-        scales: module of a branch → by which the fit of its part is multiplied.
+        chains: (links + 1, layers) kept, if any are timed; of that,
+        scales: place that a link changes → by which the fit of its part is multiplied, and
+        rest: by which that of all others is.
+        shared: kept, like shares of all layers → (segments,) nanoseconds.
     """
 
-    slope, element = 1.0, 0.0
+    slope, element, rest = 1.0, 0.0, 1.0
 
     def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig, bar: Bar):
         # files have no memory format
         super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}), bar)
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
+        self.chains: list[Ints] = []
         self.scales: dict[str, float] = {}
+        self.shared: dict[tuple[int, ...], Floats] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
         """Time parts, of `steps` the whole, too, and with `gone` the whole without some branches."""
+        less = steps[len(steps) // 2 - 1] if gone is None and self.config.precision == "int8" else gone
+        self.chains = [] if less is None else chains(self.structure.units, less, LINKS)
         steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)
-        chains = [] if gone is None else self._chains()
         files = {self._name(kept): Part(kept) for kept in steps}  # first, so timed in turns
-        files |= {self._name(kept) + LINK: Part(kept) for chain in chains for kept in chain}
-        for kept in np.unique(np.vstack([steps, *chains, others]), axis=0):
+        files |= {self._name(kept) + LINK: Part(kept) for chain in self.chains for kept in chain}
+        for kept in np.unique(np.vstack([steps, *self.chains, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
         missing = {key: part for key, part in files.items() if key not in self.cache.times}
         if missing:
@@ -87,8 +94,10 @@ class FileProfiler(Profiler):
                     for _ in group:
                         advance("")
         self._fit(steps)
-        if chains:
-            self._share_out(chains)
+        if self.chains:
+            self._scale()
+        if not self.places:
+            self._share(steps)
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
@@ -112,24 +121,32 @@ class FileProfiler(Profiler):
 
     def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
         """(networks, segments) nanoseconds; together with `base` they are a pass."""
-        factors = np.array([self._factors(step) for step in (kept if steps is None else steps)])
-        if steps is not None:  # so that a surface, which multiplies two edges, has the whole's time between its corners
-            factors = np.sqrt(factors * self._factors(self.structure.units))
-        found: Floats = np.rint(np.array([self._fitted(one) for one in kept]) * factors)
-        return found
+        fitted = np.array([self._fitted(one) for one in kept])
+        if self.places:
+            found: Floats = fitted * [self._factors(one) for one in kept]
+        elif steps is None:
+            found = np.array([self.shared.get(tuple(one.tolist()), row) for one, row in zip(kept, fitted, strict=True)])
+        else:
+            whole, dense = self.shared[tuple(self.structure.units.tolist())], self._fitted(self.structure.units)
+            rows = [(self._fitted(step), dense, self.shared[tuple(step.tolist())], whole) for step in steps]
+            found = np.array([edge(alone, *row) for alone, row in zip(fitted, rows, strict=True)])
+        return np.rint(found)
 
     def total(self, kept: Ints) -> float:
         """Nanoseconds of a pass of a network (layers,) kept: as timed whole, or the sum that the fit makes of parts."""
         times, name = self.cache.times, self._name(kept)
         if name in times:
             return 1e3 * times[name]
-        if name + LINK in times:  # in turns with the dense one, but perhaps at another hour than that by itself
-            dense = self._name(self.structure.units)
-            return 1e3 * times[name + LINK] * times[dense] / times[dense + LINK]
-        return self.base + float(self._fitted(kept).sum())
+        return self._chained(kept) if name + LINK in times else self.base + float(self._fitted(kept).sum())
+
+    def _chained(self, kept: Ints) -> float:
+        """Nanoseconds of one of a chain: timed beside the dense one, perhaps at another hour than that by itself."""
+        times, name, dense = self.cache.times, self._name(kept), self._name(self.structure.units)
+        return 1e3 * times[name + LINK] * times[dense] / times[dense + LINK]
 
     def _fitted(self, kept: Ints) -> Floats:
-        scales = np.array([self.scales.get(segment.module, 1.0) for segment in self.segments(kept)])
+        places = [self._place(segment.module) for segment in self.segments(kept)]
+        scales = np.array([self.scales.get(place, self.rest) for place in places])
         return scales * [self.slope * t + self.element * n for t, n in self._told(kept)]
 
     def _factors(self, step: Ints) -> Floats:
@@ -146,49 +163,46 @@ class FileProfiler(Profiler):
         least = self.segments(np.ones_like(self.structure.units))
         return np.array([one.sizes != other.sizes for one, other in zip(dense, least, strict=True)])
 
-    def _fit(self, whole: Ints) -> None:
-        """Bring the sums to the times of whole networks (networks, layers) kept, by relative least squares."""
-        times = np.array([1e3 * self.cache.times[self._name(kept)] for kept in whole])
-        wider = (whole >= whole[:, None]).all(axis=2)
-        weights = (np.where(wider, times, np.inf).min(axis=1) / times) ** 2  # no plan keeps what a wider one outruns
-        sums = np.array([np.sum(self._told(kept), axis=0) for kept in whole])
-        matrix = np.column_stack([np.ones(len(whole)), sums]) * (weights / times)[:, None]
-        scale = np.abs(matrix).max(axis=0).clip(np.finfo(float).tiny)
-        least = [0.0, 0.0, -np.inf]
-        found = lsq_linear(matrix / scale, weights, bounds=(least, np.inf)).x / scale
-        self.base, self.slope, self.element = map(float, found)
+    def _fit(self, steps: Ints) -> None:
+        """Bring the sums to the times of whole networks."""
+        sums = np.array([np.sum(self._told(kept), axis=0) for kept in steps])
+        times = np.array([self.total(kept) for kept in steps])
+        self.base, self.slope, self.element = map(float, line(steps, sums, times))
 
-    def _links(self) -> list[Sequence[Branch]]:
-        branches = self.structure.branches
-        return [branches[part[0] : part[-1] + 1] for part in np.array_split(range(len(branches)), LINKS) if len(part)]
+    def _scale(self) -> None:
+        """Multiply what is fitted so that every link of a chain takes what the whole network is spared by its cut."""
+        rows, links = np.unique(np.vstack(self.chains), axis=0), self._links()
+        sums = np.zeros((len(rows), len(self.chains[0])))  # of what no link changes, and of the links
+        for row, kept in zip(sums, rows, strict=True):
+            numbers = [links.get(self._place(segment.module), 0) for segment in self.segments(kept)]
+            row += np.bincount(numbers, self._fitted(kept), len(row))
+        constant, found = scales(sums[:, 1:], np.array([self._chained(kept) for kept in rows]))
+        self.scales = {place: float(found[number - 1]) for place, number in links.items()}
+        unchanged = float(sums[0, 0])
+        self.rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
+        self.base = constant - self.rest * unchanged
 
-    def _chains(self) -> list[Ints]:
-        """Two chains (links + 1, layers) kept: all branches, fewer, none; from the first on, and from the last."""
-        links, chains = self._links(), []
-        for order in (links, links[::-1]):
-            rows = [self.structure.units]
-            for link in order:
-                rows.append(rows[-1].copy())
-                rows[-1][[self.structure.index(name) for branch in link for name in branch.layers]] = 0
-            chains.append(np.array(rows))
-        return chains
+    def _share(self, steps: Ints) -> None:
+        """Of networks whose layers keep like shares every segment's nanoseconds, which add up to the whole's."""
+        fitted = np.array([self._fitted(kept) for kept in steps])
+        varies = fitted.any(axis=0) & self._varies(self.structure.units)
+        fitted[:, ~varies] = fitted[-1, ~varies]
+        rest = self.base + fitted[-1, ~varies].sum()
+        fitted[:, varies] = shares(fitted[:, varies], np.array([self.total(kept) for kept in steps]) - rest)
+        self.shared = {tuple(kept.tolist()): row for kept, row in zip(steps, fitted, strict=True)}
 
-    def _share_out(self, chains: Sequence[Ints]) -> None:
-        """Give every branch what the network is spared without it, of several that go together their shares of that."""
-        dense, none = chains[0][0], chains[0][-1]
-        whole = self.total(dense) - self.total(none)
-        if whole <= 0.0:
-            return
-        first, last = (-np.diff([self.total(kept) for kept in chain]) for chain in chains)
-        spared = np.maximum(first + last[::-1], 0.0)
-        spared *= whole / spared.sum()
-        called = [segment.module for segment in self.segments(dense)]
-        fitted = dict(zip(called, self._fitted(dense), strict=True))
-        for link, time in zip(self._links(), spared, strict=True):
-            modules = [module for branch in link for module in branch.modules if module in fitted]
-            parts = sum(fitted[module] for module in modules)
-            self.scales |= dict.fromkeys(modules, float(time / parts) if parts > 0.0 else 1.0)
-        self.base = self.total(none) - float(self._fitted(none).sum())
+    def _links(self) -> dict[str, int]:
+        """What a link of the chain changes, or takes away → its number, from 1."""
+        found: dict[str, int] = {}
+        before: dict[str, list[str]] = {}
+        for number, kept in enumerate(self.chains[0]):
+            now: dict[str, list[str]] = {}
+            for segment in self.segments(kept):
+                now.setdefault(self._place(segment.module), []).append(segment.key)
+            if number:
+                found = {place: number for place in before if now.get(place) != before[place]} | found
+            before = now
+        return found
 
     def _told(self, kept: Ints) -> list[tuple[float, int]]:
         """(segments,) nanoseconds of the part by itself, and elements that it takes in whole blocks; 0 of no part."""

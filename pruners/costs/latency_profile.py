@@ -77,7 +77,7 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     edges = [np.where(colours == colour, steps, dense) for colour in range(colours.max() + 1)]
     inside = [name for branch in structure.branches for name in branch.layers]
     gone = np.array([0 if layer.name in inside else layer.units for layer in structure.layers], dtype=np.int64)
-    profiler.measure(steps, np.vstack(edges), timer, gone[None] if inside else None)
+    profiler.measure(steps, np.vstack(edges), timer, gone if inside else None)
 
     modules = [segment.module for segment in profiler.segments(dense)]
     branch_of = np.full(len(modules), -1)

@@ -79,7 +79,7 @@ class Profiler:
             steps: (networks, layers) kept, like shares of all layers.
             others: (networks, layers) kept.
             timer: as `take_table` takes it.
-            gone: (networks, layers) kept, no like shares but branches that are not there.
+            gone: (layers,) kept where all branches that may go are gone.
         """
         held = set(self.cache.times)
         designs = np.unique(np.vstack([steps, others, *([] if gone is None else [gone])]), axis=0)
