@@ -4,7 +4,8 @@ A part is a convolution or linear layer, with the batch norm behind it folded in
 borders of parts, and a part that stands alone brings its inputs and outputs into the runtime's own order and back; a
 whole network is spared that where channels fill whole blocks. So the parts' sum is not the whole. What is taken is
 T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted on the whole networks whose layers keep like
-shares, above all on those that no wider one outruns; then all is shared out so that it adds up to those networks.
+shares, above all on those that no wider one outruns; what it leaves of each is given back to those of its parts that a
+width changes: the table takes the others as they are in the dense network.
 
 Where a part's ways in and out take longer than itself (8 bits), and of residual branches that may go, whole networks
 are timed that are cut link by link, from the first layers on and from the last: they say what a layer takes there.
@@ -27,15 +28,15 @@ from ...networks.copying import copied
 from ...networks.norms import LAYERS, channel_dim, fold, following_norms
 from ...training.inputs import Inputs, taken
 from ..structure import Structure
-from .file_fit import chains, edge, line, scales, shares
+from .file_fit import chains, line, scales
 from .latency_files import file_times, runtime_name
 from .latency_table import Floats, Ints
 from .profiler import BLOCK, PASSES, Bar, Profiler, Timer
 from .segments import Segment
 
-TOGETHER = 24  # files that are made, timed in turns and kept in the cache …
+TOGETHER = 32  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
-LINKS = 4  # groups of layers that are cut one after the other, from the first and from the last
+LINKS = 8  # groups of layers that are cut one after the other, from the first and from the last
 LINK = " in a chain"  # in the name of a whole network that is timed for that
 
 
@@ -64,7 +65,6 @@ class FileProfiler(Profiler):
         chains: (links + 1, layers) kept, if any are timed; of that,
         scales: place that a link changes → by which the fit of its part is multiplied, and
         rest: by which that of all others is.
-        shared: kept, like shares of all layers → (segments,) nanoseconds.
     """
 
     slope, element, rest = 1.0, 0.0, 1.0
@@ -75,7 +75,6 @@ class FileProfiler(Profiler):
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
         self.chains: list[Ints] = []
         self.scales: dict[str, float] = {}
-        self.shared: dict[tuple[int, ...], Floats] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
         """Time parts, of `steps` the whole, too, and with `gone` the whole without some branches."""
@@ -96,8 +95,6 @@ class FileProfiler(Profiler):
         self._fit(steps)
         if self.chains:
             self._scale()
-        if not self.places:
-            self._share(steps)
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
@@ -121,16 +118,11 @@ class FileProfiler(Profiler):
 
     def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
         """(networks, segments) nanoseconds; together with `base` they are a pass."""
-        fitted = np.array([self._fitted(one) for one in kept])
-        if self.places:
-            found: Floats = fitted * [self._factors(one) for one in kept]
-        elif steps is None:
-            found = np.array([self.shared.get(tuple(one.tolist()), row) for one, row in zip(kept, fitted, strict=True)])
-        else:
-            whole, dense = self.shared[tuple(self.structure.units.tolist())], self._fitted(self.structure.units)
-            rows = [(self._fitted(step), dense, self.shared[tuple(step.tolist())], whole) for step in steps]
-            found = np.array([edge(alone, *row) for alone, row in zip(fitted, rows, strict=True)])
-        return np.rint(found)
+        factors = np.array([self._factors(step) for step in (kept if steps is None else steps)])
+        if steps is not None:  # so that a surface, which multiplies two edges, has the whole's time between its corners
+            factors = np.sqrt(factors * self._factors(self.structure.units))
+        found: Floats = np.rint(np.array([self._fitted(one) for one in kept]) * factors)
+        return found
 
     def total(self, kept: Ints) -> float:
         """Nanoseconds of a pass of a network (layers,) kept: as timed whole, or the sum that the fit makes of parts."""
@@ -181,15 +173,6 @@ class FileProfiler(Profiler):
         unchanged = float(sums[0, 0])
         self.rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
         self.base = constant - self.rest * unchanged
-
-    def _share(self, steps: Ints) -> None:
-        """Of networks whose layers keep like shares every segment's nanoseconds, which add up to the whole's."""
-        fitted = np.array([self._fitted(kept) for kept in steps])
-        varies = fitted.any(axis=0) & self._varies(self.structure.units)
-        fitted[:, ~varies] = fitted[-1, ~varies]
-        rest = self.base + fitted[-1, ~varies].sum()
-        fitted[:, varies] = shares(fitted[:, varies], np.array([self.total(kept) for kept in steps]) - rest)
-        self.shared = {tuple(kept.tolist()): row for kept, row in zip(steps, fitted, strict=True)}
 
     def _links(self) -> dict[str, int]:
         """What a link of the chain changes, or takes away → its number, from 1."""

@@ -15,7 +15,7 @@ import zoo
 from secateur.configs import LatencyConfig
 from secateur.configs.schema import LayersConfig
 from secateur.networks.constant import Constant
-from secateur.pruners.costs.file_profiler import LINK
+from secateur.pruners.costs.file_profiler import LINK, TOGETHER
 from secateur.pruners.costs.latency import measure_latency
 from secateur.pruners.costs.latency_cache import LatencyCache
 from secateur.pruners.costs.latency_profile import take_table
@@ -188,7 +188,7 @@ def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypat
     layers = zoo.structure("residual")
     first = take_table(zoo.make("residual"), layers, ONNX)
     files = list(law.files)
-    assert max(files) <= 24
+    assert max(files) <= TOGETHER
     again = take_table(zoo.make("residual", seed=1), layers, ONNX)
     assert law.files == files
     assert len(set(law.names)) == len(law.names)
