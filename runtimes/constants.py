@@ -27,10 +27,8 @@ def broadcast_constants(exported: ExportedProgram) -> None:
         other = added.args[0] if into else added.args[1]
         if other is chain[-1] or not isinstance(other, Node) or not _same_shape(other, spread):
             continue
-        if (
-            _root(spread).name not in exported.graph_signature.inputs_to_parameters
-        ):  # a buffer may be written to between
-            continue
+        if _root(spread).name not in exported.graph_signature.inputs_to_parameters:
+            continue  # a buffer may be written to in between
         with graph.inserting_before(added):  # in place where the trunk is what is written to: others may look at it
             instead = graph.call_function(added.target if into else aten.add.Tensor, (other, spread.args[0]))
         instead.meta = dict(added.meta)

@@ -77,7 +77,7 @@ class FileProfiler(Profiler):
         self.scales: dict[str, float] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
-        """Time parts, of `steps` the whole, too, and with `gone` the whole without some branches."""
+        """Time parts, of `steps` the whole, too; of chains as well, to half in 8 bits, to `gone` where it is given."""
         less = steps[len(steps) // 2 - 1] if gone is None and self.config.precision == "int8" else gone
         self.chains = [] if less is None else chains(self.structure.units, less, LINKS)
         steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)

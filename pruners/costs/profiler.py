@@ -84,9 +84,9 @@ class Profiler:
         held = set(self.cache.times)
         designs = np.unique(np.vstack([steps, others, *([] if gone is None else [gone])]), axis=0)
         networks = [w for w in designs if not held.issuperset(s.key for s in self.segments(w))]
-        samples: dict[str, list[float]] = {}
         if not networks:
             return
+        samples: dict[str, list[float]] = {}
         repeats = self.config.repeats * (PASSES if self.places else 1)
         with (
             stopwatch(self.device, self.config) as clock,

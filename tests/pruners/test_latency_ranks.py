@@ -204,14 +204,16 @@ def test_what_is_known_is_not_measured_again() -> None:
     assert first(kept) == again(kept)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 @pytest.mark.parametrize(("name", "kind"), CASES[:2])
 def test_files_of_both_layers_are_brought_to_whole_networks(
-    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of the two is a file, the second with the batch norm behind it; a whole network takes what a law says."""
     seen: list[nn.Module] = []
+    config = ONNX.model_copy(update={"precision": precision})
 
-    def law(networks: Any, images: Any, config: LatencyConfig, passes: int) -> dict[str, float]:
+    def law(networks: Any, images: Any, _config: LatencyConfig, passes: int) -> dict[str, float]:
         taken = {}
         for key, network in networks.items():
             seen.append(network)
@@ -222,7 +224,7 @@ def test_files_of_both_layers_are_brought_to_whole_networks(
 
     monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", law)
     model, structure = found(name, kind)
-    layers = structure.with_cost("latency", take_table(model, structure, ONNX))
+    layers = structure.with_cost("latency", take_table(model, structure, config))
     parts = [module for module in seen if not list(module.children())]
     assert {type(module) for module in parts} == {nn.Conv2d, nn.Linear}
     assert all(module.bias is not None or module.weight.shape[0] <= max(structure.apart) for module in parts)
@@ -230,7 +232,7 @@ def test_files_of_both_layers_are_brought_to_whole_networks(
         own = 1e3 * sum(zoo.timer(slow_calls)(in_two(model, structure, kept), IMAGE))
         assert layers.cost("latency", kept) == pytest.approx(1e6 * (2e-4 + 0.7 * own), rel=0.02)
     files = len(seen)
-    take_table(model, structure, ONNX)
+    take_table(model, structure, config)
     assert len(seen) == files
 
 
