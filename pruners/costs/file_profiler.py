@@ -9,6 +9,9 @@ width changes: the table takes the others as they are in the dense network.
 
 Where a part's ways in and out take longer than itself (8 bits), and of residual branches that may go, whole networks
 are timed that are cut link by link, from the first layers on and from the last: they say what a layer takes there.
+
+Whole networks are always timed beside the dense one, and kept as if in the hour in which that was timed first: another
+structure, or a run that goes on, finds some of them known, and times the others when the machine may be twice as busy.
 """
 
 from __future__ import annotations
@@ -37,7 +40,6 @@ from .segments import Segment
 TOGETHER = 32  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
 LINKS = 8  # groups of layers that are cut one after the other, from the first and from the last
-LINK = " in a chain"  # in the name of a whole network that is timed for that
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ class FileProfiler(Profiler):
         less = steps[len(steps) // 2 - 1] if gone is None and self.config.precision == "int8" else gone
         self.chains = [] if less is None else chains(self.structure.units, less, LINKS)
         steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)
-        files = {self._name(kept): Part(kept) for kept in steps}  # first, so timed in turns
-        files |= {self._name(kept) + LINK: Part(kept) for chain in self.chains for kept in chain}
-        for kept in np.unique(np.vstack([steps, *self.chains, others]), axis=0):
+        wholes = np.vstack([steps, *self.chains])
+        files = {self._name(kept): Part(kept) for kept in wholes}  # first, so timed in turns
+        for kept in np.unique(np.vstack([wholes, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
         missing = {key: part for key, part in files.items() if key not in self.cache.times}
         if missing:
@@ -108,12 +110,18 @@ class FileProfiler(Profiler):
         yield group
 
     def _time(self, files: dict[str, Part]) -> None:
+        wholes = {key for key, part in files.items() if part.segment is None}
+        dense, known = self._name(self.structure.units), self.cache.times
+        if wholes:
+            files = {dense: Part(self.structure.units)} | files
         found = file_times(
             {key: self._module(part) for key, part in files.items()},
             {key: self._images(part) for key, part in files.items()},
             self.config,
             PASSES * self.config.repeats,
         )
+        hour = known[dense] / (1e3 * found[dense]) if wholes and dense in known else 1.0
+        found = {key: value * (hour if key in wholes else 1.0) for key, value in found.items() if key not in known}
         self.cache.add({key: round(1e3 * value, 3) for key, value in found.items()})
 
     def times(self, kept: Ints, steps: Ints | None = None) -> Floats:
@@ -127,14 +135,7 @@ class FileProfiler(Profiler):
     def total(self, kept: Ints) -> float:
         """Nanoseconds of a pass of a network (layers,) kept: as timed whole, or the sum that the fit makes of parts."""
         times, name = self.cache.times, self._name(kept)
-        if name in times:
-            return 1e3 * times[name]
-        return self._chained(kept) if name + LINK in times else self.base + float(self._fitted(kept).sum())
-
-    def _chained(self, kept: Ints) -> float:
-        """Nanoseconds of one of a chain: timed beside the dense one, perhaps at another hour than that by itself."""
-        times, name, dense = self.cache.times, self._name(kept), self._name(self.structure.units)
-        return 1e3 * times[name + LINK] * times[dense] / times[dense + LINK]
+        return 1e3 * times[name] if name in times else self.base + float(self._fitted(kept).sum())
 
     def _fitted(self, kept: Ints) -> Floats:
         places = [self._place(segment.module) for segment in self.segments(kept)]
@@ -168,7 +169,7 @@ class FileProfiler(Profiler):
         for row, kept in zip(sums, rows, strict=True):
             numbers = [links.get(self._place(segment.module), 0) for segment in self.segments(kept)]
             row += np.bincount(numbers, self._fitted(kept), len(row))
-        constant, found = scales(sums[:, 1:], np.array([self._chained(kept) for kept in rows]))
+        constant, found = scales(sums[:, 1:], np.array([self.total(kept) for kept in rows]))
         self.scales = {place: float(found[number - 1]) for place, number in links.items()}
         unchanged = float(sums[0, 0])
         self.rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
