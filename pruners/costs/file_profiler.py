@@ -110,6 +110,7 @@ class FileProfiler(Profiler):
         yield group
 
     def _time(self, files: dict[str, Part]) -> None:
+        """In turns; whole networks beside the dense one, brought to the hour in which that is known."""
         wholes = {key for key, part in files.items() if part.segment is None}
         dense, known = self._name(self.structure.units), self.cache.times
         if wholes:
