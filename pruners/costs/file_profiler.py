@@ -7,8 +7,9 @@ T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted 
 shares, above all on those that no wider one outruns; what it leaves of each is given back to those of its parts that a
 width changes: the table takes the others as they are in the dense network.
 
-Where a part's ways in and out take longer than itself (8 bits), and of residual branches that may go, whole networks
-are timed that are cut link by link, from the first layers on and from the last: they say what a layer takes there.
+Where a part's ways in and out take longer than itself (8 bits), whole networks are timed that are cut link by link,
+from the first layers on and from the last: they say what a width saves there. Others lose their residual branches link
+by link, where those may go: they say what the network is spared without each, and nothing of widths.
 
 Whole networks are always timed beside the dense one, and kept as if in the hour in which that was timed first: another
 structure, or a run that goes on, finds some of them known, and times the others when the machine may be twice as busy.
@@ -64,9 +65,9 @@ class FileProfiler(Profiler):
         slope: b, of a part's own time.
         element: c, nanoseconds for every element that a part takes in whole blocks; below 0 where a part by itself pays
             for an order of its inputs that the whole network has already.
-        chains: (links + 1, layers) kept, if any are timed; of that,
-        scales: place that a link changes → by which the fit of its part is multiplied, and
+        scales: place that a link of the chains of widths changes → by which the fit of its part is multiplied, and
         rest: by which that of all others is.
+        spared: (segments,) nanoseconds of the whole network without the branches that may go.
     """
 
     slope, element, rest = 1.0, 0.0, 1.0
@@ -75,15 +76,15 @@ class FileProfiler(Profiler):
         # files have no memory format
         super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}), bar)
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
-        self.chains: list[Ints] = []
         self.scales: dict[str, float] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
         """Time parts, of `steps` the whole, too; of chains as well, to half in 8 bits, to `gone` where it is given."""
-        less = steps[len(steps) // 2 - 1] if gone is None and self.config.precision == "int8" else gone
-        self.chains = [] if less is None else chains(self.structure.units, less, LINKS)
-        steps = np.unique(np.vstack([steps, self.structure.units]), axis=0)
-        wholes = np.vstack([steps, *self.chains])
+        dense, half = self.structure.units, steps[len(steps) // 2 - 1]
+        widths = chains(dense, half, LINKS) if self.config.precision == "int8" else []
+        branches = [] if gone is None else chains(dense, gone, LINKS)
+        steps = np.unique(np.vstack([steps, dense]), axis=0)
+        wholes = np.vstack([steps, *widths, *branches])
         files = {self._name(kept): Part(kept) for kept in wholes}  # first, so timed in turns
         for kept in np.unique(np.vstack([wholes, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
@@ -95,8 +96,13 @@ class FileProfiler(Profiler):
                     for _ in group:
                         advance("")
         self._fit(steps)
-        if self.chains:
-            self._scale()
+        if gone is not None:  # before widths are scaled: where they save nothing, their branch may save much
+            *_, shares = self._scaled(branches)
+            places = [self._place(segment.module) for segment in self.segments(dense)]
+            taken_away = self._fitted(dense) - self._fitted(gone)
+            self.spared = taken_away * [shares.get(place, 1.0) for place in places]
+        if widths:
+            self.base, self.rest, self.scales = self._scaled(widths)
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
@@ -133,6 +139,11 @@ class FileProfiler(Profiler):
         found: Floats = np.rint(np.array([self._fitted(one) for one in kept]) * factors)
         return found
 
+    def left(self, gone: Ints) -> Floats:
+        """(segments,) nanoseconds, below 0 where the whole network is spared more than what a part takes."""
+        found: Floats = self.times(self.structure.units[None])[0] - self.spared
+        return found
+
     def total(self, kept: Ints) -> float:
         """Nanoseconds of a pass of a network (layers,) kept: as timed whole, or the sum that the fit makes of parts."""
         times, name = self.cache.times, self._name(kept)
@@ -163,24 +174,23 @@ class FileProfiler(Profiler):
         times = np.array([self.total(kept) for kept in steps])
         self.base, self.slope, self.element = map(float, line(steps, sums, times))
 
-    def _scale(self) -> None:
-        """Multiply what is fitted so that every link of a chain takes what the whole network is spared by its cut."""
-        rows, links = np.unique(np.vstack(self.chains), axis=0), self._links()
-        sums = np.zeros((len(rows), len(self.chains[0])))  # of what no link changes, and of the links
+    def _scaled(self, chain: list[Ints]) -> tuple[float, float, dict[str, float]]:
+        """Base, rest and scales with which every link takes what the whole network is spared by its cut."""
+        rows, links = np.unique(np.vstack(chain), axis=0), self._links(chain[0])
+        sums = np.zeros((len(rows), len(chain[0])))  # of what no link changes, and of the links
         for row, kept in zip(sums, rows, strict=True):
             numbers = [links.get(self._place(segment.module), 0) for segment in self.segments(kept)]
             row += np.bincount(numbers, self._fitted(kept), len(row))
         constant, found = scales(sums[:, 1:], np.array([self.total(kept) for kept in rows]))
-        self.scales = {place: float(found[number - 1]) for place, number in links.items()}
         unchanged = float(sums[0, 0])
-        self.rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
-        self.base = constant - self.rest * unchanged
+        rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
+        return constant - rest * unchanged, rest, {place: float(found[number - 1]) for place, number in links.items()}
 
-    def _links(self) -> dict[str, int]:
-        """What a link of the chain changes, or takes away → its number, from 1."""
+    def _links(self, chain: Ints) -> dict[str, int]:
+        """What a link of a chain (links + 1, layers) changes, or takes away → its number, from 1."""
         found: dict[str, int] = {}
         before: dict[str, list[str]] = {}
-        for number, kept in enumerate(self.chains[0]):
+        for number, kept in enumerate(chain):
             now: dict[str, list[str]] = {}
             for segment in self.segments(kept):
                 now.setdefault(self._place(segment.module), []).append(segment.key)

@@ -109,7 +109,7 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     whole = table(np.ones(len(sizes), dtype=bool), profiler.base)
     if not structure.branches:
         return whole
-    alone = profiler.times(gone[None])[0]
+    alone = profiler.left(gone)
     branches = [table(branch_of == number, 0.0) for number in range(len(structure.branches))]
     left = np.array([float(alone[branch_of == number].sum()) for number in range(len(branches))])
     # what the network without branches takes beyond that is theirs, too: what stood in them was fused with the rest
@@ -118,7 +118,7 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     left += beyond * costs / costs.sum()
     parts: list[tuple[list[int], CostModel, CostModel]] = []
     for branch, part, rest in zip(structure.branches, branches, left, strict=True):
-        rest = float(np.clip(rest, 0.0, part(np.ones_like(dense))))  # or keeping less would cost more
+        rest = min(float(rest), part(np.ones_like(dense)))  # or keeping less would cost more
         parts.append(([structure.index(name) for name in branch.layers], part, LinearCost(np.zeros(len(dense)), rest)))
     return BranchCost(whole, parts)
 

@@ -107,6 +107,11 @@ class Profiler:
         times = self.cache.times
         return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
 
+    def left(self, gone: Ints) -> Floats:
+        """(segments,) nanoseconds that are left of each without the branches that are gone in a network (layers,)."""
+        found: Floats = self.times(gone[None])[0]
+        return found
+
     def total(self, kept: Ints) -> float:
         """Nanoseconds of a pass of a network (layers,) kept."""
         return self.base + float(self.times(kept[None]).sum())
