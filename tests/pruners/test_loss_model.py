@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import zoo
@@ -147,20 +147,33 @@ def coarse(rng: np.random.Generator, layers: int, last: float) -> tuple[Structur
     fraction=st.floats(0.3, 0.9),
     last=st.sampled_from([1e-4, 1e-2, 1.0]),
 )
+@example(seed=0, layers=11, fraction=0.44921875, last=1e-4)  # 12 % more is lost than by the best steps
 def test_no_layer_pays_for_the_rounding_of_those_before_it(
     seed: int, layers: int, fraction: float, last: float
 ) -> None:
-    """A last layer that costs next to nothing has what it needs: the walk is about as good as taking the best steps."""
+    """A last layer that costs next to nothing has what it needs; the walk never loses far more than the best steps."""
     rng = np.random.default_rng(seed)
     structure, losses = coarse(rng, layers, last)
     budget = Budget(structure, "flops", fraction, 0.95)
     best, plan = best_steps(budget, losses.gains(budget)), walked(budget, losses)
     assert structure.cost("flops", plan) <= budget.limit
-    assert losses.predict(plan) <= 1.1 * losses.predict(best)
+    assert losses.predict(plan) <= 1.25 * losses.predict(best)
     if last < 1e-3:
         assert plan[-1] >= 9
         wild = rng.uniform(-1.0, 1.0, layers).tolist()
         assert walked(budget, losses, [*wild, 0.0])[-1] >= 9  # whatever the actions for the others
+
+
+@pytest.mark.parametrize("last", [1e-4, 1.0])
+def test_the_walk_is_about_as_good_as_taking_the_best_steps(last: float) -> None:
+    """Now better, now worse; rounded to the nearest choice it would lose 6 to 8 % more in the mean."""
+    ratios = []
+    for seed in range(30):
+        structure, losses = coarse(np.random.default_rng(seed), 2 + seed % 11, last)
+        budget = Budget(structure, "flops", 0.3 + seed / 50, 0.95)
+        best = best_steps(budget, losses.gains(budget))
+        ratios.append(losses.predict(walked(budget, losses)) / losses.predict(best))
+    assert np.mean(ratios) <= 1.02
 
 
 def test_the_nearest_choice_is_taken_where_the_other_gains_next_to_nothing() -> None:
