@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,13 +96,13 @@ class FileProfiler(Profiler):
                     for _ in group:
                         advance("")
         self._fit(steps)
-        if gone is not None:  # before widths are scaled: where they save nothing, their branch may save much
-            *_, shares = self._scaled(branches)
+        if gone is not None:
+            *_, shares = self._scaled(branches, self._alone)
             places = [self._place(segment.module) for segment in self.segments(dense)]
-            taken_away = self._fitted(dense) - self._fitted(gone)
+            taken_away = self._alone(dense) - self._alone(gone)
             self.spared = taken_away * [shares.get(place, 1.0) for place in places]
         if widths:
-            self.base, self.rest, self.scales = self._scaled(widths)
+            self.base, self.rest, self.scales = self._scaled(widths, self._fitted)
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
@@ -154,6 +154,12 @@ class FileProfiler(Profiler):
         scales = np.array([self.scales.get(place, self.rest) for place in places])
         return scales * [self.slope * t + self.element * n for t, n in self._told(kept)]
 
+    def _alone(self, kept: Ints) -> Floats:
+        """(segments,) what parts take by themselves, in such a unit that those of the dense network add up to it."""
+        dense = self.structure.units
+        found, whole = (np.array([t for t, _ in self._told(one)]) for one in (kept, dense))
+        return self.total(dense) / whole.sum() * found
+
     def _factors(self, step: Ints) -> Floats:
         """(segments,) by which parts that widths change are to be multiplied so that all add up to the whole."""
         fitted, varies = self._fitted(step), self._varies(step)
@@ -174,13 +180,13 @@ class FileProfiler(Profiler):
         times = np.array([self.total(kept) for kept in steps])
         self.base, self.slope, self.element = map(float, line(steps, sums, times))
 
-    def _scaled(self, chain: list[Ints]) -> tuple[float, float, dict[str, float]]:
-        """Base, rest and scales with which every link takes what the whole network is spared by its cut."""
+    def _scaled(self, chain: list[Ints], parts: Callable[[Ints], Floats]) -> tuple[float, float, dict[str, float]]:
+        """Base, rest and scales of parts with which a link takes what the whole network is spared by its cut."""
         rows, links = np.unique(np.vstack(chain), axis=0), self._links(chain[0])
         sums = np.zeros((len(rows), len(chain[0])))  # of what no link changes, and of the links
         for row, kept in zip(sums, rows, strict=True):
             numbers = [links.get(self._place(segment.module), 0) for segment in self.segments(kept)]
-            row += np.bincount(numbers, self._fitted(kept), len(row))
+            row += np.bincount(numbers, parts(kept), len(row))
         constant, found = scales(sums[:, 1:], np.array([self.total(kept) for kept in rows]))
         unchanged = float(sums[0, 0])
         rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0

@@ -115,7 +115,8 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     # what the network without branches takes beyond that is theirs, too: what stood in them was fused with the rest
     costs = np.array([part(dense) for part in branches])
     beyond = profiler.total(gone) - (whole(gone) - sum(part(gone) for part in branches) + left.sum())
-    left += beyond * costs / costs.sum()
+    saved = np.abs(costs - left)
+    left += beyond * saved / max(saved.sum(), np.finfo(float).tiny)
     parts: list[tuple[list[int], CostModel, CostModel]] = []
     for branch, part, rest in zip(structure.branches, branches, left, strict=True):
         rest = min(float(rest), part(np.ones_like(dense)))  # or keeping less would cost more

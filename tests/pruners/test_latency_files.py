@@ -180,6 +180,21 @@ def test_a_network_without_some_of_its_branches_takes_what_it_took(hour, law):
     assert law.whole[0] == sum(law.whole) or hour is not None  # timed in turns
 
 
+def test_widths_save_nothing_because_branches_save_much(law):
+    """As in 8 bits: what the network is spared without a branch is not what narrower layers in it spare."""
+    model = zoo.make("residual")
+    layers = METHODS["channels"].find(model, zoo.ZOO["residual"].shape, LayersConfig(branches=True))
+    law.power, spared = 0.0, (0.05, 0.1, 0.2)
+    law.gone = {branch.exit: -ms for branch, ms in zip(layers.branches, spared, strict=True)}
+    table = take_table(model, layers, ONNX.model_copy(update={"precision": "int8"}))
+    dense = layers.units
+    assert table(dense // 2) == pytest.approx(table(dense), rel=0.01)
+    for there in itertools.product([False, True], repeat=3):
+        left = 1.0 - sum(ms for ms, here in zip(spared, there, strict=True) if not here) / SLOPE
+        for kept in (dense, dense // 2):
+            assert table(np.where(there, kept, 0)) / table(dense) == pytest.approx(left, abs=0.01)
+
+
 def test_branches_that_take_longer_where_they_are_not_save_nothing(law):
     model = zoo.make("residual")
     layers = METHODS["channels"].find(model, zoo.ZOO["residual"].shape, LayersConfig(branches=True))
