@@ -139,6 +139,13 @@ class FileProfiler(Profiler):
         found: Floats = np.rint(np.array([self._fitted(one) for one in kept]) * factors)
         return found
 
+    def told_by(self, steps: Ints) -> Ints:
+        """In 8 bits, of which parts do not say it: where a wider one takes less, that one's; narrower saves nothing."""
+        if not self.scales:
+            return super().told_by(steps)
+        times = np.array([self.total(kept) for kept in steps])
+        return np.array([place + int(times[place:].argmin()) for place in range(len(steps))])
+
     def left(self, gone: Ints) -> Floats:
         """(segments,) nanoseconds, below 0 where the whole network is spared more than what a part takes."""
         found: Floats = self.times(self.structure.units[None])[0] - self.spared

@@ -83,8 +83,9 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     branch_of = np.full(len(modules), -1)
     for number, branch in enumerate(structure.branches):
         branch_of[[module in branch.modules for module in modules]] = number
-    together = profiler.times(steps)
-    apart = [profiler.times(edge, steps) for edge in edges]
+    told = profiler.told_by(steps)
+    together = profiler.times(steps[told])
+    apart = [profiler.times(edge[told], steps[told]) for edge in edges]
 
     def table(chosen: NDArray[np.bool_], fixed: float) -> LatencyTable:
         """Of some of the segments."""

@@ -195,6 +195,28 @@ def test_widths_save_nothing_because_branches_save_much(law):
             assert table(np.where(there, kept, 0)) / table(dense) == pytest.approx(left, abs=0.01)
 
 
+def test_widths_that_a_wider_network_outruns_save_nothing(law, monkeypatch):
+    """As in 8 bits, where most numbers of channels are filled up to more, and parts by themselves do not say so."""
+    model, layers = zoo.make("vgg"), zoo.structure("vgg")
+    dense, config = layers.units, ONNX.model_copy(update={"precision": "int8"})
+    networks = [layers.first_units(model, layers, kept) for kept in (dense // 2, dense)]
+    half, most = (sum(p.numel() for p in network.parameters()) for network in networks)
+
+    def filled_up(networks, *given):
+        found = law(networks, *given)
+        size = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+        return {name: ms * (1.0 + name.startswith("whole") * (half < size[name] < most)) for name, ms in found.items()}
+
+    monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", filled_up)
+    table = take_table(model, layers, config)
+    for layer, units in enumerate(dense):
+        for kept in (3 * units // 4, units - 1):
+            less = dense.copy()
+            less[layer] = kept
+            assert table(less) == pytest.approx(table(dense), rel=1e-6)
+    assert table(dense // 4) < 0.9 * table(dense)
+
+
 def test_branches_that_take_longer_where_they_are_not_save_nothing(law):
     model = zoo.make("residual")
     layers = METHODS["channels"].find(model, zoo.ZOO["residual"].shape, LayersConfig(branches=True))
