@@ -165,7 +165,8 @@ class FileProfiler(Profiler):
         """(segments,) what parts take by themselves, in such a unit that those of the dense network add up to it."""
         dense = self.structure.units
         found, whole = (np.array([t for t, _ in self._told(one)]) for one in (kept, dense))
-        return self.total(dense) / whole.sum() * found
+        shared: Floats = self.total(dense) / whole.sum() * found
+        return shared
 
     def _factors(self, step: Ints) -> Floats:
         """(segments,) by which parts that widths change are to be multiplied so that all add up to the whole."""
