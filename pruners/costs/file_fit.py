@@ -9,7 +9,7 @@ from scipy.optimize import lsq_linear
 
 from .latency_table import Floats, Ints
 
-PRIOR = 0.01  # weight of scales near 1, where nothing tells of them
+LEAST = 0.1  # of a common scale: below it, others are not held any closer to it
 
 
 def line(kept: Ints, sums: Floats, times: Floats) -> Floats:
@@ -30,19 +30,22 @@ def line(kept: Ints, sums: Floats, times: Floats) -> Floats:
     return found
 
 
-def scales(sums: Floats, times: Floats) -> tuple[float, Floats]:
+def scales(sums: Floats, times: Floats, alike: float) -> tuple[float, Floats]:
     """What does not change, in nanoseconds, and (groups,) by what the others' sums are to be multiplied, 0 or more.
 
     Args:
         sums: (networks, groups) nanoseconds.
         times: (networks,) nanoseconds of the whole.
+        alike: a scale twice the common one counts as a time that is off by so much: what timings do not clearly say of
+            a group is left as it is with all.
     """
-    most = float(times.max())
-    matrix = np.column_stack([np.full(len(times), most), sums]) / times[:, None]
-    prior = PRIOR * np.eye(matrix.shape[1])[1:]
-    wanted = np.concatenate([np.ones(len(times)), prior.sum(axis=1)])
+    matrix = np.column_stack([np.full(len(times), times.max()), sums]) / times[:, None]
+    together = np.column_stack([matrix[:, 0], matrix[:, 1:].sum(axis=1)])
+    common = float(lsq_linear(together, np.ones(len(times)), bounds=(0.0, np.inf)).x[1])
+    prior = alike / max(common, LEAST) * np.eye(matrix.shape[1])[1:]
+    wanted = np.concatenate([np.ones(len(times)), common * prior.sum(axis=1)])
     found = lsq_linear(np.vstack([matrix, prior]), wanted, bounds=(0.0, np.inf)).x
-    return most * float(found[0]), found[1:]
+    return float(times.max() * found[0]), found[1:]
 
 
 def chains(dense: Ints, less: Ints, links: int) -> list[Ints]:

@@ -40,6 +40,7 @@ from .segments import Segment
 
 TOGETHER = 32  # files that are made, timed in turns and kept in the cache …
 MOST = 2**26  # … and numbers in them, so that large images and layers do not fill the memory
+BRANCHES_ALIKE = 0.003  # a branch saves as it is measured to: more than what two timings differ by
 LINKS = 8  # groups of layers that are cut one after the other, from the first and from the last
 
 
@@ -62,29 +63,28 @@ class FileProfiler(Profiler):
     """Times what a runtime makes of the network; on the CPU.
 
     Attributes:
+        passes: for every one of `latency.repeats`.
         slope: b, of a part's own time.
         element: c, nanoseconds for every element that a part takes in whole blocks; below 0 where a part by itself pays
             for an order of its inputs that the whole network has already.
-        scales: place that a link of the chains of widths changes → by which the fit of its part is multiplied, and
-        rest: by which that of all others is.
         spared: (segments,) nanoseconds of the whole network without the branches that may go.
     """
 
-    slope, element, rest = 1.0, 0.0, 1.0
+    passes = PASSES
+    slope, element = 1.0, 0.0
 
     def __init__(self, model: nn.Module, structure: Structure, config: LatencyConfig, bar: Bar):
         # files have no memory format
         super().__init__(copied(model).cpu(), structure, config.model_copy(update={"channels_last": False}), bar)
         self.norms: dict[tuple[str, ...], dict[str, str]] = {}
-        self.scales: dict[str, float] = {}
+        self.told: dict[tuple[int, ...], list[tuple[float, int]]] = {}
 
     def measure(self, steps: Ints, others: Ints, timer: Timer | None, gone: Ints | None = None) -> None:
-        """Time parts, of `steps` the whole, too; of chains as well, to half in 8 bits, to `gone` where it is given."""
-        dense, half = self.structure.units, steps[len(steps) // 2 - 1]
-        widths = chains(dense, half, LINKS) if self.config.precision == "int8" else []
+        """Time parts, of `steps` the whole, too; where `gone` is given, of a chain to it as well."""
+        dense = self.structure.units
         branches = [] if gone is None else chains(dense, gone, LINKS)
         steps = np.unique(np.vstack([steps, dense]), axis=0)
-        wholes = np.vstack([steps, *widths, *branches])
+        wholes = np.vstack([steps, *self._chains(steps), *branches])
         files = {self._name(kept): Part(kept) for kept in wholes}  # first, so timed in turns
         for kept in np.unique(np.vstack([wholes, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
@@ -97,12 +97,12 @@ class FileProfiler(Profiler):
                         advance("")
         self._fit(steps)
         if gone is not None:
-            *_, shares = self._scaled(branches, self._alone)
-            places = [self._place(segment.module) for segment in self.segments(dense)]
-            taken_away = self._alone(dense) - self._alone(gone)
-            self.spared = taken_away * [shares.get(place, 1.0) for place in places]
-        if widths:
-            self.base, self.rest, self.scales = self._scaled(widths, self._fitted)
+            *_, found = self._scaled(branches, self._alone, BRANCHES_ALIKE)
+            self.spared = (self._alone(dense) - self._alone(gone)) * self._by_place(dense, found, 1.0)
+
+    def _chains(self, steps: Ints) -> list[Ints]:
+        """Whole networks that are timed besides `steps`."""
+        return []
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
         group: dict[str, Part] = {}
@@ -125,7 +125,7 @@ class FileProfiler(Profiler):
             {key: self._module(part) for key, part in files.items()},
             {key: self._images(part) for key, part in files.items()},
             self.config,
-            PASSES * self.config.repeats,
+            self.passes * self.config.repeats,
         )
         hour = known[dense] / (1e3 * found[dense]) if wholes and dense in known else 1.0
         found = {key: value * (hour if key in wholes else 1.0) for key, value in found.items() if key not in known}
@@ -139,13 +139,6 @@ class FileProfiler(Profiler):
         found: Floats = np.rint(np.array([self._fitted(one) for one in kept]) * factors)
         return found
 
-    def told_by(self, steps: Ints) -> Ints:
-        """In 8 bits, of which parts do not say it: where a wider one takes less, that one's; narrower saves nothing."""
-        if not self.scales:
-            return super().told_by(steps)
-        times = np.array([self.total(kept) for kept in steps])
-        return np.array([place + int(times[place:].argmin()) for place in range(len(steps))])
-
     def left(self, gone: Ints) -> Floats:
         """(segments,) nanoseconds, below 0 where the whole network is spared more than what a part takes."""
         found: Floats = self.times(self.structure.units[None])[0] - self.spared
@@ -157,9 +150,11 @@ class FileProfiler(Profiler):
         return 1e3 * times[name] if name in times else self.base + float(self._fitted(kept).sum())
 
     def _fitted(self, kept: Ints) -> Floats:
-        places = [self._place(segment.module) for segment in self.segments(kept)]
-        scales = np.array([self.scales.get(place, self.rest) for place in places])
-        return scales * [self.slope * t + self.element * n for t, n in self._told(kept)]
+        return np.array([self.slope * t + self.element * n for t, n in self._told(kept)])
+
+    def _by_place(self, kept: Ints, scales: dict[str, float], rest: float) -> Floats:
+        """(segments,) the scale of each one's place, and of all others."""
+        return np.array([scales.get(self._place(segment.module), rest) for segment in self.segments(kept)])
 
     def _alone(self, kept: Ints) -> Floats:
         """(segments,) what parts take by themselves, in such a unit that those of the dense network add up to it."""
@@ -188,14 +183,16 @@ class FileProfiler(Profiler):
         times = np.array([self.total(kept) for kept in steps])
         self.base, self.slope, self.element = map(float, line(steps, sums, times))
 
-    def _scaled(self, chain: list[Ints], parts: Callable[[Ints], Floats]) -> tuple[float, float, dict[str, float]]:
+    def _scaled(
+        self, chain: list[Ints], parts: Callable[[Ints], Floats], alike: float
+    ) -> tuple[float, float, dict[str, float]]:
         """Base, rest and scales of parts with which a link takes what the whole network is spared by its cut."""
         rows, links = np.unique(np.vstack(chain), axis=0), self._links(chain[0])
         sums = np.zeros((len(rows), len(chain[0])))  # of what no link changes, and of the links
         for row, kept in zip(sums, rows, strict=True):
             numbers = [links.get(self._place(segment.module), 0) for segment in self.segments(kept)]
             row += np.bincount(numbers, parts(kept), len(row))
-        constant, found = scales(sums[:, 1:], np.array([self.total(kept) for kept in rows]))
+        constant, found = scales(sums[:, 1:], np.array([self.total(kept) for kept in rows]), alike)
         unchanged = float(sums[0, 0])
         rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
         return constant - rest * unchanged, rest, {place: float(found[number - 1]) for place, number in links.items()}
@@ -215,6 +212,12 @@ class FileProfiler(Profiler):
 
     def _told(self, kept: Ints) -> list[tuple[float, int]]:
         """(segments,) nanoseconds of the part by itself, and elements that it takes in whole blocks; 0 of no part."""
+        key = tuple(kept.tolist())
+        if key not in self.told:
+            self.told[key] = self._tell(kept)
+        return self.told[key]
+
+    def _tell(self, kept: Ints) -> list[tuple[float, int]]:
         network = self.network(kept)
         told = []
         for segment in self.segments(kept):

@@ -10,6 +10,8 @@ layer's place, each timed as any other, and change no size of their neighbours'.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
@@ -19,6 +21,7 @@ from ...configs import LatencyConfig
 from ..structure import CostModel, PlanError, Structure
 from .counts import BranchCost, LinearCost
 from .file_profiler import FileProfiler
+from .int8_profiler import Int8Profiler
 from .latency_files import in_torch
 from .latency_table import Curve, Floats, Form, Ints, LatencyTable, LayerTimes
 from .profiler import BLOCK, Bar, Profiler, Timer, no_bar
@@ -50,7 +53,8 @@ def take_table(
     if structure.first_units is None:
         raise PlanError(f"budget.latency: no latency table for method: {structure.method}; budget flops or params")
     config = config or LatencyConfig()
-    profiler = (Profiler if in_torch(config) else FileProfiler)(model, structure, config, bar)
+    kind = Profiler if in_torch(config) else Int8Profiler if config.precision == "int8" else FileProfiler
+    profiler = kind(model, structure, config, bar)
     return _layer_times(profiler, timer) if structure.apart else _sizes_table(profiler, timer)
 
 
@@ -113,16 +117,44 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     alone = profiler.left(gone)
     branches = [table(branch_of == number, 0.0) for number in range(len(structure.branches))]
     left = np.array([float(alone[branch_of == number].sum()) for number in range(len(branches))])
-    # what the network without branches takes beyond that is theirs, too: what stood in them was fused with the rest
-    costs = np.array([part(dense) for part in branches])
-    beyond = profiler.total(gone) - (whole(gone) - sum(part(gone) for part in branches) + left.sum())
-    saved = np.abs(costs - left)
-    left += beyond * saved / max(saved.sum(), np.finfo(float).tiny)
+    rests = _rests(whole, branches, left, gone, profiler.total(gone))
     parts: list[tuple[list[int], CostModel, CostModel]] = []
-    for branch, part, rest in zip(structure.branches, branches, left, strict=True):
-        rest = min(float(rest), part(np.ones_like(dense)))  # or keeping less would cost more
-        parts.append(([structure.index(name) for name in branch.layers], part, LinearCost(np.zeros(len(dense)), rest)))
+    for branch, part, rest in zip(structure.branches, branches, rests, strict=True):
+        parts.append(
+            ([structure.index(name) for name in branch.layers], part, LinearCost(np.zeros(len(dense)), float(rest)))
+        )
     return BranchCost(whole, parts)
+
+
+def _rests(whole: LatencyTable, branches: Sequence[LatencyTable], left: Floats, gone: Ints, total: float) -> Floats:
+    """(branches,) nanoseconds that each takes where it is gone, so that together they make the network without any.
+
+    None takes more than where it keeps one unit, or keeping less would cost more; what one may not take, others do, by
+    what each saves. Where layers outside of branches are cut, too, what is left shrinks with them, and never below 0.
+
+    Args:
+        whole: table of the network with all of its branches.
+        branches: table of each.
+        left: (branches,) what each is by itself thought to take where it is gone, below 0 where the network is spared
+            more than what the branch takes.
+        gone: (layers,) kept without branches.
+        total: nanoseconds of that network.
+    """
+    one = np.ones_like(gone)
+
+    def besides(kept: Ints) -> float:
+        return float(whole(kept) - sum(part(kept) for part in branches))
+
+    most = np.array([part(one) for part in branches])
+    beyond = total - besides(gone)
+    wanted = max(beyond, beyond * besides(np.minimum(gone, one)) / max(besides(gone), 1.0))
+    saved = np.abs([part(whole.dense) for part in branches] - left).clip(np.finfo(float).tiny)
+    left = np.minimum(left, most)
+    for _ in branches:
+        short = wanted - left.sum()
+        takers = saved * (left < most) if short > 0.0 else saved
+        left = np.minimum(left + short * takers / max(takers.sum(), np.finfo(float).tiny), most)
+    return left
 
 
 def _shapes(profiler: Profiler) -> tuple[Ints, Ints]:

@@ -63,7 +63,7 @@ class Law:
         self.gone: dict[str, float] = {}
 
     def __call__(self, networks, images, config, passes):
-        assert passes == 3 * config.repeats
+        assert passes == (10 if config.precision == "int8" else 3) * config.repeats
         self.files.append(len(networks))
         self.names += networks
         self.whole.append(sum(name.startswith("whole") for name in networks))
@@ -134,7 +134,7 @@ def test_where_the_sum_is_no_line_the_table_has_the_time_of_whole_networks_all_t
 
 
 def test_parts_whose_ways_in_and_out_cost_more_than_they_do_themselves(law):
-    """As in 8 bits: whole networks that are cut link by link tell what a layer takes in its place."""
+    """As in 8 bits: whole networks alone, cut link by link, tell what a layer takes in its place."""
     law.alone = 1e-4  # three times what a layer of large images multiplies, less than one of small ones does
     convs = [nn.Conv2d(3, 16, 3, padding=1), *(nn.Conv2d(16, 16, 3, padding=1) for _ in range(3))]
     convs += [nn.Conv2d(16, 64, 4, 4), *(nn.Conv2d(64, 64, 3, padding=1) for _ in range(3))]
@@ -142,6 +142,7 @@ def test_parts_whose_ways_in_and_out_cost_more_than_they_do_themselves(law):
     layers = METHODS["channels"].find(model, (3, 16, 16), LayersConfig())
     table = take_table(model, layers, ONNX.model_copy(update={"precision": "int8"}))
     assert layers.first_units is not None
+    assert sum(law.whole) == sum(law.files)
 
     def takes(kept):
         parts, elements = Law.parts(layers.first_units(model, layers, kept), torch.ones(4, 3, 16, 16))
@@ -226,6 +227,22 @@ def test_branches_that_take_longer_where_they_are_not_save_nothing(law):
     assert table(0 * one) == table(one) < table(layers.units)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_without_any_branch_it_takes_what_that_network_takes(seed, law):
+    """Whatever one of them seems to be worth: what one cannot take, or none would cost more than one, others do."""
+    model = zoo.make("residual")
+    layers = METHODS["channels"].find(model, zoo.ZOO["residual"].shape, LayersConfig(branches=True))
+    random = np.random.default_rng(seed)
+    gone = random.uniform(-0.02, 0.02, 3)
+    gone -= max(0.0, gone.mean() + 0.008 * random.uniform())  # without any, always faster than with all at one unit
+    law.gone = dict(zip([branch.exit for branch in layers.branches], gone.tolist(), strict=True))
+    table, one = take_table(model, layers, ONNX), np.ones_like(layers.units)
+    parts, elements = Law.parts(layers.first_units(model, layers, 0 * one), zoo.images("residual", 4))
+    assert table(0 * one) == pytest.approx(1e6 * (BASE + SLOPE * parts + ELEMENT * elements + gone.sum()), rel=2e-3)
+    for there in itertools.product([0, 1], repeat=3):
+        assert 0.0 < table(one * there) <= table(one)
+
+
 def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypatch):
     layers = zoo.structure("residual")
     first = take_table(zoo.make("residual"), layers, ONNX)
@@ -240,7 +257,7 @@ def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypat
     assert "onnxruntime fp32" in str(cached.about["runtime"])
     assert LatencyCache(torch.device("cpu"), ONNX.model_copy(update={"precision": "int8"})).path != cached.path
 
-    eight = ONNX.model_copy(update={"precision": "int8"})
+    other = ONNX.model_copy(update={"batch": 8})
 
     def stopped(*given):  # behind the first two dozen files
         if len(law.files) > len(files):
@@ -249,9 +266,9 @@ def test_what_is_known_is_not_exported_again_and_the_rest_goes_on(law, monkeypat
 
     monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", stopped)
     with pytest.raises(KeyboardInterrupt):
-        take_table(zoo.make("residual"), layers, eight)
+        take_table(zoo.make("residual"), layers, other)
     monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", law)
-    take_table(zoo.make("residual"), layers, eight)
+    take_table(zoo.make("residual"), layers, other)
     assert len(set(law.names)) == len(law.names) >= sum(files)
 
 
