@@ -9,7 +9,7 @@ from scipy.optimize import lsq_linear
 
 from .latency_table import Floats, Ints
 
-LEAST = 0.1  # of a common scale: below it, others are not held any closer to it
+LEAST = 0.3  # of a common scale: below it, others are not held any closer to it
 
 
 def line(kept: Ints, sums: Floats, times: Floats) -> Floats:
@@ -31,7 +31,9 @@ def line(kept: Ints, sums: Floats, times: Floats) -> Floats:
 
 
 def scales(sums: Floats, times: Floats, alike: float) -> tuple[float, Floats]:
-    """What does not change, in nanoseconds, and (groups,) by what the others' sums are to be multiplied, 0 or more.
+    """What does not change, in nanoseconds, and (groups,) by what the others' sums are to be multiplied.
+
+    Below 0 where a network that has less of a group takes longer.
 
     Args:
         sums: (networks, groups) nanoseconds.
@@ -41,10 +43,10 @@ def scales(sums: Floats, times: Floats, alike: float) -> tuple[float, Floats]:
     """
     matrix = np.column_stack([np.full(len(times), times.max()), sums]) / times[:, None]
     together = np.column_stack([matrix[:, 0], matrix[:, 1:].sum(axis=1)])
-    common = float(lsq_linear(together, np.ones(len(times)), bounds=(0.0, np.inf)).x[1])
-    prior = alike / max(common, LEAST) * np.eye(matrix.shape[1])[1:]
+    common = float(np.linalg.lstsq(together, np.ones(len(times)))[0][1])
+    prior = alike / max(abs(common), LEAST) * np.eye(matrix.shape[1])[1:]
     wanted = np.concatenate([np.ones(len(times)), common * prior.sum(axis=1)])
-    found = lsq_linear(np.vstack([matrix, prior]), wanted, bounds=(0.0, np.inf)).x
+    found = np.linalg.lstsq(np.vstack([matrix, prior]), wanted)[0]
     return float(times.max() * found[0]), found[1:]
 
 

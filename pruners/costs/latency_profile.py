@@ -53,7 +53,10 @@ def take_table(
     if structure.first_units is None:
         raise PlanError(f"budget.latency: no latency table for method: {structure.method}; budget flops or params")
     config = config or LatencyConfig()
-    kind = Profiler if in_torch(config) else Int8Profiler if config.precision == "int8" else FileProfiler
+    if in_torch(config):
+        kind = Profiler
+    else:  # whether two layers are faster than one, only files of layers say
+        kind = Int8Profiler if config.precision == "int8" and not structure.apart else FileProfiler
     profiler = kind(model, structure, config, bar)
     return _layer_times(profiler, timer) if structure.apart else _sizes_table(profiler, timer)
 
@@ -87,9 +90,8 @@ def _sizes_table(profiler: Profiler, timer: Timer | None) -> CostModel:
     branch_of = np.full(len(modules), -1)
     for number, branch in enumerate(structure.branches):
         branch_of[[module in branch.modules for module in modules]] = number
-    told = profiler.told_by(steps)
-    together = profiler.times(steps[told])
-    apart = [profiler.times(edge[told], steps[told]) for edge in edges]
+    together = profiler.times(steps)
+    apart = [profiler.times(edge, steps) for edge in edges]
 
     def table(chosen: NDArray[np.bool_], fixed: float) -> LatencyTable:
         """Of some of the segments."""

@@ -67,8 +67,10 @@ class Curve:
             removed: (networks, layers) units that the networks lack.
             times: (networks,) nanoseconds.
         """
-        knots, first = np.unique(form.at(removed), return_index=True)
-        return cls(form, knots, np.minimum.accumulate(times[first][::-1])[::-1])
+        knots, place = np.unique(form.at(removed), return_inverse=True)
+        least = np.full(len(knots), np.inf)
+        np.minimum.at(least, place, times)  # small layers keep as many in several networks
+        return cls(form, knots, np.minimum.accumulate(least[::-1])[::-1])
 
 
 class LatencyTable:

@@ -107,10 +107,6 @@ class Profiler:
         times = self.cache.times
         return np.array([[round(1e3 * times[segment.key]) for segment in self.segments(w)] for w in kept], dtype=float)
 
-    def told_by(self, steps: Ints) -> Ints:
-        """(networks,) the place of that one of `steps`, ever wider, whose time each is taken to need: its own."""
-        return np.arange(len(steps))
-
     def left(self, gone: Ints) -> Floats:
         """(segments,) nanoseconds that are left of each without the branches that are gone in a network (layers,)."""
         found: Floats = self.times(gone[None])[0]
