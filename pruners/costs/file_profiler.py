@@ -7,9 +7,8 @@ T = a + b · Σ parts + c · Σ elements that they take in whole blocks, fitted 
 shares, above all on those that no wider one outruns; what it leaves of each is given back to those of its parts that a
 width changes: the table takes the others as they are in the dense network.
 
-Where a part's ways in and out take longer than itself (8 bits), whole networks are timed that are cut link by link,
-from the first layers on and from the last: they say what a width saves there. Others lose their residual branches link
-by link, where those may go: they say what the network is spared without each, and nothing of widths.
+Where residual branches may go, whole networks lose them link by link, from the first on and from the last: they say
+what the network is spared without each, and nothing of widths.
 
 Whole networks are always timed beside the dense one, and kept as if in the hour in which that was timed first: another
 structure, or a run that goes on, finds some of them known, and times the others when the machine may be twice as busy.
@@ -83,8 +82,9 @@ class FileProfiler(Profiler):
         """Time parts, of `steps` the whole, too; where `gone` is given, of a chain to it as well."""
         dense = self.structure.units
         branches = [] if gone is None else chains(dense, gone, LINKS)
+        widths = self._chains(steps)
         steps = np.unique(np.vstack([steps, dense]), axis=0)
-        wholes = np.vstack([steps, *self._chains(steps), *branches])
+        wholes = np.vstack([steps, *widths, *branches])
         files = {self._name(kept): Part(kept) for kept in wholes}  # first, so timed in turns
         for kept in np.unique(np.vstack([wholes, others]), axis=0):
             files |= {key: part for key, part in self._parts(kept) if key not in files}
@@ -95,13 +95,13 @@ class FileProfiler(Profiler):
                     self._time(group)
                     for _ in group:
                         advance("")
-        self._fit(steps)
+        self._fit(steps, widths)
         if gone is not None:
             *_, found = self._scaled(branches, self._alone, BRANCHES_ALIKE)
             self.spared = (self._alone(dense) - self._alone(gone)) * self._by_place(dense, found, 1.0)
 
     def _chains(self, steps: Ints) -> list[Ints]:
-        """Whole networks that are timed besides `steps`."""
+        """Of widths: whole networks that are timed besides `steps`."""
         return []
 
     def _groups(self, files: dict[str, Part]) -> Iterator[dict[str, Part]]:
@@ -177,8 +177,8 @@ class FileProfiler(Profiler):
         least = self.segments(np.ones_like(self.structure.units))
         return np.array([one.sizes != other.sizes for one, other in zip(dense, least, strict=True)])
 
-    def _fit(self, steps: Ints) -> None:
-        """Bring the sums to the times of whole networks."""
+    def _fit(self, steps: Ints, widths: list[Ints]) -> None:
+        """Bring the sums to the times of whole networks: of like shares, and of chains."""
         sums = np.array([np.sum(self._told(kept), axis=0) for kept in steps])
         times = np.array([self.total(kept) for kept in steps])
         self.base, self.slope, self.element = map(float, line(steps, sums, times))
@@ -194,7 +194,7 @@ class FileProfiler(Profiler):
             row += np.bincount(numbers, parts(kept), len(row))
         constant, found = scales(sums[:, 1:], np.array([self.total(kept) for kept in rows]), alike)
         unchanged = float(sums[0, 0])
-        rest = min(1.0, constant / unchanged) if unchanged > 0.0 else 1.0
+        rest = float(np.clip(constant / unchanged, 0.0, 1.0)) if unchanged > 0.0 else 1.0
         return constant - rest * unchanged, rest, {place: float(found[number - 1]) for place, number in links.items()}
 
     def _links(self, chain: Ints) -> dict[str, int]:

@@ -59,10 +59,10 @@ class Int8Profiler(FileProfiler):
         shares = [steps[len(steps) // part - 1] for part in SHARES]
         return [chain for share in shares for chain in chains(self.structure.units, share, LINKS)]
 
-    def _fit(self, steps: Ints) -> None:
+    def _fit(self, steps: Ints, widths: list[Ints]) -> None:
         dense = self.structure.units
         self.slope = self.total(dense) / sum(multiplications for multiplications, _ in self._told(dense))
-        self.base, self.rest, self.scales = self._scaled(self._chains(steps), super()._fitted, ALIKE)
+        self.base, self.rest, self.scales = self._scaled(widths, super()._fitted, ALIKE)
 
     def _fitted(self, kept: Ints) -> Floats:
         found: Floats = super()._fitted(kept) * self._by_place(kept, self.scales, self.rest)

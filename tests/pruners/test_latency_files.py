@@ -244,6 +244,22 @@ def test_a_layer_that_takes_longer_where_it_is_narrow_takes_nothing_from_what_ot
             assert table(less) / table(dense) == pytest.approx(expected, abs=0.06), layer.name
 
 
+def test_in_8_bits_halves_and_quarters_of_small_layers_are_cut_link_by_link(law, monkeypatch):
+    """Whatever shares of theirs are the same numbers of channels."""
+    model, layers, seen = zoo.make("residual"), zoo.structure("residual"), set()
+
+    def timed(networks, *given):
+        seen.update(
+            tuple(w.get_submodule(layer.name).weight.shape[0] for layer in layers.layers) for w in networks.values()
+        )
+        return law(networks, *given)
+
+    monkeypatch.setattr("secateur.pruners.costs.file_profiler.file_times", timed)
+    take_table(model, layers, ONNX.model_copy(update={"precision": "int8"}))
+    assert layers.units.tolist() == [4, 6, 8]
+    assert {(2, 6, 8), (2, 3, 8), (4, 6, 4), (4, 3, 4), (1, 6, 8), (1, 2, 8), (4, 6, 2), (4, 2, 2)} < seen
+
+
 def test_branches_that_take_longer_where_they_are_not_save_nothing(law):
     model = zoo.make("residual")
     layers = METHODS["channels"].find(model, zoo.ZOO["residual"].shape, LayersConfig(branches=True))
