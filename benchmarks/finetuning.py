@@ -30,8 +30,10 @@ from secateur.pruners.plan import plan_path
 from secateur.reports.progress import RichReporter
 
 RULES = ("uniform", "threshold", "knapsack")
-CHANNELS = ("one_shot", "iterative", "rewind", "scratch_e", "scratch_b")
-WEIGHTS = ("one_shot", "gradual", "iterative", "rewind")
+SCHEDULES = {  # method → those its plan is trained by
+    "channels": ("one_shot", "iterative", "rewind", "scratch_e", "scratch_b"),
+    "weights": ("one_shot", "gradual", "iterative", "rewind"),
+}
 TEACHERS = {"distilled": 0.5, "labels": 0.0}  # folder → weight of the dense network's outputs in the loss
 
 
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=60, help="of every search")
     parser.add_argument("--plans", type=Path, nargs="+", default=[], help="of finished searches")
     parser.add_argument("--schedules", action="store_true", help="compare schedules, not allocations")
+    parser.add_argument("--methods", nargs="+", default=list(SCHEDULES), choices=SCHEDULES, help="with --schedules")
     parser.add_argument("--pretrain", type=int, default=20, help="with --schedules: epochs of the dense network")
     parser.add_argument("--kept", type=float, default=0.05, help="with --schedules: fraction of the prunable weights")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
@@ -110,18 +113,22 @@ def schedules(args: argparse.Namespace) -> Iterator[str]:
     pretrain = [f"network.pretrain.{key}" for key in (f"epochs={args.pretrain}", "learning_rate=0.1", "keep_epoch=1")]
     trained_here = options(args, "network.weights=null", *pretrain, "network.pretrain.channels_last=true")
     session = Session(cifar_config(args.depth, args.data, *trained_here), reporter=RichReporter())
-    budget = args.budgets[-1]
-    channels = session.beside(overrides=[f"budget.flops={budget}"])
-    yield about_schedules(args, channels, f"ResNet-{args.depth}, channels, {100 * budget:g} % of the FLOPs", CHANNELS)
-    weights = session.beside(overrides=["method=weights", "budget.flops=null", "budget.params=1"])
-    weights = weights.beside(overrides=[f"budget.params={of_all(weights, args.kept)!r}"])
-    yield about_schedules(args, weights, f"ResNet-{args.depth}, {100 * args.kept:g} % of the weights", WEIGHTS)
+    for method in args.methods:
+        if method == "channels":
+            cut = session.beside(overrides=[f"budget.flops={args.budgets[-1]}"])
+            of = f"channels, {100 * args.budgets[-1]:g} % of the FLOPs"
+        else:
+            cut = session.beside(overrides=["method=weights", "budget.flops=null", "budget.params=1"])
+            cut = cut.beside(overrides=[f"budget.params={of_all(cut, args.kept)!r}"])
+            of = f"{100 * args.kept:g} % of the weights"
+        yield about_schedules(args, cut, f"ResNet-{args.depth}, {of}")
 
 
-def about_schedules(args: argparse.Namespace, session: Session, title: str, names: Sequence[str]) -> str:
+def about_schedules(args: argparse.Namespace, session: Session, title: str) -> str:
     """A line a schedule, the best first."""
-    folder = args.out / f"resnet{args.depth}-{session.config.method}"
-    how = {"against": ["knapsack"], "finetune": args.epochs, "seeds": range(args.seeds), "schedules": names}
+    method = session.config.method
+    folder = args.out / f"resnet{args.depth}-{method}"
+    how = {"against": ["knapsack"], "finetune": args.epochs, "seeds": range(args.seeds), "schedules": SCHEDULES[method]}
     tree = compared([], session, folder, **how)
     lines = [[row["schedule"], *reached(row)] for row in tree["trained_summary"]]
     assert session.test is not None

@@ -177,6 +177,7 @@ class Task:
         *,
         number: int = 1,
         taught: bool = True,
+        afresh: bool = False,
         on_step: OnStep | None = None,
         on_epoch: OnEpoch | None = None,
         ready: Callable[[], bool] | None = None,
@@ -198,7 +199,7 @@ class Task:
         self._session.finetune(
             cut.model,
             epochs,
-            config=self._settings(taught=taught),
+            config=self._settings(afresh=afresh),
             hold=cut.hold,
             channels=cut.channels,
             taught=taught,
@@ -246,10 +247,10 @@ class Task:
         device = next(self._session.model.parameters()).device
         return load(folder, self._session.model, trust_code=self._session.trust_code).to(device)
 
-    def _settings(self, *, taught: bool) -> FinetuneConfig:
-        """The config's; from random weights those that the dense network was trained with, if it was here."""
+    def _settings(self, *, afresh: bool) -> FinetuneConfig:
+        """The config's; afresh those that the dense network was trained with, if it was here."""
         network = self._session.config.network
-        if taught or network is None or network.pretrain is None:
+        if not afresh or network is None or network.pretrain is None:
             return self.settings
         return self.settings.model_copy(update=network.pretrain.model_dump())
 

@@ -119,12 +119,14 @@ class Retraining(Protocol):
         *,
         number: int = 1,
         taught: bool = True,
+        afresh: bool = False,
         on_step: OnStep | None = None,
         on_epoch: OnEpoch | None = None,
         ready: Callable[[], bool] | None = None,
     ) -> None:
         """Train in place, the training of this `number`; learning from the dense network unless `taught` is off.
 
+        With `afresh` as the dense network was trained, where that was here: for weights that are not trained yet.
         With `ready`, epochs are chosen among those after which it says yes.
         """
         ...
@@ -162,7 +164,7 @@ def one_shot(task: Retraining) -> Cut:
 @SCHEDULES.register("iterative")
 def iterative(task: Retraining) -> Cut:
     """Cut a part of the way, repair, train, until the plan is reached (Han et al., NeurIPS 2015)."""
-    return _in_rounds(task, task.settings.rounds or 3, lambda cut: cut, repaired=True)
+    return _in_rounds(task, task.settings.rounds or 3)
 
 
 @SCHEDULES.register("gradual")
@@ -180,9 +182,7 @@ def gradual(task: Retraining) -> Cut:
 @SCHEDULES.register("rewind")
 def rewind(task: Retraining) -> Cut:
     """What stays goes back to earlier weights, and is trained from there: lottery tickets (Frankle & Carbin 2019)."""
-    return _in_rounds(
-        task, task.settings.rounds or 1, lambda cut: task.with_weights(cut, task.initial()), repaired=False
-    )
+    return _in_rounds(task, task.settings.rounds or 1, lambda cut: task.with_weights(cut, task.initial()))
 
 
 @SCHEDULES.register("scratch_e")
@@ -199,21 +199,21 @@ def scratch_b(task: Retraining) -> Cut:
 
 def _from_scratch(task: Retraining, epochs: int) -> Cut:
     cut = task.with_weights(task.cut(repaired=False), task.fresh())
-    task.train(cut, epochs, taught=False)
+    task.train(cut, epochs, taught=False, afresh=True)
     return cut
 
 
-def _in_rounds(task: Retraining, rounds: int, prepared: Callable[[Cut], Cut], *, repaired: bool) -> Cut:
-    """Cut and train in turn; below the floor the round before counts."""
+def _in_rounds(task: Retraining, rounds: int, back: Callable[[Cut], Cut] | None = None) -> Cut:
+    """Cut and train in turn, `back` from weights that are not trained yet; below the floor the round before counts."""
     if not rounds <= task.epochs:
         raise ValueError(f"{rounds} rounds share {task.epochs} epochs: give finetune epochs, one a round or more")
     last, floor = task.dense(), task.settings.floor
     for number in range(1, rounds + 1):
-        cut = task.cut(number / rounds, None if number == 1 else last, repaired=repaired)
+        cut = task.cut(number / rounds, None if number == 1 else last, repaired=back is None)
         found = task.recorded(cut, number)
         if found is None:
-            found = prepared(cut)
-            task.train(found, share(task.epochs, rounds, number), number=number)
+            found = cut if back is None else back(cut)
+            task.train(found, share(task.epochs, rounds, number), number=number, afresh=back is not None)
             task.record(found, number)
         score = task.score(found.model)
         if floor is not None and not score >= floor:

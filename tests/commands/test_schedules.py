@@ -334,6 +334,25 @@ def test_a_network_with_standardised_weights_is_trained_kept_cut_and_rewound(tmp
     assert scratch.model(images).shape == (len(images), 10)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_weights_that_are_not_trained_yet_learn_as_the_dense_network_did(schedule, tmp_path, monkeypatch):
+    rates = []
+    finetune = secateur.Session.finetune
+
+    def watching(self: secateur.Session, model: nn.Module, epochs: int, **options: Any) -> Any:
+        rates.append((options["config"].learning_rate, options["config"].distill.temperature))
+        return finetune(self, model, epochs, **options)
+
+    monkeypatch.setattr(secateur.Session, "finetune", watching)
+    overrides = ["data.calibration=20", "data.search=20", "data.test=20", "data.train=40", "repair.final.kind=none"]
+    overrides += ["network.pretrain.epochs=1", "network.pretrain.keep_epoch=0", "network.pretrain.learning_rate=0.3"]
+    overrides += ["finetune.learning_rate=0.02", "finetune.distill.temperature=3", "criterion=l1"]
+    session = secateur.Session("digits", overrides=overrides)
+    secateur.apply(plan_of(session), session, schedule=schedule, finetune=3, out=tmp_path / "small")
+    rate = 0.3 if schedule in ("rewind", "scratch_e", "scratch_b") else 0.02
+    assert set(rates) == {(rate, 3.0)}
+
+
 @pytest.mark.slow
 def test_rewind_takes_what_pretraining_kept_from_the_run_folder_too(tmp_path, monkeypatch):
     seen = watched(monkeypatch)
