@@ -84,7 +84,7 @@ def apply(
             schedules with rounds call it between cuts. What it does is not kept epoch by epoch, only rounds are.
         out: an empty or new folder; none takes `applied` beside the plan.
         resume: the folder of an interrupted one; plan, config, epochs and schedule are its own, and of the settings
-            only `finetune.learning_rate` may be another. A `train_fn` is to be given again.
+            only the learning rate may be another. A `train_fn` is to be given again.
 
     Raises:
         PlanError: the plan is for another network.
@@ -109,7 +109,7 @@ def apply(
     if begun is None:
         schedule = schedule or session.config.finetune.schedule
         epochs = _epochs(session, schedule) if finetune is None else finetune
-        check(session, schedule, epochs)
+        check(session, schedule, epochs, own_loop=train_fn is not None)
         begun = Begun.now(session, plan, epochs, schedule, train_fn)
     else:
         assert previous is not None
@@ -143,7 +143,7 @@ def _apply(session: Session, plan: RatioPlan, begun: Begun, folder: Path, train_
         models["repaired"] = cut.model
         if not (folder / REPAIRED_NAME / NETWORK_NAME).exists():
             task.save(cut, folder / REPAIRED_NAME)
-        with _going_on(session, folder):
+        with _going_on(session, task, folder):
             cut = task.run()
     models["pruned"] = cut.model
     _warn_of_zeros(session.model, cut.model)
@@ -219,7 +219,7 @@ def _titles(begun: Begun) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _going_on(session: Session, folder: Path) -> Iterator[None]:
+def _going_on(session: Session, task: Task, folder: Path) -> Iterator[None]:
     """Says how an interrupted fine-tuning goes on."""
     again = f"go on with: secateur apply --resume {folder}"
     try:
@@ -228,7 +228,7 @@ def _going_on(session: Session, folder: Path) -> Iterator[None]:
         session.reporter.say(f"stopped while fine-tuning; the repaired network is in {folder / REPAIRED_NAME}; {again}")
         raise
     except DivergedError as error:
-        raise DivergedError(f"{error}; {again} --set finetune.learning_rate=…") from error
+        raise DivergedError(f"{error}; {again} --set {task.section}.learning_rate=…") from error
 
 
 def session_for(

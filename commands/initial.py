@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..configs.training import FinetuneConfig
 from ..networks import build_network, find_weights, load_weights
 from ..networks.copying import copied
 from ..networks.opened import opened
@@ -13,6 +14,8 @@ from ..training.checkpoint import load_state
 from ..training.schedules import SCHEDULES
 from .resolve import weight_folders
 from .session import Session
+
+AFRESH = ("rewind", "scratch_e", "scratch_b")  # schedules that begin with weights which are not trained yet
 
 
 def initial(session: Session) -> nn.Module:
@@ -72,8 +75,14 @@ def _built(session: Session, seed: int) -> nn.Module:
     return build_network(bare, weight_folders(config), seed=seed, trust_code=True).to(device)
 
 
-def check(session: Session, schedule: str, epochs: int) -> None:
+def check(session: Session, schedule: str, epochs: int, *, own_loop: bool = False) -> None:
     """Whether a schedule has what it needs, before anything that takes long.
+
+    Args:
+        session: with network and images.
+        schedule: one of `SCHEDULES`.
+        epochs: to train for.
+        own_loop: whether a `train_fn` trains, by settings of its own.
 
     Raises:
         ValueError, FileNotFoundError: it has not, or there is none of that name.
@@ -84,7 +93,7 @@ def check(session: Session, schedule: str, epochs: int) -> None:
         raise ValueError(f"schedule = {schedule!r} trains while it cuts, or after: give finetune epochs")
     if schedule == "gradual":
         check_zeros(session.context)
-    elif schedule in ("rewind", "scratch_e", "scratch_b") and session.loaded.before:
+    elif schedule in AFRESH and session.loaded.before:
         raise ValueError(
             f"schedule = {schedule!r} begins with other weights of the dense architecture, and network.weights is a "
             "network that was compressed already: take another schedule"
@@ -93,3 +102,16 @@ def check(session: Session, schedule: str, epochs: int) -> None:
         initial(session)
     elif schedule in ("scratch_e", "scratch_b"):
         fresh(session, session.config.seed)
+    if schedule in AFRESH and not own_loop and (name := settings_of(session, afresh=True)[0]) == "finetune":
+        session.reporter.say(
+            f"{schedule}: how the dense network was trained is not known here (network.pretrain), so weights that are "
+            f"hardly trained learn at {name}.learning_rate = {session.config.finetune.learning_rate:g}; most need more"
+        )
+
+
+def settings_of(session: Session, *, afresh: bool) -> tuple[str, FinetuneConfig]:
+    """By which is trained, and the config's section: afresh as the dense network was, if that was here."""
+    finetune, network = session.config.finetune, session.config.network
+    if not afresh or network is None or network.pretrain is None:
+        return "finetune", finetune
+    return "network.pretrain", finetune.model_copy(update=network.pretrain.model_dump(exclude={"keep_epoch"}))

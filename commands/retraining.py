@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..configs.training import FinetuneConfig
 from ..networks.copying import copied
 from ..networks.factors import unfactorised
 from ..networks.inference import accuracy, first_images, logits
@@ -27,7 +26,7 @@ from ..training.schedules import SCHEDULES, Cut, Hold, TrainContext, TrainFn
 from ..training.step import in_training
 from ..training.team import current
 from .begun import Begun
-from .initial import fresh, initial
+from .initial import fresh, initial, settings_of
 from .session import Session
 from .training_log import TrainingLog
 from .tuning import steps_shown
@@ -46,6 +45,7 @@ class Task:
         gradual: the config's section of that name.
         flops: the part of the dense network's that the plan keeps.
         log: of all epochs.
+        section: of the config, by which is trained.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Task:
         self._method, self._repaired = METHODS[plan.method], repaired
         self._seed = session.config.seed if seed is None else seed
         self.log = TrainingLog(folder)
+        self.section = "finetune"
 
     def run(self) -> Cut:
         """The schedule, from where it was."""
@@ -191,6 +192,7 @@ class Task:
                 )
             self._train_own(cut, epochs, number)
             return
+        self.section, settings = settings_of(self._session, afresh=afresh)
         checkpoint = Checkpoint(
             self._folder / (CHECKPOINTS.replace("*", "" if number == 1 else f"-{number}")),
             {**self._begun.of, "schedule": self._begun.schedule, "round": str(number)},
@@ -199,7 +201,7 @@ class Task:
         self._session.finetune(
             cut.model,
             epochs,
-            config=self._settings(afresh=afresh),
+            config=settings,
             hold=cut.hold,
             channels=cut.channels,
             taught=taught,
@@ -246,13 +248,6 @@ class Task:
     def _loaded(self, folder: Path) -> nn.Module:
         device = next(self._session.model.parameters()).device
         return load(folder, self._session.model, trust_code=self._session.trust_code).to(device)
-
-    def _settings(self, *, afresh: bool) -> FinetuneConfig:
-        """The config's; afresh those that the dense network was trained with, if it was here."""
-        network = self._session.config.network
-        if not afresh or network is None or network.pretrain is None:
-            return self.settings
-        return self.settings.model_copy(update=network.pretrain.model_dump())
 
     def _train_own(self, cut: Cut, epochs: int, number: int) -> None:
         session, settings = self._session, self.settings

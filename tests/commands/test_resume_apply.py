@@ -242,8 +242,9 @@ def test_a_folder_that_was_begun_by_another_command_is_refused(run):
         secateur.apply(resume=run.folder)
 
 
+@pytest.mark.parametrize(("schedule", "section"), [("one_shot", "finetune"), ("scratch_e", "network.pretrain")])
 def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_rate(
-    run, session, tmp_path, monkeypatch
+    schedule, section, run, session, tmp_path, monkeypatch
 ):
     folder, step, calls = tmp_path / "small", Step.__call__, []
 
@@ -255,14 +256,17 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_goes_on_with_a_lower_
     per_epoch = len(session.train_loader(50))
     with monkeypatch.context() as patch:
         patch.setattr(Step, "__call__", diverging)
-        again = rf"secateur apply --resume {folder} --set finetune\.learning_rate="
+        again = rf"secateur apply --resume {folder} --set {section}\.learning_rate="
         with pytest.raises(
             RuntimeError, match=rf"loss is nan at step \d+ of \d+: .* holds epoch 1; go on with: {again}"
         ):
-            secateur.apply(run.folder, session, finetune=2, out=folder)
-    lower = session.beside(overrides=["finetune.learning_rate=0.0001"])
+            secateur.apply(run.folder, session, finetune=2, schedule=schedule, out=folder)
+    lower = session.beside(overrides=[f"{section}.learning_rate=0.0001"])
     done = secateur.apply(session=lower, resume=folder)
-    assert secateur.Session(folder / "config.yaml").config.finetune.learning_rate == 0.0001
+    config = secateur.Session(folder / "config.yaml").config
+    assert {"finetune": config.finetune, "network.pretrain": config.network.pretrain}[section].learning_rate == 0.0001
+    rows = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    assert rows[0]["learning_rate"] > rows[1]["learning_rate"] < 0.0001
     assert all(bool(torch.isfinite(p).all()) for p in done.model.parameters())
 
 

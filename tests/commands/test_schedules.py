@@ -353,6 +353,15 @@ def test_weights_that_are_not_trained_yet_learn_as_the_dense_network_did(schedul
     assert set(rates) == {(rate, 3.0)}
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_it_is_said_where_nobody_knows_how_the_dense_network_was_trained(schedule, session, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(session.reporter, "say", said.append)
+    secateur.apply(plan_of(session), session, schedule=schedule, out=tmp_path / "small")
+    rate = f"hardly trained learn at finetune.learning_rate = {session.config.finetune.learning_rate:g}"
+    assert any(rate in line for line in said) == (schedule in ("rewind", "scratch_e", "scratch_b"))
+
+
 @pytest.mark.slow
 def test_rewind_takes_what_pretraining_kept_from_the_run_folder_too(tmp_path, monkeypatch):
     seen = watched(monkeypatch)
