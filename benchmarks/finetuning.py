@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--plans", type=Path, nargs="+", default=[], help="of finished searches")
     parser.add_argument("--schedules", action="store_true", help="compare schedules, not allocations")
     parser.add_argument("--methods", nargs="+", default=list(SCHEDULES), choices=SCHEDULES, help="with --schedules")
+    parser.add_argument("--only", nargs="+", help="with --schedules: these of them")
     parser.add_argument("--pretrain", type=int, default=20, help="with --schedules: epochs of the dense network")
     parser.add_argument("--kept", type=float, default=0.05, help="with --schedules: fraction of the prunable weights")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="on top of the config")
@@ -127,8 +128,9 @@ def schedules(args: argparse.Namespace) -> Iterator[str]:
 def about_schedules(args: argparse.Namespace, session: Session, title: str) -> str:
     """A line a schedule, the best first."""
     method = session.config.method
+    names = [name for name in SCHEDULES[method] if args.only is None or name in args.only]
     folder = args.out / f"resnet{args.depth}-{method}"
-    how = {"against": ["knapsack"], "finetune": args.epochs, "seeds": range(args.seeds), "schedules": SCHEDULES[method]}
+    how = {"against": ["knapsack"], "finetune": args.epochs, "seeds": range(args.seeds), "schedules": names}
     tree = compared([], session, folder, **how)
     lines = [[row["schedule"], *reached(row)] for row in tree["trained_summary"]]
     assert session.test is not None
