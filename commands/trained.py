@@ -229,14 +229,15 @@ def trained_verdict(summary: Sequence[dict[str, Any]], epochs: int, spearman: fl
         if names
     )
     order = "" if spearman is None else f"; order of the plans before and after: Spearman {spearman:.2f}"
-    best = f"{_called(summary[0], summary)} is best after {epochs} epochs, {summary[0]['test_accuracy']:.2f}"
+    trained = f"{epochs} epochs" if summary[0]["schedule"] != "scratch_b" else f"the FLOPs of {epochs} dense epochs"
+    best = f"{_called(summary[0], summary)} is best after {trained}, {summary[0]['test_accuracy']:.2f}"
     return f"{best}: {told}{order}"
 
 
 def trained_table(summary: Sequence[dict[str, Any]], measure: str) -> Figures:
     """One row an allocator and schedule, the best first; `measure` is the objective's."""
     return Figures(
-        "After the same training",
+        "After training",
         f"{measure.removesuffix(' %')} on the test images, mean and spread (most less least) over n trainings; behind "
         "the first with standard errors on the same images; thousands of images run through networks by search, "
         "training and the dense network it learns from; seconds of one training",

@@ -53,7 +53,7 @@ outputs = session.run(None, {{{inputs}}})"""
             whole = floats(path) if int8 else path
             onnx.save(graph.extract_model([program.inputs[number]], [program.outputs[number]]), str(whole))
             if int8:
-                self.quantise(whole, path, [list(leaves(images[number]).values())], {})
+                self._quantise_alone(whole, path, list(leaves(images[number]).values()))
 
     def _made(self, program: Program) -> Any:
         self.check_installed()

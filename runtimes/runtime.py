@@ -96,7 +96,13 @@ class Runtime(ABC):
             program = Program.of(network, given)
             self.export(program, whole, {})
             if int8:
-                self.quantise(whole, path, [program.inputs_of(given)], {})
+                self._quantise_alone(whole, path, program.inputs_of(given))
+
+    def _quantise_alone(self, whole: Path, path: Path, tensors: Sequence[Tensor]) -> None:
+        """The float file is gone afterwards: dozens of large networks are timed together, and disks are small."""
+        self.quantise(whole, path, [tensors], {})
+        for file in self.files(whole):
+            file.unlink()
 
     def _makes_files_as(self, runtime: type[Runtime]) -> bool:
         """Whether a class derived from one that can do many at once has left alone how it makes one."""

@@ -168,4 +168,9 @@ def test_the_verdict_is_on_the_same_images_and_over_seeds():
     assert trained_verdict(schedules, 5, None) == (
         "a (one_shot) is best after 5 epochs, 90.00: beyond two standard errors ahead of a (scratch_b)"
     )
+    longer = trained_verdict(summarised([trained("a", 0, poor), trained("a", 0, good, "scratch_b")]), 5, None)
+    assert longer == (
+        "a (scratch_b) is best after the FLOPs of 5 dense epochs, 90.00: beyond two standard errors ahead of "
+        "a (one_shot)"
+    )
     assert len(trained_table(found, "top-1 %").rows) == 3

@@ -327,6 +327,7 @@ def test_layers_that_are_exported_together_are_files_of_their_own(name, int8, tm
         runtime.write([network], [given], [alone], int8=int8)
         sizes = [sum(part.stat().st_size for part in runtime.files(one)) for one in (path, alone)]
         assert sizes[0] < sizes[1] + 4096  # nothing of the others
+    assert {file.stem.split(".")[0] for file in tmp_path.iterdir()} == {"0", "1", "2", "3", "alone"}  # no float ones
 
 
 @pytest.mark.parametrize(("base", "changed"), [("onnxruntime", "export"), ("openvino", "quantise")])
