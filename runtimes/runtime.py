@@ -102,7 +102,7 @@ class Runtime(ABC):
         """The float file is gone afterwards: dozens of large networks are timed together, and disks are small."""
         self.quantise(whole, path, [tensors], {})
         for file in self.files(whole):
-            file.unlink()
+            file.unlink(missing_ok=True)  # a quantiser of your own may have moved it
 
     def _makes_files_as(self, runtime: type[Runtime]) -> bool:
         """Whether a class derived from one that can do many at once has left alone how it makes one."""
